@@ -1,0 +1,219 @@
+"""Committed checkpoints: a folder whose COMMITTED, written last, lists every file with its size and sha256.
+
+A folder without COMMITTED does not exist. Its name carries the step and the attempt, so an outdated attempt can neither
+overwrite nor delete what a newer one wrote. Only safetensors and JSON are read, never pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from segdist import record, storage
+from segdist.errors import CheckpointError, StorageError
+from segdist.outbox import Outbox
+
+COMMITTED, MODEL, OPTIMIZER, STATE, BEST = (
+    "COMMITTED",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "best.json",
+)
+_NAME = re.compile(r"step-(\d{8})-(\d{4})")
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of training, on the CPU and apart from what trains on; `state` is JSON-able."""
+
+    model: Tensors
+    optimizer: Tensors
+    state: dict[str, Any]
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
+    """A copy of everything that a run needs to go on."""
+    return Snapshot(_copies(model.state_dict()), _copies(_optimizer_tensors(model, optimizer)), state)
+
+
+def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
+    """Writes a snapshot; the URI of its folder. Raises StorageError, and then nothing has been committed."""
+    uri = storage.join(run_uri, "checkpoints", f"step-{taken.state['step']:08d}-{attempt:04d}")
+    files = {
+        MODEL: save_tensors(taken.model),
+        OPTIMIZER: save_tensors(taken.optimizer),
+        STATE: record.to_json(taken.state, indent=1).encode(),
+    }
+    for name, data in files.items():
+        storage.write(storage.join(uri, name), data)
+    seal = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    storage.write(storage.join(uri, COMMITTED), json.dumps(seal, indent=1).encode())
+    return uri
+
+
+def committed(run_uri: str) -> list[str]:
+    """URIs of the committed checkpoints, newest first."""
+    folder = storage.join(run_uri, "checkpoints")
+    names = [n for n in storage.names(folder) if _NAME.fullmatch(n)]
+    uris = [storage.join(folder, n) for n in sorted(names, reverse=True)]
+    return [uri for uri in uris if storage.exists(storage.join(uri, COMMITTED))]
+
+
+def verify(uri: str) -> None:
+    """Raises CheckpointError unless every file is what was committed."""
+    try:
+        seal = json.loads(storage.read(storage.join(uri, COMMITTED)))
+        for name, expected in seal.items():
+            data = storage.read(storage.join(uri, name))
+            if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise CheckpointError(f"{uri}: {name} is not what was committed ({len(data)} bytes)")
+    except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{uri}: not a committed checkpoint ({error})") from None
+
+
+def newest(run_uri: str, warn: Callable[[str], None]) -> str | None:
+    """The newest checkpoint that verifies; None when the run has none. Damaged ones are passed over with a warning."""
+    for uri in committed(run_uri):
+        try:
+            verify(uri)
+            return uri
+        except CheckpointError as error:
+            warn(f"{error}; falling back to the one before")
+    return None
+
+
+def resolve(uri: str) -> str:
+    """The checkpoint that a run or checkpoint URI means: of a run, the best one, or the newest where none was scored.
+
+    Raises CheckpointError when there is none, or it does not verify.
+    """
+    if storage.exists(storage.join(uri, STATE)):
+        chosen = uri
+    else:
+        best = storage.join(uri, BEST)
+        found = committed(uri)
+        if storage.exists(best):
+            chosen = storage.join(uri, json.loads(storage.read(best))["checkpoint"])
+        elif found:
+            chosen = found[0]
+        else:
+            raise CheckpointError(f"{uri}: neither a run with a committed checkpoint nor a checkpoint")
+    verify(chosen)
+    return chosen
+
+
+def load_state(uri: str) -> dict[str, Any]:
+    """state.json of a checkpoint."""
+    return json.loads(storage.read(storage.join(uri, STATE)))
+
+
+def load_model(uri: str) -> Tensors:
+    """The weights and buffers of a checkpoint."""
+    try:
+        return load_tensors(storage.read(storage.join(uri, MODEL)))
+    except SafetensorError as error:
+        raise CheckpointError(f"{uri}: {MODEL} is damaged ({error})") from None
+
+
+def restore(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Puts a checkpoint into a model and its optimizer, both of the same architecture; the step it was taken after."""
+    model.load_state_dict(load_model(uri))
+    stored = load_tensors(storage.read(storage.join(uri, OPTIMIZER)))
+    names = {p: name for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                optimizer.state[parameter][key] = stored[f"{key}/{name}"].to(parameter.device)
+    return int(load_state(uri)["step"])
+
+
+def load_fitting(uri: str, model: nn.Module) -> list[str]:
+    """Puts the weights of a checkpoint into a model as far as names and shapes fit; notes for a person on what did not."""
+    own, stored = model.state_dict(), load_model(uri)
+    fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+    fresh = sorted(set(own) - set(fitting))
+    notes = [f"initial weights from {uri}"]
+    return [*notes, f"newly initialised, since it has none of this shape: {', '.join(fresh)}"] if fresh else notes
+
+
+def step_of(uri: str | None) -> int | None:
+    """The step in a checkpoint's name."""
+    match = _NAME.fullmatch(uri.rsplit("/", 1)[-1]) if uri else None
+    return int(match[1]) if match else None
+
+
+def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
+    """Deletes what nobody needs: all but the newest `keep_last` and the best; never anything of a newer attempt.
+
+    Folders of earlier attempts that were never committed go as well.
+    """
+    folder = storage.join(run_uri, "checkpoints")
+    kept = {uri.rsplit("/", 1)[1] for uri in committed(run_uri)[:keep_last]}
+    kept |= {best.rsplit("/", 1)[1]} if best else set()
+    for name in storage.names(folder):
+        match = _NAME.fullmatch(name)
+        if match and name not in kept and int(match[2]) <= attempt:
+            storage.delete(storage.join(folder, name, COMMITTED))  # first: half a checkpoint must not look whole
+            storage.delete(storage.join(folder, name))
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """"exp_avg/<parameter>" -> tensor, for every parameter and moment; independent of parameter groups."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {f"{k}/{names[p]}": v for p, moments in optimizer.state.items() for k, v in moments.items()}
+
+
+def _copies(tensors: Tensors) -> Tensors:
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+
+
+class Keeper:
+    """The checkpoints of one attempt, written through an outbox: newest, best, and the deletion of the rest."""
+
+    def __init__(
+        self, run_uri: str, attempt: int, keep_last: int, outbox: Outbox, newest: str | None, best: dict[str, Any] | None
+    ) -> None:
+        self._run_uri, self._attempt, self._keep_last, self._outbox = run_uri, attempt, keep_last, outbox
+        self.newest = newest  # URI of the newest committed checkpoint
+        self.best = best  # as best.json has it
+
+    def put(self, taken: Snapshot, miou: float | None = None) -> None:
+        """Commits a snapshot in the background; `miou` when it is the best so far."""
+        name = "checkpoint" if miou is None else "best checkpoint"
+        self._outbox.put(name, lambda: self._write(taken, miou))
+
+    def _write(self, taken: Snapshot, miou: float | None) -> None:
+        if record.newest_attempt(self._run_uri) > self._attempt:
+            return  # a newer attempt owns the run
+        uri = commit(self._run_uri, self._attempt, taken)
+        self.newest = max(self.newest or uri, uri)
+        if miou is not None:
+            name = uri.removeprefix(self._run_uri.rstrip("/") + "/")
+            self.best = {"step": taken.state["step"], "miou": miou, "checkpoint": name}
+            storage.write(storage.join(self._run_uri, BEST), record.to_json(self.best, indent=1).encode())
+        prune(self._run_uri, self._attempt, self._keep_last, self.best["checkpoint"] if self.best else None)
+
+
+def read_best(run_uri: str) -> dict[str, Any] | None:
+    """{"step", "miou", "checkpoint" (below the run)} of the best committed checkpoint, or None."""
+    address = storage.join(run_uri, BEST)
+    if not storage.exists(address):
+        return None
+    best = json.loads(storage.read(address))
+    return best if storage.exists(storage.join(run_uri, best["checkpoint"], COMMITTED)) else None

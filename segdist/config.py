@@ -1,0 +1,317 @@
+"""The run as a tree of strict, frozen classes: one YAML, then `section.field=value` on the command line.
+
+Every field is *identity* (it decides the weights: changing it makes another run) or *free* (where and how it runs).
+Only a changed identity refuses to continue a run. The data set's identity is its index digest, not its address.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from segdist.errors import ConfigError
+
+
+def identity(default: Any = ..., help: str = "", **rules: Any) -> Any:
+    """A field that decides the weights."""
+    return Field(default, description=help, json_schema_extra={"identity": True}, **rules)
+
+
+def free(default: Any = ..., help: str = "", **rules: Any) -> Any:
+    """A field that may change between two attempts at one run."""
+    return Field(default, description=help, json_schema_extra={"identity": False}, **rules)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+class Data(Section):
+    uri: str = free(help="Prepared data set: the folder that holds index.json (made by `segdist prepare`).")
+    train_split: str = identity("train", "Split to train on.")
+    val_split: str = free("val", "Split to evaluate on.")
+    image_size: Annotated[int, Field(ge=1)] | Size | None = identity(
+        None, "Size the model sees, px: a number for the shorter side (aspect kept), [height, width], or null: as it is."
+    )
+    crop_size: Size = identity((512, 512), "Training crop [height, width], px.")
+    scale_range: tuple[float, float] = identity((0.5, 2.0), "Random scale of the image before the crop: [least, most].")
+    flip_prob: float = identity(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    brightness: float = identity(0.25, "Colour jitter: brightness factor within 1 +- this.", ge=0, le=1)
+    contrast: float = identity(0.25, "Colour jitter: contrast factor within 1 +- this.", ge=0, le=1)
+    saturation: float = identity(0.25, "Colour jitter: saturation factor within 1 +- this.", ge=0, le=1)
+    hue: float = identity(0.05, "Colour jitter: hue rotation within +- this share of a full turn.", ge=0, le=0.5)
+    lanes_per_slot: int | None = identity(
+        None, "Reading lanes per batch slot; null: 1 when the shards were written shuffled, 8 otherwise.", ge=1, le=64
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"data.scale_range {list(self.scale_range)} must be [least, most] with 0 < least <= most")
+        return self
+
+
+class Segformer(Section):
+    name: Literal["segformer"] = identity("segformer", "SegFormer (Xie et al. 2021) through transformers.")
+    size: Literal["tiny", "b0", "b1", "b2", "b3", "b4", "b5"] | None = identity(
+        None, "Random initial weights of this size; give this or `weights`. `tiny` is for demos and tests."
+    )
+    weights: str | None = identity(
+        None, "Initial weights: a Hub id such as nvidia/mit-b0, or a local folder in the Hugging Face layout."
+    )
+    revision: str | None = identity(None, "Commit or tag of the Hub id.")
+    dropout: float = identity(0.1, "Dropout before the classifier.", ge=0, lt=1)
+    drop_path: float = identity(0.1, "Stochastic depth of the encoder's last block.", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Segformer:
+        if (self.size is None) == (self.weights is None):
+            raise ValueError("give either model.size (random initial weights) or model.weights, not both or neither")
+        if self.revision is not None and self.weights is None:
+            raise ValueError("model.revision needs model.weights")
+        return self
+
+
+class Unet(Section):
+    name: Literal["unet"] = identity("unet", "U-Net (Ronneberger et al. 2015) through segmentation-models-pytorch.")
+    encoder: str = identity("resnet34", "Encoder name, as segmentation-models-pytorch lists them.")
+    weights: str | None = identity(
+        None, "Initial weights: `imagenet` (encoder only), a local folder in smp's layout, or null: random."
+    )
+
+
+class Optim(Section):
+    lr: float = identity(6e-5, "Peak learning rate of AdamW.", gt=0)
+    head_lr_factor: float = identity(1.0, "The head (everything behind the encoder) learns this much faster.", gt=0)
+    weight_decay: float = identity(0.01, "Weight decay; never on norms and biases.", ge=0)
+    betas: tuple[float, float] = identity((0.9, 0.999), "AdamW's two decay rates.")
+    warmup_steps: int = identity(0, "Steps of linear warm-up.", ge=0)
+    poly_power: float = identity(1.0, "After warm-up: lr * (1 - step / num_steps) ** poly_power.", ge=0)
+    clip_grad_norm: float | None = identity(None, "Clip the gradient's norm to this; null: do not clip.", gt=0)
+
+
+class Train(Section):
+    num_steps: int = identity(help="Optimizer updates in the whole run.", ge=1)
+    global_batch_size: int = identity(16, "Samples per update, over all ranks.", ge=1)
+    micro_batch_size: int = identity(
+        4, "Samples per forward pass; batch statistics and dropout belong to this group.", ge=1
+    )
+    seed: int = identity(0, "Seed of weights, order, augmentation and dropout.", ge=0, lt=2**63)
+    init_from: str | None = identity(None, "Run or checkpoint whose weights begin this run (recorded as its parent).")
+    strategy: Literal["auto", "exact", "ddp"] = free(
+        "auto", "exact: the same bits on any number of ranks; ddp: fast on GPUs; auto: exact on the CPU, else ddp."
+    )
+    precision: Literal["fp32", "bf16"] = free("fp32", "Arithmetic of forward and backward; weights stay fp32.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"train.global_batch_size {self.global_batch_size} is not a multiple of "
+                f"train.micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+    @property
+    def num_groups(self) -> int:
+        """Micro-batches per step, over all ranks."""
+        return self.global_batch_size // self.micro_batch_size
+
+
+class Eval(Section):
+    every_steps: int = free(500, "Evaluate (and commit a checkpoint) every so many steps, and at the end.", ge=1)
+    batch_size: int = free(4, "Images per forward pass; they must be of one size to share it.", ge=1)
+
+
+class Checkpoint(Section):
+    every_steps: int = free(500, "Commit a checkpoint every so many steps, and at the end.", ge=1)
+    keep_last: int = free(2, "Keep this many newest checkpoints, and always the best one.", ge=1)
+
+
+class Scale(Section):
+    device: Literal["auto", "cpu", "cuda"] = free("auto", "Where to compute; auto: CUDA when there is one.")
+    cpu_threads: int | None = free(
+        None, "Threads of CPU arithmetic per rank; fix it when bits are compared. null: torch decides.", ge=1
+    )
+
+
+class Io(Section):
+    loader_threads: int = free(4, "Threads per rank that decode and augment.", ge=1)
+    fetch_threads: int = free(8, "Threads per rank that fetch row groups.", ge=1)
+    prefetch_steps: int = free(2, "Whole batches kept decoded ahead of the step.", ge=1)
+    fetch_ahead_steps: int = free(16, "Steps whose row groups are fetched ahead, compressed.", ge=1)
+
+
+class Log(Section):
+    every_steps: int = free(10, "Record and print the metrics every so many steps.", ge=1)
+
+
+class Run(Section):
+    uri: str = free(help="Folder of this run. The same address continues the run; a finished run is left alone.")
+
+
+class Config(Section):
+    """Everything a run is."""
+
+    run: Run
+    data: Data
+    model: Annotated[Segformer | Unet, Field(discriminator="name")]
+    train: Train
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    scale: Scale = Scale()
+    io: Io = Io()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.optim.warmup_steps >= self.train.num_steps:
+            raise ValueError(
+                f"optim.warmup_steps {self.optim.warmup_steps} must be below train.num_steps {self.train.num_steps}"
+            )
+        return self
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with `section.field=value` overrides applied.
+
+    Raises ConfigError, naming file, key and nearest valid key.
+    """
+    try:
+        tree = _parse(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read this config ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, such as `train:`; this file holds none")
+    for override in overrides:
+        _override(tree, override)
+    return from_tree(tree, str(path))
+
+
+def from_tree(tree: dict[str, Any], where: str) -> Config:
+    """The config of a plain tree; `where` names its origin in errors."""
+    try:
+        return Config.model_validate_json(json.dumps(tree))  # JSON mode: strict, yet lists become tuples
+    except (ValidationError, TypeError) as error:
+        if isinstance(error, ValidationError):
+            raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def to_tree(cfg: BaseModel) -> dict[str, Any]:
+    """The config as plain JSON-able data."""
+    return cfg.model_dump(mode="json")
+
+
+def fields(cfg: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
+    """(dotted key, value, field) of every leaf, in order."""
+    for name, field in type(cfg).model_fields.items():
+        value = getattr(cfg, name)
+        if isinstance(value, Section):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, field
+
+
+def is_identity(field: FieldInfo) -> bool:
+    """Whether a change of this field makes another run."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra["identity"])
+
+
+def identity_of(cfg: Config) -> dict[str, Any]:
+    """Dotted key -> plain value of all identity fields."""
+    return {key: json.loads(json.dumps(value)) for key, value, field in fields(cfg) if is_identity(field)}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 6e-5 as a number, as YAML 1.2 and every user do (YAML 1.1 reads a string)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {**yaml.SafeLoader.yaml_implicit_resolvers}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write it as section.field=value, for example train.num_steps=1000")
+    *sections, name = key.strip().split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is not a section")
+        node = child
+    try:
+        node[name] = _parse(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not readable as YAML: {error}") from None
+
+
+def _valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        annotation: Any = field.annotation
+        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        nested = [a for a in nested if issubclass(a, Section)]
+        if not nested:
+            yield f"{prefix}{name}"
+        for each in nested:
+            yield from _valid_keys(each, f"{prefix}{name}.")
+
+
+def _nearest(key: str) -> str:
+    keys = sorted(set(_valid_keys()))
+    sections = sorted({k.split(".")[0] for k in keys})
+    if "." not in key:
+        hits = difflib.get_close_matches(key, sections, 1, 0.6)
+        if hits:
+            return hits[0]
+    name = key.rsplit(".", 1)[-1]
+    same = [k for k in keys if k.rsplit(".", 1)[-1] == name]
+    score = {k: difflib.SequenceMatcher(None, key, k).ratio() for k in keys}
+    score |= {k: max(s, difflib.SequenceMatcher(None, name, k.rsplit(".", 1)[-1]).ratio()) for k, s in score.items()}
+    return same[0] if same else max(keys, key=score.__getitem__)
+
+
+def _explain(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    if path[:1] == ["model"] and len(path) > 1:  # pydantic inserts the name of the chosen model
+        del path[1]
+    key = ".".join(path)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key `{key}`; the nearest valid key is `{_nearest(key)}`"
+    if kind == "missing":
+        return f"`{key}` is missing; add it, or give {key}=... on the command line"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"`{key}.name` must be one of segformer, unet; it is {error.get('input', {}).get('name')!r}"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    return f"`{key}`: {error['msg']}; it is {json.dumps(error['input'])}"

@@ -1,0 +1,46 @@
+"""Bytes to pixels and back, for the two columns of a sample.
+
+Images keep their JPEG or PNG bytes. Masks are raw integers under zstd: 20 times cheaper to decode than PNG, and smaller
+than it on street scenes. Every decoder used here releases the GIL, which is why the stream needs no processes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+from segdist.errors import DataError
+
+MASK_CODECS = {"zstd-uint8": np.dtype("<u1"), "zstd-uint16": np.dtype("<u2")}
+_ZSTD = pa.Codec("zstd", compression_level=3)
+
+
+def encode_mask(mask: np.ndarray) -> tuple[bytes, str]:
+    """(bytes, codec name) of an (H, W) uint8 or uint16 mask."""
+    codec = "zstd-uint8" if mask.dtype == np.uint8 else "zstd-uint16"
+    raw = np.ascontiguousarray(mask, dtype=MASK_CODECS[codec])
+    return _ZSTD.compress(raw.tobytes(), asbytes=True), codec
+
+
+def decode_mask(data: pa.Buffer | bytes, codec: str, height: int, width: int) -> np.ndarray:
+    """(H, W) uint8 or uint16 raw values; read-only. Raises DataError when the bytes are not such a mask."""
+    if codec not in MASK_CODECS:
+        raise DataError(f"mask_codec {codec!r} is unknown; this version reads {', '.join(MASK_CODECS)}")
+    dtype = MASK_CODECS[codec]
+    try:
+        raw = _ZSTD.decompress(data, decompressed_size=height * width * dtype.itemsize)
+        return np.frombuffer(raw, dtype).reshape(height, width)
+    except (OSError, ValueError) as error:
+        raise DataError(f"mask does not decode to {height}x{width} {dtype}: {error}") from None
+
+
+def decode_image(data: pa.Buffer | bytes) -> torch.Tensor:
+    """(3, H, W) uint8 RGB of JPEG or PNG bytes. Raises DataError when they do not decode."""
+    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    decode = decode_png if bytes(data[:4]) == b"\x89PNG" else decode_jpeg
+    try:
+        return decode(raw, mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise DataError(f"image does not decode: {str(error).splitlines()[0]}") from None

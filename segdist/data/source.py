@@ -1,0 +1,139 @@
+"""A split at rest: fetches one row group by one ranged read, checks its digest, and hands out its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segdist import storage
+from segdist.data.index import Index, Shard
+from segdist.data.write import DIGESTS, SCHEMA
+from segdist.errors import DataError
+
+_FOOTERS_KEPT = 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as stored: encoded image and mask; `height` and `width` are the mask's, px."""
+
+    sample_id: str
+    image: pa.Buffer
+    mask: pa.Buffer
+    mask_codec: str
+    height: int
+    width: int
+
+
+class Group:
+    """The rows of one row group, in memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
+        self.num_rows = table.num_rows
+
+    def sample(self, row: int) -> Sample:
+        c = self._columns
+        return Sample(
+            c["sample_id"][row].as_py(),
+            c["image"][row].as_buffer(),
+            c["mask"][row].as_buffer(),
+            c["mask_codec"][row].as_py(),
+            c["height"][row].as_py(),
+            c["width"][row].as_py(),
+        )
+
+
+class Source:
+    """Row groups of one split, by number; safe to call from many threads."""
+
+    def __init__(self, uri: str, index: Index, split: str) -> None:
+        self._uri = uri
+        self._split = index.split(split)
+        self.sizes = self._split.group_sizes()
+        groups = [-(-s.rows // self._split.rows_per_group) for s in self._split.shards]
+        self._first_group = np.concatenate([[0], np.cumsum(groups)])
+        self._footers: dict[int, tuple[pq.FileMetaData, list[str]]] = {}
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raises DataError unless every shard is there with the size that the index says; one listing, no reads."""
+        folders = {shard.file.rsplit("/", 1)[0] for shard in self._split.shards}
+        found = {f"{f}/{n}": size for f in folders for n, size in storage.sizes(storage.join(self._uri, f)).items()}
+        for shard in self._split.shards:
+            size = found.get(shard.file)
+            address = storage.join(self._uri, shard.file)
+            if size is None:
+                raise DataError(f"{address}: this shard is missing; prepare the data again")
+            if size != shard.bytes:
+                raise DataError(
+                    f"{address}: this shard is truncated or changed: {size} bytes, the index says {shard.bytes}; "
+                    "copy or prepare the data again"
+                )
+
+    def fetch(self, group: int) -> Group:
+        """The rows of a row group. Raises DataError when the bytes are not those that were written."""
+        shard_number = int(np.searchsorted(self._first_group, group, "right")) - 1
+        shard = self._split.shards[shard_number]
+        address = storage.join(self._uri, shard.file)
+        meta, digests = self._footer(shard_number, shard, address)
+        local = group - int(self._first_group[shard_number])
+        start, length = _extent(meta.row_group(local))
+        data = storage.read_range(address, start, length)
+        if hashlib.sha256(data).hexdigest() != digests[local]:
+            raise DataError(f"{address}: row group {local} is not what was written (sha256 differs); prepare it again")
+        file = pq.ParquetFile(pa.PythonFile(_Window(data, start, shard.bytes), mode="r"), metadata=meta)
+        return Group(file.read_row_group(local, use_threads=False))
+
+    def _footer(self, number: int, shard: Shard, address: str) -> tuple[pq.FileMetaData, list[str]]:
+        known = self._footers.get(number)
+        if known is None:
+            data = storage.read_range(address, shard.footer_offset, shard.footer_length)
+            if hashlib.sha256(data).hexdigest() != shard.footer_sha256:
+                raise DataError(f"{address}: the footer is not what was written (sha256 differs); prepare it again")
+            meta = pq.read_metadata(pa.BufferReader(data))
+            known = meta, json.loads(meta.metadata[DIGESTS.encode()])
+            with self._lock:
+                while len(self._footers) >= _FOOTERS_KEPT:
+                    self._footers.pop(next(iter(self._footers)))
+                self._footers[number] = known
+        return known
+
+
+def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """(offset, length) of a row group's bytes in its file."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    start = min(c.dictionary_page_offset or c.data_page_offset for c in columns)
+    return start, sum(c.total_compressed_size for c in columns)
+
+
+class _Window:
+    """A file of `size` bytes of which only [start, start + len(data)) is at hand, for pyarrow to read from."""
+
+    closed = False
+
+    def __init__(self, data: bytes, start: int, size: int) -> None:
+        self._data, self._start, self._size, self._at = data, start, size, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, length: int = -1) -> bytes:
+        begin = self._at - self._start
+        end = begin + (length if length >= 0 else self._size - self._at)
+        assert begin >= 0 and min(end, self._size - self._start) <= len(self._data), "read outside of the window"
+        self._at += len(self._data[begin:end])
+        return self._data[begin:end]
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,222 @@
+"""Samples on their way to the device: row groups fetched ahead, decoded in threads straight into the batch.
+
+The training stream yields, step after step, the micro-batches of this rank; the evaluation stream yields every sample of
+a split once. Neither has state: a step number (or nothing) says where it stands.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from segdist.config import Data, Io
+from segdist.data import augment
+from segdist.data.codec import decode_image, decode_mask
+from segdist.data.labels import Labels
+from segdist.data.order import Order
+from segdist.data.source import Group, Sample, Source
+from segdist.errors import DataError
+from segdist.ops import IGNORE
+from segdist.threads import ahead
+
+PAD = 124  # of images, 0..255: near ImageNet's mean, so that padding is near zero once normalised
+
+
+@dataclass
+class MicroBatch:
+    """A fixed group of consecutive slots of the global batch: the unit of batch statistics and dropout."""
+
+    group: int  # number of the group in the global batch
+    images: torch.Tensor  # uint8 (m, 3, h, w)
+    masks: torch.Tensor  # uint8 (m, h, w): 0..K-1 and 255
+    colors: torch.Tensor  # float32 (m, 3, 4): see augment.View.color
+    sample_ids: list[str] = field(default_factory=list)
+
+    def num_valid(self) -> int:
+        """Pixels that are not void."""
+        return int((self.masks != IGNORE).sum())
+
+
+@dataclass
+class EvalBatch:
+    """Whole images of one size with their masks of one size."""
+
+    images: torch.Tensor  # uint8 (b, 3, h, w), at the size the model sees
+    masks: torch.Tensor  # uint8 (b, H, W), at their own size
+    sample_ids: list[str]
+
+
+class Decoder:
+    """Stored samples to pixels and classes: here, and only here, the label contract is applied."""
+
+    def __init__(self, labels: Labels) -> None:
+        self._tables = {np.dtype(t): labels.table(t) for t in (np.uint8, np.uint16)}
+
+    def __call__(self, sample: Sample) -> tuple[torch.Tensor, np.ndarray]:
+        """((3, H, W) uint8 image, (H, W) uint8 classes). Raises DataError naming the sample."""
+        try:
+            image = decode_image(sample.image)
+            raw = decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
+        except DataError as error:
+            raise DataError(f"sample {sample.sample_id!r}: {error}") from None
+        if image.shape[1:] != raw.shape:
+            raise DataError(
+                f"sample {sample.sample_id!r}: image {tuple(image.shape[1:])} and mask {raw.shape} differ in size"
+            )
+        return image, self._tables[raw.dtype][raw]
+
+
+class _Fetcher:
+    """Row groups at hand or under way, each kept until the last step that was said to need it."""
+
+    def __init__(self, source: Source, pool: ThreadPoolExecutor) -> None:
+        self._source, self._pool = source, pool
+        self._groups: dict[int, tuple[Future[Group], int]] = {}
+
+    def need(self, step: int, groups: Iterable[int]) -> None:
+        for group in groups:
+            known = self._groups.get(group)
+            self._groups[group] = (known[0] if known else self._pool.submit(self._source.fetch, group), step)
+
+    def future(self, group: int) -> Future[Group]:
+        return self._groups[group][0]
+
+    def forget_before(self, step: int) -> None:
+        self._groups = {g: entry for g, entry in self._groups.items() if entry[1] >= step}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    step: int
+    epoch: int
+    groups: np.ndarray
+    rows: np.ndarray
+
+
+class TrainStream:
+    """The micro-batches `groups` (numbers in the global batch) of every step."""
+
+    def __init__(
+        self, source: Source, order: Order, labels: Labels, cfg: Data, io: Io, groups: range, size: int, pin: bool = False
+    ) -> None:
+        self._source, self._order, self._cfg, self._io, self._pin = source, order, cfg, io, pin
+        self._decode = Decoder(labels)
+        self._groups, self._size = groups, size
+        self._slots = np.arange(groups.start * size, groups.stop * size)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
+        """The batches of steps start..stop-1."""
+        torch.get_num_threads()  # this thread's count is settled before the decoders set theirs
+        fetchers = ThreadPoolExecutor(self._io.fetch_threads, "fetch")
+        decoders = ThreadPoolExecutor(self._io.loader_threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        fetcher = _Fetcher(self._source, fetchers)
+        plans: deque[_Plan] = deque()
+        ready: deque[tuple[list[MicroBatch], list[Future[None]]]] = deque()
+        planned = decoding = start
+        try:
+            for step in range(start, stop):
+                while planned < min(stop, step + max(self._io.fetch_ahead_steps, self._io.prefetch_steps) + 1):
+                    plan = _Plan(planned, *self._order.batch(planned, self._slots))
+                    fetcher.need(planned, plan.groups.tolist())
+                    plans.append(plan)
+                    planned += 1
+                while decoding < min(stop, step + self._io.prefetch_steps + 1):
+                    ready.append(self._start(plans.popleft(), fetcher, decoders))
+                    decoding += 1
+                batch, filled = ready.popleft()
+                for one in filled:
+                    one.result()
+                fetcher.forget_before(step)
+                yield batch
+        finally:
+            decoders.shutdown(wait=True, cancel_futures=True)
+            fetchers.shutdown(wait=True, cancel_futures=True)
+
+    def _start(
+        self, plan: _Plan, fetcher: _Fetcher, pool: ThreadPoolExecutor
+    ) -> tuple[list[MicroBatch], list[Future[None]]]:
+        """The step's micro-batches, allocated, and the futures that fill them."""
+        batch = [self._allocate(group) for group in self._groups]
+        filled = []
+        for i, (group, row) in enumerate(zip(plan.groups.tolist(), plan.rows.tolist())):
+            into, slot = batch[i // self._size], i % self._size
+            filled.append(pool.submit(self._fill, into, slot, plan.epoch, fetcher.future(group), row))
+        return batch, filled
+
+    def _allocate(self, group: int) -> MicroBatch:
+        m, (h, w) = self._size, self._cfg.crop_size
+        return MicroBatch(
+            group,
+            images=torch.full((m, 3, h, w), PAD, dtype=torch.uint8, pin_memory=self._pin),
+            masks=torch.full((m, h, w), IGNORE, dtype=torch.uint8, pin_memory=self._pin),
+            colors=torch.empty((m, 3, 4), pin_memory=self._pin),
+            sample_ids=[""] * m,
+        )
+
+    def _fill(self, into: MicroBatch, slot: int, epoch: int, group: Future[Group], row: int) -> None:
+        sample = group.result().sample(row)
+        image, mask = self._decode(sample)
+        view = augment.draw(self._cfg, self._order.seed, epoch, sample.sample_id, *mask.shape)
+        augment.apply(view, image, mask, into.images[slot], into.masks[slot].numpy())
+        into.colors[slot] = torch.from_numpy(view.color)
+        into.sample_ids[slot] = sample.sample_id
+
+
+def eval_units(sizes: np.ndarray, batch_size: int) -> list[tuple[int, int, int]]:
+    """(row group, first row, rows) of every unit of evaluation.
+
+    Units do not depend on the number of ranks, which take whole ones: so each picture meets the same neighbours in its
+    forward pass, and the same arithmetic, on any number of ranks.
+    """
+    return [
+        (group, first, min(batch_size, int(size) - first))
+        for group, size in enumerate(sizes)
+        for first in range(0, int(size), batch_size)
+    ]
+
+
+def eval_batches(
+    source: Source, labels: Labels, image_size: int | tuple[int, int] | None, io: Io, units: list[tuple[int, int, int]]
+) -> Iterator[EvalBatch]:
+    """Every sample of the units once, in order; neighbours in a unit share a batch when their sizes agree."""
+    decode = Decoder(labels)
+    torch.get_num_threads()
+    fetchers = ThreadPoolExecutor(io.fetch_threads, "fetch")
+    decoders = ThreadPoolExecutor(io.loader_threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    fetcher = _Fetcher(source, fetchers)
+    depth = io.loader_threads + io.prefetch_steps
+
+    def planned() -> Iterator[tuple[Future[Group], int, int]]:
+        for i, (group, first, rows) in enumerate(units):
+            fetcher.need(i, [u[0] for u in units[i : i + depth]])
+            fetcher.forget_before(i - depth)
+            yield fetcher.future(group), first, rows
+
+    def load(unit: tuple[Future[Group], int, int]) -> list[EvalBatch]:
+        group, first, rows = unit
+        batches: list[EvalBatch] = []
+        for row in range(first, first + rows):
+            sample = group.result().sample(row)
+            image, mask = decode(sample)
+            image = augment.resize_image(image, augment.model_size(image_size, *mask.shape))[None]
+            masks = torch.from_numpy(mask)[None]
+            last = batches[-1] if batches else None
+            if last and last.images.shape[1:] == image.shape[1:] and last.masks.shape[1:] == masks.shape[1:]:
+                last.images = torch.cat([last.images, image])
+                last.masks = torch.cat([last.masks, masks])
+                last.sample_ids.append(sample.sample_id)
+            else:
+                batches.append(EvalBatch(image, masks, [sample.sample_id]))
+        return batches
+
+    try:
+        for batches in ahead(decoders, load, planned(), depth):
+            yield from batches
+    finally:
+        decoders.shutdown(wait=True, cancel_futures=True)
+        fetchers.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,116 @@
+"""Samples into Parquet shards: equal row groups, one ranged read each, with the digest of every byte that is read.
+
+Shards bear their digest in their name, so that preparing a data set anew never disturbs one that is being read: the new
+index.json replaces the old one in a single step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segdist import storage
+from segdist.data.index import Shard
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("image", pa.binary()),
+        ("mask", pa.binary()),
+        ("mask_codec", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ]
+)
+DIGESTS = "segdist.row_group_sha256"  # footer metadata: JSON list of hex digests
+GROUP_BYTES = 4 << 20
+SHARD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample at rest; `counts` are the pixels of each raw mask value, sparse."""
+
+    sample_id: str
+    image: bytes
+    mask: bytes
+    mask_codec: str
+    height: int
+    width: int
+    counts: dict[int, int]
+
+
+def rows_per_group(largest_bytes: int, num_samples: int) -> int:
+    """Rows in a row group: at most 4 MB and 32 rows, and in a small data set few, so that batches mix many groups."""
+    return max(1, min(32, num_samples // 32, GROUP_BYTES // max(largest_bytes, 1)))
+
+
+class ShardWriter:
+    """Takes rows in their final order and leaves shards behind; `close` writes the last one."""
+
+    def __init__(self, uri: str, split: str, rows_per_group: int, shard_bytes: int = SHARD_BYTES) -> None:
+        self._uri, self._split, self._rows_per_group, self._shard_bytes = uri, split, rows_per_group, shard_bytes
+        self._rows: list[Row] = []
+        self.shards: list[Shard] = []
+        self._open()
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        if len(self._rows) == self._rows_per_group:
+            self._write_group()
+            if self._sink.tell() >= self._shard_bytes:
+                self._close_shard()
+                self._open()
+
+    def close(self) -> None:
+        if self._rows:
+            self._write_group()
+        if self._digests:
+            self._close_shard()
+
+    def _open(self) -> None:
+        self._sink = io.BytesIO()  # one shard in memory: the digests need the bytes, and the name needs the digests
+        self._writer = pq.ParquetWriter(
+            self._sink, SCHEMA, compression="none", use_dictionary=["mask_codec"], write_statistics=False
+        )
+        self._digests: list[str] = []
+        self._num_rows = 0
+
+    def _write_group(self) -> None:
+        start = self._sink.tell()
+        columns = [[getattr(row, name) for row in self._rows] for name in SCHEMA.names]
+        self._writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(self._rows))
+        self._digests.append(hashlib.sha256(self._sink.getbuffer()[start:]).hexdigest())
+        self._num_rows += len(self._rows)
+        self._rows = []
+
+    def _close_shard(self) -> None:
+        self._writer.add_key_value_metadata({DIGESTS: json.dumps(self._digests)})
+        offset = self._sink.tell()
+        self._writer.close()
+        data = self._sink.getvalue()
+        footer = data[offset:]
+        digest = hashlib.sha256(footer).hexdigest()
+        file = f"{self._split}/{len(self.shards):05d}-{digest[:12]}.parquet"
+        storage.write(storage.join(self._uri, file), data)
+        self.shards.append(
+            Shard(
+                file=file,
+                rows=self._num_rows,
+                bytes=len(data),
+                footer_offset=offset,
+                footer_length=len(footer),
+                footer_sha256=digest,
+            )
+        )
+
+
+def sparse_counts(counts: np.ndarray) -> dict[int, int]:
+    """{raw value: pixels} of a histogram."""
+    return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}

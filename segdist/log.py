@@ -1,0 +1,175 @@
+"""What a person and a machine learn of a run while it goes: one live line, metrics in segments, and run.json.
+
+Only rank 0 speaks; on other ranks a Logbook is silent. Everything written goes through the outbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from segdist import record
+from segdist.outbox import Outbox
+
+_SEGMENT_SECONDS = 30.0
+_HEARTBEAT_SECONDS = 15.0
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line for people, on stderr."""
+    console.print(text, markup=False)
+
+
+def bar(what: str, total: int | None) -> tuple[Progress, Callable[[int], None]]:
+    """A progress bar (use it as a context) and the function that advances it; silent when stderr is no terminal."""
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, disable=not console.is_terminal
+    )
+    task = progress.add_task(what, total=total)
+    return progress, lambda n: progress.advance(task, n)
+
+
+class Logbook:
+    """The diary of one attempt. Enter it as a context; an exception inside is recorded as the run's failure."""
+
+    def __init__(self, run_uri: str, attempt: int, facts: dict[str, Any], num_steps: int, start: int, active: bool) -> None:
+        self._run_uri, self._attempt, self._active = run_uri, attempt, active
+        self._record = {**facts, "num_steps": num_steps, "step": start, "attempt": attempt}
+        self._rows: list[dict[str, Any]] = []
+        self._part = 0
+        self._flushed = self._beaten = time.monotonic()
+        self.superseded = False  # a newer attempt owns the run
+        self.outbox = Outbox(lambda text: say(f"warning: {text}"))
+        self._bar = Progress(
+            BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[line]}"), console=console,
+            disable=not (active and console.is_terminal),
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=num_steps, completed=start, line="")
+
+    def __enter__(self) -> Logbook:
+        self._bar.start()
+        self.update(state=record.RUNNING)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._bar.stop()
+        if error is not None:
+            self.update(state=record.FAILED, error=f"{type(error).__name__}: {error}")
+        self._flush_rows()
+        self.outbox.close()
+
+    def say(self, text: str) -> None:
+        if self._active:
+            say(text)
+
+    def log(self, step: int, kind: str, row: dict[str, Any]) -> None:
+        """Keeps a row of metrics: kind `train` or `eval`, after `step` updates."""
+        self._rows.append({"step": step, "kind": kind, "attempt": self._attempt, "time": time.time(), **row})
+        if time.monotonic() - self._flushed > _SEGMENT_SECONDS:
+            self._flush_rows()
+
+    def show(self, step: int, num_steps: int, row: dict[str, Any], commit: int | None, miou: float | None) -> None:
+        """The live line (on something that is no terminal, a plain line), and a sign of life in run.json."""
+        line = (
+            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['images_per_second']:.1f} img/s  "
+            f"wait {row['wait_share']:.0%}  commit {commit if commit is not None else '-'}  "
+            f"mIoU {'-' if miou is None else format(miou, '.4f')}  eta {_clock(row['eta_seconds'])}"
+        )
+        if self._active and console.is_terminal:
+            self._bar.update(self._task, completed=step, line=line)
+        else:
+            self.say(f"step {step}/{num_steps}  {line}")
+        self._record["step"] = step
+        if time.monotonic() - self._beaten > _HEARTBEAT_SECONDS:
+            self.update()
+
+    def update(self, **fields: Any) -> None:
+        """Puts fields into run.json."""
+        self._beaten = time.monotonic()
+        self._record |= fields
+        tree = {**self._record, "heartbeat": time.time()}
+        if self._active:
+            self.outbox.put("run.json", lambda: self._save(tree))
+
+    def _save(self, tree: dict[str, Any]) -> None:
+        self.superseded = record.newest_attempt(self._run_uri) > self._attempt
+        if not self.superseded:
+            record.save(self._run_uri, tree)
+
+    def _flush_rows(self) -> None:
+        rows, self._rows, self._flushed = self._rows, [], time.monotonic()
+        if rows and self._active:
+            self._part += 1
+            part = self._part
+            name = f"metrics {part}"
+            self.outbox.put(name, lambda: record.write_metrics(self._run_uri, self._attempt, part, rows))
+
+
+class Meter:
+    """Means and speeds between two looks, and over the whole attempt. Evaluation does not count as training time."""
+
+    def __init__(self, global_batch_size: int, num_steps: int) -> None:
+        self._batch, self._num_steps = global_batch_size, num_steps
+        self._losses: list[Any] = []
+        self._norm: Any = 0.0
+        self._since = time.perf_counter()
+        self._waited = 0.0
+        self._total_seconds = self._total_waited = 0.0
+        self._total_steps = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Surrounds the wait for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Surrounds what is no training."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def count(self, loss: Any, norm: Any) -> None:
+        """A step was made; its loss and gradient norm stay on the device until somebody looks."""
+        self._losses.append(loss)
+        self._norm = norm
+
+    def row(self, done: int) -> dict[str, Any]:
+        """The metrics since the last look."""
+        losses = [float(loss) for loss in self._losses]
+        seconds, waited = time.perf_counter() - self._since, self._waited
+        self._total_seconds += seconds
+        self._total_waited += waited
+        self._total_steps += len(losses)
+        self._losses, self._waited, self._since = [], 0.0, time.perf_counter()
+        return {
+            "loss": sum(losses) / max(len(losses), 1),
+            "grad_norm": float(self._norm),
+            "images_per_second": len(losses) * self._batch / max(seconds, 1e-9),
+            "wait_share": waited / max(seconds, 1e-9),
+            "eta_seconds": (self._num_steps - done) * self._total_seconds / max(self._total_steps, 1),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Over the attempt; None where it made no step."""
+        if not self._total_steps:
+            return {"images_per_second": None, "wait_share": None}
+        return {
+            "images_per_second": self._total_steps * self._batch / self._total_seconds,
+            "wait_share": self._total_waited / self._total_seconds,
+        }
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,75 @@
+"""SegFormer (Xie et al. 2021, arXiv:2105.15203) through transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from segdist import config
+from segdist.errors import UserError
+from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
+
+# Sizes: arXiv:2105.15203, table 6. `tiny` is ours, for demos and tests: 0.4 M parameters.
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1], "decoder_hidden_size": 64},
+    "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
+    "b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
+    "b2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3], "decoder_hidden_size": 768},
+    "b3": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 18, 3], "decoder_hidden_size": 768},
+    "b4": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
+    "b5": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
+}
+TRAITS = Traits(IMAGENET_MEAN, IMAGENET_STD, align_corners=False, multiple=1, encoder_prefix="net.segformer.")
+
+
+def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    own: dict[str, Any] = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+        "classifier_dropout_prob": cfg.dropout,
+        "drop_path_rate": cfg.drop_path,
+    }
+    if cfg.size is not None:
+        net = SegformerForSemanticSegmentation(SegformerConfig(**_SIZES[cfg.size], **own))
+        return _wrap(net, [f"random initial weights (SegFormer {cfg.size})"])
+    assert cfg.weights is not None
+    try:
+        net, report = SegformerForSemanticSegmentation.from_pretrained(
+            cfg.weights,
+            revision=cfg.revision or "main",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **own,
+        )
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"model.weights {cfg.weights!r} could not be loaded: {first} "
+            "Give a Hub id that this machine can reach, or a local folder with config.json and model.safetensors."
+        ) from None
+    fresh = sorted({*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])})
+    notes = [f"initial weights from {cfg.weights}"]
+    if fresh:
+        notes.append(f"newly initialised, since the weights have none of this shape: {', '.join(fresh)}")
+    return _wrap(net, notes)
+
+
+def rebuild(arch: dict[str, Any]) -> Segmenter:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    return _wrap(SegformerForSemanticSegmentation(SegformerConfig.from_dict(arch["config"])), [])
+
+
+def _wrap(net: Any, notes: list[str]) -> Segmenter:
+    return Segmenter(net, _logits, TRAITS, {"name": "segformer", "config": net.config.to_dict()}, notes)
+
+
+def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return net(pixel_values=x).logits

@@ -1,0 +1,194 @@
+"""Any supported layout to a prepared data set: checked, encoded, shuffled, in shards. Safe to interrupt and repeat.
+
+Nothing counts until index.json is written, which is the last thing that happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+from segdist import log, storage
+from segdist.data import importers, labels, write
+from segdist.data import index as indices
+from segdist.data.codec import encode_mask
+from segdist.data.importers import LAYOUTS, Pair, Splits
+from segdist.data.index import Index, Split
+from segdist.data.labels import Labels
+from segdist.data.order import Permutation, key
+from segdist.data.write import Row, ShardWriter
+from segdist.errors import DataError
+from segdist.threads import ahead
+
+_IN_ORDER = ("val", "test")  # evaluation reads these as the source lists them; all else is shuffled once, here
+
+
+def prepare(
+    source: str,
+    dest: str,
+    layout: str = "folder",
+    names: str | None = None,
+    void: Sequence[int] | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+    limit: int | None = None,
+    overwrite: bool = False,
+    max_megapixels: int = 200,
+) -> dict[str, Any]:
+    """Prepares SOURCE into DEST; {"uri", "splits": {name: samples, shards, bytes}, "classes"}.
+
+    Raises DataError or LabelError naming the first bad file and its remedy; DEST is then as it was.
+    """
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{source}: this folder does not exist")
+    splits = {s: pairs[:limit] for s, pairs in LAYOUTS[layout].find(root, val_share, seed).items()}
+    for split, pairs in splits.items():
+        if not pairs:
+            raise DataError(f"{source}: split {split!r} is empty; put images and masks there, or remove its folder")
+    digest = _source_digest(splits, root, [layout, names, void, seed, indices.FORMAT])
+    if storage.exists(storage.join(dest, indices.NAME)) and not overwrite:
+        known = indices.load(dest)
+        if known.source_digest != digest:
+            raise DataError(f"{dest} holds another prepared data set ({known.name!r}); give another place or --overwrite")
+        log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
+        return _summary(dest, known)
+    storage.check_writable(dest)
+    Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
+    max_pixels = max_megapixels * 10**6
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        contract = _contract(layout, names, void, splits, pool, max_pixels)
+        written = {s: _write_split(dest, s, pairs, contract, seed, pool, max_pixels) for s, pairs in splits.items()}
+    index = Index(
+        format=indices.FORMAT,
+        name=root.resolve().name,
+        source=f"{layout}: {root.name}",
+        source_digest=digest,
+        licence=LAYOUTS[layout].licence,
+        contract=contract.to_json(),
+        splits=written,
+    )
+    indices.save(dest, index)
+    _delete_stale(dest, index)
+    log.console.print(_class_table(index))
+    return _summary(dest, index)
+
+
+def _contract(
+    layout: str, names: str | None, void: Sequence[int] | None, splits: Splits, pool: ThreadPoolExecutor, max_pixels: int
+) -> Labels:
+    if names is not None:
+        return labels.parse_names(names, tuple(void) if void is not None else (255,))
+    known = LAYOUTS[layout].labels
+    if known is not None:
+        return known
+    found: set[int] = set()
+    masks = [pair.mask for pairs in splits.values() for pair in pairs]
+    progress, advance = log.bar("looking at masks", len(masks))
+    with progress:
+        for values in ahead(pool, lambda path: np.unique(importers.read_mask(path, max_pixels)), masks, 16):
+            found |= set(values.tolist())
+            advance(1)
+    contract = importers.infer_labels(found, tuple(void) if void is not None else (255,))
+    log.say(f"no --names given: the masks hold {sorted(found)}, so {contract.num_classes} classes are named by number")
+    return contract
+
+
+def _write_split(
+    dest: str, split: str, pairs: list[Pair], contract: Labels, seed: int, pool: ThreadPoolExecutor, max_pixels: int
+) -> Split:
+    shuffle = split not in _IN_ORDER
+    order = Permutation(len(pairs), key(seed, 11))(np.arange(len(pairs))) if shuffle else np.arange(len(pairs))
+    largest = max(p.image.stat().st_size + p.mask.stat().st_size for p in pairs)
+    rows = write.rows_per_group(largest, len(pairs))
+    writer = ShardWriter(dest, split, rows)
+    raw: dict[int, int] = {}
+    sizes = set()
+    progress, advance = log.bar(f"preparing {split}", len(pairs))
+    with progress:
+        encode = partial(_encode, contract=contract, max_pixels=max_pixels)
+        for row in ahead(pool, encode, (pairs[i] for i in order), 4 * (os.cpu_count() or 1)):
+            writer.add(row)
+            sizes.add((row.height, row.width))
+            for value, count in row.counts.items():
+                raw[value] = raw.get(value, 0) + count
+            advance(1)
+    writer.close()
+    return Split(
+        num_samples=len(pairs),
+        rows_per_group=rows,
+        shuffle_seed=seed if shuffle else None,
+        class_pixels=tuple(sum(raw.get(v, 0) for v in c.raw) for c in contract.classes),
+        void_pixels=sum(raw.get(v, 0) for v in contract.void),
+        smallest=min(sizes, key=lambda s: s[0] * s[1]),
+        largest=max(sizes, key=lambda s: s[0] * s[1]),
+        shards=tuple(writer.shards),
+    )
+
+
+def _encode(pair: Pair, contract: Labels, max_pixels: int) -> Row:
+    """A pair as it will rest, checked against the contract."""
+    mask = importers.read_mask(pair.mask, max_pixels)
+    counts = labels.histogram(mask)
+    labels.check(counts, contract, pair.mask)
+    height, width = mask.shape
+    image = importers.read_image(pair.image, (height, width), max_pixels)
+    data, codec = encode_mask(mask)
+    return Row(pair.sample_id, image, data, codec, height, width, write.sparse_counts(counts))
+
+
+def _source_digest(splits: Splits, root: Path, settings: list[Any]) -> str:
+    files = [
+        [split, pair.sample_id, [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in (pair.image, pair.mask)]]
+        for split, pairs in splits.items()
+        for pair in pairs
+    ]
+    return hashlib.sha256(json.dumps([settings, files], default=list).encode()).hexdigest()
+
+
+def _delete_stale(dest: str, index: Index) -> None:
+    """Shards of earlier preparations, now that the index names others."""
+    current = {shard.file for split in index.splits.values() for shard in split.shards}
+    for split in index.splits:
+        for name in storage.names(storage.join(dest, split)):
+            if name.endswith(".parquet") and f"{split}/{name}" not in current:
+                storage.delete(storage.join(dest, split, name))
+
+
+def _summary(dest: str, index: Index) -> dict[str, Any]:
+    return {
+        "uri": dest,
+        "splits": {
+            name: {"samples": s.num_samples, "shards": len(s.shards), "bytes": sum(x.bytes for x in s.shards)}
+            for name, s in index.splits.items()
+        },
+        "classes": index.labels.names,
+    }
+
+
+def _class_table(index: Index) -> Table:
+    table = Table(title=f"{index.name}: share of pixels")
+    table.add_column("class")
+    table.add_column("raw values")
+    for name, split in index.splits.items():
+        table.add_column(f"{name} ({split.num_samples})", justify="right")
+    contract = index.labels
+    rows = [(c.name, c.raw) for c in contract.classes] + [("void", contract.void)]
+    for k, (name, raw) in enumerate(rows):
+        shares = []
+        for split in index.splits.values():
+            counts = (*split.class_pixels, split.void_pixels)
+            share = counts[k] / max(1, sum(counts))
+            shares.append(f"{share:.2%}" if counts[k] or name == "void" else "[red]none[/red]")
+        table.add_row(name, ", ".join(map(str, raw)), *shares)
+    return table

@@ -1,0 +1,101 @@
+"""What a run leaves behind about itself: run.json (its state), the claim of each attempt, and segments of metrics.
+
+The record in storage is the truth: whoever resubmits a run reads it there. An attempt is claimed by creating its file,
+which one of two racing starters wins; the newer attempt owns the run, and an older one that finds itself outdated stops.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from segdist import __version__, storage
+from segdist.errors import StorageError
+
+NAME = "run.json"
+PENDING, RUNNING, PREEMPTED, FAILED, SUCCEEDED = "PENDING", "RUNNING", "PREEMPTED", "FAILED", "SUCCEEDED"
+
+
+def load(run_uri: str) -> dict[str, Any] | None:
+    """The run's record, or None when there is no run yet."""
+    address = storage.join(run_uri, NAME)
+    try:
+        tree = json.loads(storage.read(address))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+    except ValueError:
+        raise StorageError(f"{address}: not a run's record (damaged JSON); give another run.uri or delete it") from None
+    return tree
+
+
+def save(run_uri: str, tree: dict[str, Any]) -> None:
+    storage.write(storage.join(run_uri, NAME), to_json(tree, indent=1).encode())
+
+
+def claim_attempt(run_uri: str) -> int:
+    """The number of this attempt, 1 for the first; nobody else gets the same."""
+    folder = storage.join(run_uri, "attempts")
+    number = max((int(name.split(".")[0]) for name in storage.names(folder)), default=0)
+    about = {"host": platform.node(), "pid": os.getpid(), "started": time.time(), "versions": versions()}
+    while True:
+        number += 1
+        if storage.create(storage.join(folder, f"{number:04d}.json"), to_json(about).encode()):
+            return number
+
+
+def newest_attempt(run_uri: str) -> int:
+    """The number of the attempt that owns the run; 0 when there is none."""
+    return max((int(n.split(".")[0]) for n in storage.names(storage.join(run_uri, "attempts"))), default=0)
+
+
+def write_metrics(run_uri: str, attempt: int, part: int, rows: list[dict[str, Any]]) -> None:
+    """One immutable segment of metrics."""
+    text = "".join(to_json(row) + "\n" for row in rows)
+    storage.write(storage.join(run_uri, "metrics", f"{attempt:04d}-{part:05d}.jsonl"), text.encode())
+
+
+def read_metrics(run_uri: str) -> list[dict[str, Any]]:
+    """All rows in order of step; where attempts overlap, the last one wins."""
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for name in storage.names(storage.join(run_uri, "metrics")):
+        for row in _lines(storage.read(storage.join(run_uri, "metrics", name))):
+            rows[row["step"], row["kind"]] = row
+    return [rows[k] for k in sorted(rows)]
+
+
+def versions() -> dict[str, str]:
+    """Of segdist, Python and the libraries that decide the numbers; only those that are loaded already."""
+    import sys
+
+    found = {"segdist": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "segmentation_models_pytorch", "numpy"):
+        if name in sys.modules:
+            found[name] = str(getattr(sys.modules[name], "__version__", "?"))
+    return found
+
+
+def to_json(tree: Any, indent: int | None = None) -> str:
+    """JSON text; NaN and infinity become null, which JSON has no other word for."""
+    return json.dumps(_finite(tree), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _lines(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.decode().splitlines():
+        yield json.loads(line)

@@ -1,0 +1,246 @@
+"""One run, top to bottom: `fit`. It knows nothing of who launched it.
+
+`tell(metrics)` is called at evaluations only, equally often on every rank. `notice()` answers None, "checkpoint" or
+"stop"; the ranks agree on it by counts that ride on the step's all-reduce, and act on it one step later, so that no step
+waits for the device to answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from segdist import checkpoint, config, log, models, optim, record, storage
+from segdist.config import Config
+from segdist.data import index as indices
+from segdist.data.index import Index
+from segdist.data.order import VERSION, Order, key
+from segdist.data.source import Source
+from segdist.data.stream import TrainStream
+from segdist.errors import ConfigError, StorageError, UserError
+from segdist.evaluate import evaluate, protocol, report
+from segdist.models.segmenter import Segmenter
+from segdist.strategy import Step, resolve
+from segdist.world import World
+
+Tell = Callable[[dict[str, Any]], Any]
+Notice = Callable[[], Literal["checkpoint", "stop"] | None]
+
+
+def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: Notice = lambda: None) -> dict[str, Any]:
+    """Trains to the end, or as far as `notice` allows, from wherever the run stands; the summary of the run.
+
+    Raises UserError before the first step when the run cannot be made. All ranks must call it.
+    """
+    run = world.from_first(lambda: open_run(cfg, world))
+    if run.finished is not None:
+        return run.finished
+    num_steps = cfg.train.num_steps
+    model = starting_model(cfg, run).to(world.device).train()
+    optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix)
+    start = checkpoint.restore(run.checkpoint, model, optimizer) if run.checkpoint else 0
+    update = Step(model, optimizer, cfg.train, cfg.optim.clip_grad_norm, world)
+    groups = world.share(cfg.train.num_groups)
+    batches = train_stream(cfg, run.index, groups, world).steps(start, num_steps)
+
+    with log.Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book:
+        keeper = checkpoint.Keeper(cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.outbox, run.checkpoint, run.best)
+        meter = log.Meter(cfg.train.global_batch_size, num_steps)
+        best, done, stop = run.best, start, False
+        votes = torch.zeros(3, dtype=torch.int64, device=world.device)
+        book.say(describe(cfg, world, model, run, start))
+        while done < num_steps and not stop:
+            with meter.waiting():
+                batch = next(batches)
+            _, wants_checkpoint, wants_stop = votes.tolist()  # of the step before
+            votes = world.sum(ballot(batch, "stop" if book.superseded else notice(), world))
+            lr = optim.lr_at(cfg.optim, done, num_steps)
+            optim.set_lr(optimizer, lr)
+            loss, norm = update(done, batch, votes[0])
+            meter.count(loss, norm)
+            done, stop, is_best = done + 1, wants_stop > 0, False
+
+            evaluates = done % cfg.eval.every_steps == 0 or done == num_steps
+            if done % cfg.log.every_steps == 0 or evaluates:  # all ranks; rank 0 speaks
+                row = meter.row(done) | {"lr": lr}
+                check_finite(row, done, keeper.newest)
+                book.log(done, "train", row)
+                book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best and best["miou"])
+            if evaluates:  # all ranks
+                with meter.paused():
+                    scored = validate(cfg, model, run.index, world)
+                is_best = best is None or not scored["miou"] <= best["miou"]
+                best = {"step": done, "miou": scored["miou"]} if is_best else best
+                book.log(done, "eval", scored)
+                book.say(f"step {done}/{num_steps}  val mIoU {scored['miou']:.4f}{' (best so far)' if is_best else ''}")
+                tell({"step": done, "miou": scored["miou"], "loss": scored["loss"]})
+            if world.is_first and (evaluates or done % cfg.checkpoint.every_steps == 0 or wants_checkpoint or stop):
+                taken = checkpoint.snapshot(model, optimizer, run.contract | {"step": done, "arch": model.arch})
+                keeper.put(taken, best["miou"] if best and is_best else None)
+
+        batches.close()
+        book.outbox.flush()
+        if world.is_first and not book.superseded:
+            check_committed(keeper, done)
+        summary = summarise(cfg, run.attempt, done, keeper, best) | meter.summary()
+        book.update(step=done, **summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What rank 0 found before the first step, and every rank needs."""
+
+    index: Index
+    attempt: int = 0
+    checkpoint: str | None = None  # to continue from
+    best: dict[str, Any] | None = None
+    parent: str | None = None  # checkpoint whose weights begin a new run
+    contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
+    facts: dict[str, Any] = field(default_factory=dict)  # into run.json
+    finished: dict[str, Any] | None = None  # the summary of a run that needs nothing more
+
+
+def open_run(cfg: Config, world: World) -> Opening:
+    """Checks everything that can be checked before the first step, and claims the next attempt. Rank 0 only."""
+    index = indices.load(cfg.data.uri)
+    for split in (cfg.data.train_split, cfg.data.val_split):
+        Source(cfg.data.uri, index, split).check()
+    training_order(cfg, index)
+    if world.num_ranks > cfg.train.num_groups:
+        raise ConfigError(
+            f"{world.num_ranks} ranks share {cfg.train.num_groups} micro-batches per step; start at most so many ranks, or "
+            "lower train.micro_batch_size (another run: batch statistics change with it)"
+        )
+    storage.check_writable(cfg.run.uri)
+    known = record.load(cfg.run.uri)
+    newest = checkpoint.newest(cfg.run.uri, log.say)
+    identity = config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
+    before = known or (checkpoint.load_state(newest) if newest else None)
+    if before is not None:
+        refuse_changes(cfg.run.uri, before["identity"], identity)
+    if known and known["state"] == record.SUCCEEDED:
+        return Opening(index, finished={k: known.get(k) for k in SUMMARY})
+    parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
+    attempt = record.claim_attempt(cfg.run.uri)
+    facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
+    text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
+    storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
+    contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
+    return Opening(index, attempt, newest, checkpoint.read_best(cfg.run.uri), parent, contract, facts)
+
+
+def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ConfigError, with the differences, when a run would go on as another run."""
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    if changed:
+        lines = "".join(f"\n  {k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
+        raise ConfigError(
+            f"{run_uri} was begun with other settings, and going on would make neither run:{lines}\n"
+            f"Undo these to continue it, or begin a new one: another run.uri, and train.init_from={run_uri} for its weights"
+        )
+
+
+def training_order(cfg: Config, index: Index) -> Order:
+    """The order of the training split. Raises DataError when it is too small for one batch."""
+    split = index.split(cfg.data.train_split)
+    lanes = cfg.data.lanes_per_slot or (8 if split.shuffle_seed is None else 1)
+    return Order(split.group_sizes(), cfg.train.seed, cfg.train.global_batch_size, lanes)
+
+
+def train_stream(cfg: Config, index: Index, groups: range, world: World) -> TrainStream:
+    """The stream of this rank's micro-batches."""
+    source = Source(cfg.data.uri, index, cfg.data.train_split)
+    order, size = training_order(cfg, index), cfg.train.micro_batch_size
+    return TrainStream(source, order, index.labels, cfg.data, cfg.io, groups, size, pin=world.device.type == "cuda")
+
+
+def starting_model(cfg: Config, run: Opening) -> Segmenter:
+    """The model of a run: rebuilt for its checkpoint, or new, with its parent's weights if it has one."""
+    torch.manual_seed(int(key(cfg.train.seed, 5) >> 1))
+    if run.checkpoint:
+        model = models.rebuild(checkpoint.load_state(run.checkpoint)["arch"])
+        model.notes = [f"continues {run.checkpoint}"]
+        return model
+    model = models.build(cfg.model, run.index.labels.names)
+    if run.parent:
+        model.notes = checkpoint.load_fitting(run.parent, model)
+    return model
+
+
+def ballot(batch: list[Any], wish: str | None, world: World) -> torch.Tensor:
+    """int64 (3,): this rank's valid pixels, and its votes for a checkpoint and for a stop."""
+    num_valid = sum(group.num_valid() for group in batch)
+    return torch.tensor([num_valid, wish == "checkpoint", wish == "stop"], dtype=torch.int64, device=world.device)
+
+
+def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
+    """The report of the model on the validation split, without the confusion matrix. All ranks must call it."""
+    result = evaluate(
+        model, cfg.data.uri, index, cfg.data.val_split, cfg.data.image_size, cfg.io, cfg.eval.batch_size,
+        cfg.train.precision, world,
+    )  # fmt: skip
+    scored = report(result, index.labels.names) | {"protocol": protocol(cfg.data.image_size, cfg.train.precision)}
+    del scored["confusion"]
+    return scored
+
+
+def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
+    """Raises UserError when the training has diverged."""
+    if not math.isfinite(row["loss"]):
+        where = f"the newest checkpoint, {newest}, is from before" if newest else "there is no checkpoint yet"
+        raise UserError(
+            f"the loss became {row['loss']} before step {step}; {where}. Lower optim.lr, set optim.clip_grad_norm=1, "
+            "lengthen optim.warmup_steps, or use train.precision=fp32"
+        )
+
+
+def check_committed(keeper: checkpoint.Keeper, step: int) -> None:
+    """Raises StorageError when the last checkpoint could not be written."""
+    if checkpoint.step_of(keeper.newest) != step:
+        raise StorageError(
+            f"training reached step {step}, but its checkpoint could not be written (see the warnings above); the newest "
+            f"committed one is {keeper.newest}. Mend the storage and give the same command: the run goes on from there"
+        )
+
+
+SUMMARY = (
+    "run_uri", "state", "step", "miou", "best_step", "best_checkpoint", "images_per_second", "wait_share", "restarts",
+)  # fmt: skip
+
+
+def summarise(
+    cfg: Config, attempt: int, done: int, keeper: checkpoint.Keeper, best: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What `segdist train --json` prints; `miou` is that of the best checkpoint."""
+    kept = keeper.best
+    return {
+        "run_uri": cfg.run.uri,
+        "state": record.SUCCEEDED if done == cfg.train.num_steps else record.PREEMPTED,
+        "step": done,
+        "miou": best and best["miou"],
+        "best_step": best and best["step"],
+        "best_checkpoint": storage.join(cfg.run.uri, kept["checkpoint"]) if kept else None,
+        "restarts": attempt - 1,
+    }
+
+
+def describe(cfg: Config, world: World, model: Segmenter, run: Opening, start: int) -> str:
+    """What a person wants to know before the first step."""
+    split = run.index.split(cfg.data.train_split)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    return "\n".join(
+        [
+            f"run {cfg.run.uri}, attempt {run.attempt}: steps {start} to {cfg.train.num_steps}",
+            f"data {run.index.name}: {split.num_samples} samples to train on, {run.index.labels.num_classes} classes",
+            f"model {model.arch['name']}, {size:.1f} M parameters; " + "; ".join(model.notes),
+            f"{world.num_ranks} rank(s) on {world.device.type}, strategy {resolve(cfg.train.strategy, world.device)}, "
+            f"{cfg.train.precision}; batch {cfg.train.global_batch_size} = {cfg.train.num_groups} x "
+            f"{cfg.train.micro_batch_size}",
+        ]
+    )

@@ -1,0 +1,83 @@
+"""Who am I among the ranks, and the few collectives that a run needs.
+
+Under torchrun (or any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR) the process group is made here; where it was
+made already it is used; alone, every collective is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from segdist.errors import UserError
+
+T = TypeVar("T")
+_TIMEOUT = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    num_ranks: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place. All ranks must call it."""
+        if self.num_ranks > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """make() of rank 0, on every rank; what it raises there is raised everywhere. All ranks must call it."""
+        if self.num_ranks == 1:
+            return make()
+        box: list[object] = [None]
+        if self.is_first:
+            try:
+                box = [make()]
+            except Exception as error:
+                box = [error]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else self.device)
+        if isinstance(box[0], Exception):
+            raise box[0]
+        return box[0]  # type: ignore[return-value]
+
+    def share(self, num: int) -> range:
+        """This rank's contiguous part of range(num); the parts differ by one at most."""
+        return range(num * self.rank // self.num_ranks, num * (self.rank + 1) // self.num_ranks)
+
+
+def choose_device(wish: str, local_rank: int = 0) -> torch.device:
+    """The device for a config's scale.device. Raises UserError when it asks for a GPU that is not there."""
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise UserError("scale.device is cuda, but PyTorch sees no CUDA device; use scale.device=auto or cpu")
+    if wish == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def join(device: str = "auto") -> World:
+    """This process's place among the ranks, as its environment tells it."""
+    rank, num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if num_ranks > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    return World(rank, num_ranks, chosen)
+
+
+def leave(world: World) -> None:
+    """Ends what `join` began."""
+    if world.num_ranks > 1 and dist.is_initialized():
+        dist.destroy_process_group()
