@@ -19,8 +19,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from segdist import record, storage
+from segdist import models, record, storage
+from segdist.config import Config, from_tree
+from segdist.data.labels import Labels
 from segdist.errors import CheckpointError, StorageError
+from segdist.models.segmenter import Segmenter
 from segdist.outbox import Outbox
 
 COMMITTED, MODEL, OPTIMIZER, STATE, BEST = (
@@ -138,7 +141,9 @@ def restore(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int
         for parameter in group["params"]:
             name = names[parameter]
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                optimizer.state[parameter][key] = stored[f"{key}/{name}"].to(parameter.device)
+                value = stored[f"{key}/{name}"]
+                like = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
+                optimizer.state[parameter][key] = like.copy_(value)  # in the parameter's own memory format
     return int(load_state(uri)["step"])
 
 
@@ -174,9 +179,14 @@ def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """"exp_avg/<parameter>" -> tensor, for every parameter and moment; independent of parameter groups."""
+    """ "exp_avg/<parameter>" -> tensor, for every parameter and moment; independent of parameter groups."""
     names = {p: name for name, p in model.named_parameters()}
-    return {f"{k}/{names[p]}": v for p, moments in optimizer.state.items() for k, v in moments.items()}
+    return {
+        f"{k}/{names[p]}": v
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for k, v in optimizer.state[p].items()
+    }
 
 
 def _copies(tensors: Tensors) -> Tensors:
@@ -187,7 +197,13 @@ class Keeper:
     """The checkpoints of one attempt, written through an outbox: newest, best, and the deletion of the rest."""
 
     def __init__(
-        self, run_uri: str, attempt: int, keep_last: int, outbox: Outbox, newest: str | None, best: dict[str, Any] | None
+        self,
+        run_uri: str,
+        attempt: int,
+        keep_last: int,
+        outbox: Outbox,
+        newest: str | None,
+        best: dict[str, Any] | None,
     ) -> None:
         self._run_uri, self._attempt, self._keep_last, self._outbox = run_uri, attempt, keep_last, outbox
         self.newest = newest  # URI of the newest committed checkpoint
@@ -217,3 +233,26 @@ def read_best(run_uri: str) -> dict[str, Any] | None:
         return None
     best = json.loads(storage.read(address))
     return best if storage.exists(storage.join(run_uri, best["checkpoint"], COMMITTED)) else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model out of a checkpoint, with what one must know to use it."""
+
+    uri: str
+    model: Segmenter
+    labels: Labels
+    cfg: Config
+
+
+def load_trained(uri: str, device: torch.device) -> Trained:
+    """The model of a run (its best checkpoint) or of a checkpoint, in evaluation mode on the device.
+
+    Raises CheckpointError when there is none or it does not verify.
+    """
+    chosen = resolve(uri)
+    state = load_state(chosen)
+    model = models.rebuild(state["arch"])
+    model.load_state_dict(load_model(chosen))
+    cfg = from_tree(state["config"], storage.join(chosen, STATE))
+    return Trained(chosen, model.to(device).eval(), Labels.from_json(state["labels"]), cfg)

@@ -42,7 +42,8 @@ class Data(Section):
     train_split: str = identity("train", "Split to train on.")
     val_split: str = free("val", "Split to evaluate on.")
     image_size: Annotated[int, Field(ge=1)] | Size | None = identity(
-        None, "Size the model sees, px: a number for the shorter side (aspect kept), [height, width], or null: as it is."
+        None,
+        "Size the model sees, px: a number for the shorter side (aspect kept), [height, width], or null: as it is.",
     )
     crop_size: Size = identity((512, 512), "Training crop [height, width], px.")
     scale_range: tuple[float, float] = identity((0.5, 2.0), "Random scale of the image before the crop: [least, most].")
@@ -315,3 +316,16 @@ def _explain(error: Any) -> str:
     if kind == "value_error":
         return str(error["ctx"]["error"])
     return f"`{key}`: {error['msg']}; it is {json.dumps(error['input'])}"
+
+
+def explain(cfg: Config) -> str:
+    """The config as YAML that loads again, each field with its help; * marks identity."""
+    lines, section = ["# * decides the weights: changing it makes another run"], ""
+    for key, value, field in fields(cfg):
+        head, name = key.rsplit(".", 1)
+        if head != section:
+            lines.append(f"{head}:")
+            section = head
+        shown = f"  {name}: {json.dumps(value)}"
+        lines.append(f"{shown:<36} # {'* ' if is_identity(field) else ''}{field.description}")
+    return "\n".join(lines)

@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 
+from segdist import log
+from segdist.checkpoint import load_trained
 from segdist.config import Io
+from segdist.data import index as indices
 from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.stream import eval_batches, eval_units
-from segdist.errors import DataError
+from segdist.errors import DataError, LabelError
 from segdist.metric import Scores, pair_table, scores
-from segdist.models.segmenter import Segmenter
+from segdist.models.segmenter import Segmenter, infer
 from segdist.ops import IGNORE
-from segdist.ops.pixels import to_input
 from segdist.ops.resize import cross_entropy_sum, predict
-from segdist.world import World
+from segdist.world import World, choose_device
 
 ImageSize = int | tuple[int, int] | None
 
@@ -63,9 +65,11 @@ def evaluate(
     try:
         for batch in eval_batches(source, index.labels, image_size, io, mine):
             images, masks = batch.images.to(world.device), batch.masks.to(world.device)
-            logits = forward(model, images, precision, world.device)
-            table += pair_table(predict(logits, tuple(masks.shape[1:]), model.traits.align_corners), masks)
-            sums += torch.stack([cross_entropy_sum(logits, masks, model.traits.align_corners), sums.new_tensor(len(masks))])
+            logits = infer(model, images, precision)
+            table += pair_table(predict(logits, (masks.shape[1], masks.shape[2]), model.traits.align_corners), masks)
+            sums += torch.stack(
+                [cross_entropy_sum(logits, masks, model.traits.align_corners), sums.new_tensor(len(masks))]
+            )
             advance(len(masks))
     finally:
         model.train(was_training)
@@ -77,13 +81,6 @@ def evaluate(
         raise DataError(f"split {split!r} has {index.split(split).num_samples} samples, but {int(seen)} were seen")
     valid = int(table[:IGNORE].sum())
     return Evaluation(scores(table, index.labels.num_classes), loss / max(valid, 1), int(seen), table)
-
-
-@torch.inference_mode()
-def forward(model: Segmenter, images: torch.Tensor, precision: str, device: torch.device) -> torch.Tensor:
-    """Logits of uint8 (B, 3, H, W) images on the device."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return model(to_input(images, model.traits.mean, model.traits.std))
 
 
 def protocol(image_size: ImageSize, precision: str) -> str:
@@ -110,3 +107,35 @@ def report(result: Evaluation, names: list[str]) -> dict[str, Any]:
         "num_samples": result.num_samples,
         "confusion": s.confusion,
     }
+
+
+def evaluate_checkpoint(uri: str, data: str | None, split: str, batch_size: int, device: str) -> dict[str, Any]:
+    """What `segdist evaluate` prints: the report of a run's best checkpoint, or of one checkpoint, on a split.
+
+    Raises LabelError when the data set's classes are not the checkpoint's.
+    """
+    trained = load_trained(uri, choose_device(device))
+    address = data or trained.cfg.data.uri
+    index = indices.load(address)
+    check_classes(trained.uri, trained.labels.names, address, index.labels.names)
+    world = World(0, 1, choose_device(device))
+    size, precision = trained.cfg.data.image_size, trained.cfg.train.precision
+    progress, advance = log.bar(f"evaluating {split}", index.split(split).num_samples)
+    with progress:
+        result = evaluate(
+            trained.model, address, index, split, size, trained.cfg.io, batch_size, precision, world, advance
+        )
+    about = {"protocol": protocol(size, precision), "checkpoint": trained.uri, "data": address, "split": split}
+    return report(result, trained.labels.names) | about
+
+
+def check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str]) -> None:
+    """Raises LabelError, with the first difference, when a model and a data set do not speak of the same classes."""
+    if ours == theirs:
+        return
+    pairs = zip([*ours, *[None] * len(theirs)], [*theirs, *[None] * len(ours)])
+    i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise LabelError(
+        f"{checkpoint} knows {len(ours)} classes and {data} has {len(theirs)}; class {i} is {a!r} there and {b!r} here. "
+        "Prepare the data with the same --names, or train on it first"
+    )

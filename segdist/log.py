@@ -30,7 +30,11 @@ def say(text: str) -> None:
 def bar(what: str, total: int | None) -> tuple[Progress, Callable[[int], None]]:
     """A progress bar (use it as a context) and the function that advances it; silent when stderr is no terminal."""
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console, disable=not console.is_terminal
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )
     task = progress.add_task(what, total=total)
     return progress, lambda n: progress.advance(task, n)
@@ -39,7 +43,9 @@ def bar(what: str, total: int | None) -> tuple[Progress, Callable[[int], None]]:
 class Logbook:
     """The diary of one attempt. Enter it as a context; an exception inside is recorded as the run's failure."""
 
-    def __init__(self, run_uri: str, attempt: int, facts: dict[str, Any], num_steps: int, start: int, active: bool) -> None:
+    def __init__(
+        self, run_uri: str, attempt: int, facts: dict[str, Any], num_steps: int, start: int, active: bool
+    ) -> None:
         self._run_uri, self._attempt, self._active = run_uri, attempt, active
         self._record = {**facts, "num_steps": num_steps, "step": start, "attempt": attempt}
         self._rows: list[dict[str, Any]] = []

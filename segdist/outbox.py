@@ -63,11 +63,14 @@ class Outbox:
     def _try(self, name: str, job: Callable[[], None]) -> None:
         for pause in (*self._pauses, None):
             try:
-                return job()
+                job()
+                return
             except StorageError as error:
                 if pause is None:
-                    return self._warn(f"{name}: given up after {len(self._pauses) + 1} tries: {error}")
+                    self._warn(f"{name}: given up after {len(self._pauses) + 1} tries: {error}")
+                    return
                 self._warn(f"{name}: {error}; trying again in {pause} s")
                 time.sleep(pause)
             except Exception as error:  # a bug in a job must not end the thread that writes the next checkpoint
-                return self._warn(f"{name}: failed: {error!r}")
+                self._warn(f"{name}: failed: {error!r}")
+                return

@@ -60,7 +60,9 @@ def prepare(
     if storage.exists(storage.join(dest, indices.NAME)) and not overwrite:
         known = indices.load(dest)
         if known.source_digest != digest:
-            raise DataError(f"{dest} holds another prepared data set ({known.name!r}); give another place or --overwrite")
+            raise DataError(
+                f"{dest} holds another prepared data set ({known.name!r}); give another place or --overwrite"
+            )
         log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
         return _summary(dest, known)
     storage.check_writable(dest)
@@ -85,7 +87,12 @@ def prepare(
 
 
 def _contract(
-    layout: str, names: str | None, void: Sequence[int] | None, splits: Splits, pool: ThreadPoolExecutor, max_pixels: int
+    layout: str,
+    names: str | None,
+    void: Sequence[int] | None,
+    splits: Splits,
+    pool: ThreadPoolExecutor,
+    max_pixels: int,
 ) -> Labels:
     if names is not None:
         return labels.parse_names(names, tuple(void) if void is not None else (255,))
@@ -149,7 +156,11 @@ def _encode(pair: Pair, contract: Labels, max_pixels: int) -> Row:
 
 def _source_digest(splits: Splits, root: Path, settings: list[Any]) -> str:
     files = [
-        [split, pair.sample_id, [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in (pair.image, pair.mask)]]
+        [
+            split,
+            pair.sample_id,
+            [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in (pair.image, pair.mask)],
+        ]
         for split, pairs in splits.items()
         for pair in pairs
     ]

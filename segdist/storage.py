@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from segdist.errors import StorageError
@@ -49,7 +50,9 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     except OSError as error:
         raise StorageError(f"{uri}: cannot read ({error.strerror})") from error
     if len(data) != length:
-        raise StorageError(f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}; prepare the data again")
+        raise StorageError(
+            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}; prepare the data again"
+        )
     return data
 
 
@@ -100,7 +103,7 @@ def check_writable(uri: str) -> None:
     delete(probe)
 
 
-def _put(path: Path, data: bytes, place, uri: str) -> None:  # type: ignore[no-untyped-def]
+def _put(path: Path, data: bytes, place: Callable[[Path, Path], None], uri: str) -> None:
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

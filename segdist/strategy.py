@@ -54,7 +54,7 @@ class Exact:
         """Gives every parameter the gradient of the global batch. All ranks must call it."""
         self._world.sum(self._sum)
         for parameter, part in zip(self._parameters, self._parts):
-            parameter.grad = part.to(parameter.dtype)
+            parameter.grad = torch.empty_like(parameter).copy_(part)  # in the parameter's own memory format
         self._sum.zero_()
 
 
@@ -75,7 +75,9 @@ class Ddp:
         self.forward: nn.Module = model
         if world.num_ranks > 1:
             devices = [world.device] if world.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.forward = DistributedDataParallel(
+                model, devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def last(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         if is_last or not isinstance(self.forward, DistributedDataParallel):
@@ -133,15 +135,20 @@ class Step:
         self, model: Segmenter, optimizer: torch.optim.Optimizer, cfg: Train, clip: float | None, world: World
     ) -> None:
         self._model, self._optimizer, self._cfg, self._clip, self._world = model, optimizer, cfg, clip, world
-        self._reducer = {"exact": Exact, "ddp": Ddp}[resolve(cfg.strategy, world.device)](model, world)
+        exact = resolve(cfg.strategy, world.device) == "exact"
+        self._reducer = Exact(model, world) if exact else Ddp(model, world)
         self._statistics = BatchStatistics(model)
 
-    def __call__(self, number: int, groups: Sequence[MicroBatch], num_valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, number: int, groups: Sequence[MicroBatch], num_valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, gradient norm) of the global batch, after the update: float64 scalars on the device.
 
         `groups` are this rank's micro-batches; `num_valid` is the int64 count of valid pixels in the global batch.
         """
-        rows = torch.zeros(self._cfg.num_groups, 1 + self._statistics.size, dtype=torch.float64, device=self._world.device)
+        rows = torch.zeros(
+            self._cfg.num_groups, 1 + self._statistics.size, dtype=torch.float64, device=self._world.device
+        )
         count = num_valid.to(self._world.device).clamp(min=1)
         self._statistics.begin()
         for batch in groups:

@@ -49,7 +49,9 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     batches = train_stream(cfg, run.index, groups, world).steps(start, num_steps)
 
     with log.Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book:
-        keeper = checkpoint.Keeper(cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.outbox, run.checkpoint, run.best)
+        keeper = checkpoint.Keeper(
+            cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.outbox, run.checkpoint, run.best
+        )
         meter = log.Meter(cfg.train.global_batch_size, num_steps)
         best, done, stop = run.best, start, False
         votes = torch.zeros(3, dtype=torch.int64, device=world.device)
@@ -70,7 +72,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 row = meter.row(done) | {"lr": lr}
                 check_finite(row, done, keeper.newest)
                 book.log(done, "train", row)
-                book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best and best["miou"])
+                book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best["miou"] if best else None)
             if evaluates:  # all ranks
                 with meter.paused():
                     scored = validate(cfg, model, run.index, world)
@@ -80,7 +82,9 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 book.say(f"step {done}/{num_steps}  val mIoU {scored['miou']:.4f}{' (best so far)' if is_best else ''}")
                 tell({"step": done, "miou": scored["miou"], "loss": scored["loss"]})
             if world.is_first and (evaluates or done % cfg.checkpoint.every_steps == 0 or wants_checkpoint or stop):
-                taken = checkpoint.snapshot(model, optimizer, run.contract | {"step": done, "arch": model.arch})
+                taken = checkpoint.snapshot(model, optimizer, run.contract | {
+                    "step": done, "arch": model.arch, "metrics": scored if evaluates else None,
+                })  # fmt: skip
                 keeper.put(taken, best["miou"] if best and is_best else None)
 
         batches.close()
@@ -88,7 +92,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
         if world.is_first and not book.superseded:
             check_committed(keeper, done)
         summary = summarise(cfg, run.attempt, done, keeper, best) | meter.summary()
-        book.update(step=done, **summary)
+        book.update(**summary)
     return summary
 
 

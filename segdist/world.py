@@ -47,7 +47,9 @@ class World:
                 box = [make()]
             except Exception as error:
                 box = [error]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else self.device)
+        dist.broadcast_object_list(
+            box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else self.device
+        )
         if isinstance(box[0], Exception):
             raise box[0]
         return box[0]  # type: ignore[return-value]

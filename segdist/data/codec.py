@@ -6,6 +6,8 @@ than it on street scenes. Every decoder used here releases the GIL, which is why
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -13,7 +15,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from segdist.errors import DataError
 
-MASK_CODECS = {"zstd-uint8": np.dtype("<u1"), "zstd-uint16": np.dtype("<u2")}
+MASK_CODECS: dict[str, np.dtype[Any]] = {"zstd-uint8": np.dtype("<u1"), "zstd-uint16": np.dtype("<u2")}
 _ZSTD = pa.Codec("zstd", compression_level=3)
 
 

@@ -44,7 +44,9 @@ def folder(source: Path, val_share: float, seed: int) -> Splits:
     Layouts: SOURCE/{images,masks}/..., SOURCE/SPLIT/{images,masks}/..., SOURCE/{images,masks}/SPLIT/...
     """
     if (source / "images").is_dir():
-        splits = sorted(p.name for p in (source / "images").iterdir() if p.is_dir() and p.name in ("train", "val", "test"))
+        splits = sorted(
+            p.name for p in (source / "images").iterdir() if p.is_dir() and p.name in ("train", "val", "test")
+        )
         if splits:
             return {s: pair_up(source / "images" / s, source / "masks" / s) for s in splits}
         pairs = pair_up(source / "images", source / "masks")
@@ -114,7 +116,9 @@ def pair_up(images: Path, masks: Path) -> list[Pair]:
         path, expected = lonely[0]
         kind, other = ("image", "mask") if path.is_relative_to(images) else ("mask", "image")
         more = f" ({len(lonely)} files are unpaired in all)" if len(lonely) > 1 else ""
-        raise DataError(f"{path}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}")
+        raise DataError(
+            f"{path}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}"
+        )
     return [Pair(stem, found_images[stem], found_masks[stem]) for stem in sorted(found_images)]
 
 
@@ -164,7 +168,9 @@ def read_mask(path: Path, max_pixels: int) -> np.ndarray:
             f"{path}: this mask is {mode}: its pixels are colours, not class values. Export index masks "
             "(one channel, or a palette PNG), one value per class"
         )
-    raise LabelError(f"{path}: masks of mode {mode} are not understood; export one channel of 8 or 16 bits, without alpha")
+    raise LabelError(
+        f"{path}: masks of mode {mode} are not understood; export one channel of 8 or 16 bits, without alpha"
+    )
 
 
 def read_image(path: Path, size: tuple[int, int], max_pixels: int) -> bytes:
@@ -186,7 +192,9 @@ def read_image(path: Path, size: tuple[int, int], max_pixels: int) -> bytes:
         if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not turn:
             return path.read_bytes()
         if image.mode.startswith(("I", "F")):
-            raise DataError(f"{path}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel")
+            raise DataError(
+                f"{path}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel"
+            )
         if turn:
             image = ImageOps.exif_transpose(image)
         out = io.BytesIO()

@@ -76,7 +76,9 @@ class Index(_Part):
         if name not in self.splits:
             near = difflib.get_close_matches(name, self.splits, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"data set {self.name!r} has no split {name!r}, only {', '.join(sorted(self.splits))}{hint}")
+            raise DataError(
+                f"data set {self.name!r} has no split {name!r}, only {', '.join(sorted(self.splits))}{hint}"
+            )
         if self.splits[name].num_samples == 0:
             raise DataError(f"split {name!r} of data set {self.name!r} is empty; prepare it from a folder with images")
         return self.splits[name]
@@ -101,7 +103,9 @@ def load(uri: str) -> Index:
     try:
         tree = json.loads(data)
         if tree.get("format") != FORMAT:
-            raise DataError(f"{address}: format {tree.get('format')!r}; this version reads {FORMAT!r}. Prepare it again")
+            raise DataError(
+                f"{address}: format {tree.get('format')!r}; this version reads {FORMAT!r}. Prepare it again"
+            )
         return Index.model_validate_json(data)
     except (ValidationError, ValueError, AttributeError) as error:
         if isinstance(error, DataError):

@@ -6,7 +6,6 @@ Masks at rest hold the source's integers. Everything behind `Labels.table` sees 
 from __future__ import annotations
 
 import colorsys
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import yaml
 
 from segdist.errors import LabelError
 from segdist.ops import IGNORE
-
 
 MAX_CLASSES = 255
 
@@ -96,9 +94,7 @@ class Labels:
     def from_json(cls, tree: Any) -> Labels:
         """Raises LabelError when the tree is not a contract."""
         try:
-            classes = [
-                Class(str(c["name"]), tuple(map(int, c["raw"])), _rgb(c["color"])) for c in tree["classes"]
-            ]
+            classes = [Class(str(c["name"]), tuple(map(int, c["raw"])), _rgb(c["color"])) for c in tree["classes"]]
             return cls(tuple(classes), tuple(map(int, tree["void"])))
         except (KeyError, TypeError) as error:
             raise LabelError(f"not a label contract (classes with name, raw, color; and void): {error!r}") from None
@@ -130,7 +126,9 @@ def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str
         return f"{declared} Is {k} void (add --void {k}), a class without a name, or are the masks numbered from 1?"
     if len(values) > 2 * k and len(unknown) > 8:
         return f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey picture."
-    return f"{declared} Name it with --names name=value,... or make it void with --void {','.join(map(str, unknown[:8]))}"
+    return (
+        f"{declared} Name it with --names name=value,... or make it void with --void {','.join(map(str, unknown[:8]))}"
+    )
 
 
 def _ranges(values: Iterable[int]) -> str:
@@ -173,7 +171,9 @@ def parse_names(text: str, void: Sequence[int]) -> Labels:
     for i, part in enumerate(p.strip() for p in text.split(",")):
         name, equals, value = part.partition("=")
         if not name or (equals and not value.strip().isdigit()):
-            raise LabelError(f"--names: cannot read {part!r}; write sky,road,car or sky=0,road=7,car=26, or give a file")
+            raise LabelError(
+                f"--names: cannot read {part!r}; write sky,road,car or sky=0,road=7,car=26, or give a file"
+            )
         names.append(name.strip())
         values.append(int(value) if equals else i)
     return plain(names, void, values)

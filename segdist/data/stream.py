@@ -7,7 +7,7 @@ a split once. Neither has state: a step number (or nothing) says where it stands
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -102,18 +102,28 @@ class TrainStream:
     """The micro-batches `groups` (numbers in the global batch) of every step."""
 
     def __init__(
-        self, source: Source, order: Order, labels: Labels, cfg: Data, io: Io, groups: range, size: int, pin: bool = False
+        self,
+        source: Source,
+        order: Order,
+        labels: Labels,
+        cfg: Data,
+        io: Io,
+        groups: range,
+        size: int,
+        pin: bool = False,
     ) -> None:
         self._source, self._order, self._cfg, self._io, self._pin = source, order, cfg, io, pin
         self._decode = Decoder(labels)
         self._groups, self._size = groups, size
         self._slots = np.arange(groups.start * size, groups.stop * size)
 
-    def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
-        """The batches of steps start..stop-1."""
+    def steps(self, start: int, stop: int) -> Generator[list[MicroBatch]]:
+        """The batches of steps start..stop-1; close it to stop its threads."""
         torch.get_num_threads()  # this thread's count is settled before the decoders set theirs
         fetchers = ThreadPoolExecutor(self._io.fetch_threads, "fetch")
-        decoders = ThreadPoolExecutor(self._io.loader_threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        decoders = ThreadPoolExecutor(
+            self._io.loader_threads, "decode", initializer=torch.set_num_threads, initargs=(1,)
+        )
         fetcher = _Fetcher(self._source, fetchers)
         plans: deque[_Plan] = deque()
         ready: deque[tuple[list[MicroBatch], list[Future[None]]]] = deque()

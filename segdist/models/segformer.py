@@ -39,7 +39,7 @@ def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
         return _wrap(net, [f"random initial weights (SegFormer {cfg.size})"])
     assert cfg.weights is not None
     try:
-        net, report = SegformerForSemanticSegmentation.from_pretrained(
+        loaded: Any = SegformerForSemanticSegmentation.from_pretrained(
             cfg.weights,
             revision=cfg.revision or "main",
             ignore_mismatched_sizes=True,
@@ -54,7 +54,10 @@ def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
             f"model.weights {cfg.weights!r} could not be loaded: {first} "
             "Give a Hub id that this machine can reach, or a local folder with config.json and model.safetensors."
         ) from None
-    fresh = sorted({*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])})
+    net, report = loaded
+    fresh = sorted(
+        {*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])}
+    )
     notes = [f"initial weights from {cfg.weights}"]
     if fresh:
         notes.append(f"newly initialised, since the weights have none of this shape: {', '.join(fresh)}")

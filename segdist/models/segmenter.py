@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segdist.ops.pixels import to_input
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,8 +32,8 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
-        logits_of: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+        net: Any,
+        logits_of: Callable[[Any, torch.Tensor], torch.Tensor],
         traits: Traits,
         arch: dict[str, Any],
         notes: list[str] | None = None,
@@ -50,3 +52,10 @@ class Segmenter(nn.Module):
         logits = self._logits_of(self.net, F.pad(x, (0, right, 0, below)))
         stride = (height + below) // logits.shape[2]
         return logits[:, :, : -(-height // stride), : -(-width // stride)]
+
+
+@torch.inference_mode()
+def infer(model: Segmenter, images: torch.Tensor, precision: str) -> torch.Tensor:
+    """Logits of uint8 (B, 3, H, W) images on the model's device, for a model in evaluation mode."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return model(to_input(images, model.traits.mean, model.traits.std))

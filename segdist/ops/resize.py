@@ -16,7 +16,9 @@ from segdist.ops import IGNORE
 _BAND_ELEMENTS = 1 << 22  # of a band of resized logits: 16 MB in fp32, which stays near the caches
 
 
-def cross_entropy_sum(logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, ignore_index: int = IGNORE) -> torch.Tensor:
+def cross_entropy_sum(
+    logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, ignore_index: int = IGNORE
+) -> torch.Tensor:
     """Scalar: the sum over valid pixels of the cross-entropy of bilinearly resized logits.
 
     logits (B, K, h, w) in any float type; masks uint8 (B, H, W). Computed in fp32 (fp64 for fp64 logits).
@@ -26,7 +28,7 @@ def cross_entropy_sum(logits: torch.Tensor, masks: torch.Tensor, align_corners: 
         logits = logits.float()
     if logits.shape[2:] == masks.shape[1:]:
         return F.cross_entropy(logits, masks.long(), ignore_index=ignore_index, reduction="sum")
-    return _ResizedCrossEntropy.apply(logits, masks, align_corners, ignore_index)  # type: ignore[no-untyped-call]
+    return _ResizedCrossEntropy.apply(logits, masks, align_corners, ignore_index)
 
 
 def _rows_below(first: int, last: int, size: int, full: int, align_corners: bool, like: torch.Tensor) -> Any:
@@ -41,7 +43,9 @@ def _rows_below(first: int, last: int, size: int, full: int, align_corners: bool
 
 class _ResizedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, ignore_index: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, ignore_index: int
+    ) -> torch.Tensor:
         b, k, h, w = logits.shape
         height, width = masks.shape[1:]
         band = max(1, _BAND_ELEMENTS // (b * k * width))
@@ -70,7 +74,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         return total.to(logits.dtype)
 
     @staticmethod
-    def backward(ctx: Any, d_total: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, d_total: torch.Tensor) -> Any:
         (grad,) = ctx.saved_tensors
         return grad * d_total, None, None, None
 

@@ -1,0 +1,30 @@
+# `make demo` and `make test` each work alone on a fresh machine with Python 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?=
+
+.PHONY: demo test check format clean
+
+demo: .ready
+	$(BIN)/python demo/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: .ready
+	$(BIN)/python -m pytest
+
+check: .ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segdist needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch .ready
+
+clean:
+	rm -rf .venv .ready demo-out

@@ -1,0 +1,5 @@
+"""`python -m segdist`."""
+
+from segdist.cli import main
+
+main()

@@ -1,0 +1,228 @@
+"""The `segdist` command. Human output goes to stderr; with --json, one last line on stdout is for machines.
+
+A user's mistake is one readable message and exit code 2. Heavy libraries are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from segdist.errors import UserError
+
+app = typer.Typer(
+    help="Fine-tune semantic segmentation models on your own images, and get a number you can trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at a config.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout at the end.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RunOrCheckpoint = Annotated[str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint folder.")]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    from rich.markup import escape
+
+    from segdist.log import console
+
+    try:
+        app()
+    except UserError as error:
+        console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from the newest checkpoint")
+        sys.exit(130)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="Folder with images and masks.")],
+    dest: Annotated[str, typer.Argument(help="Where the prepared data set goes.")],
+    format: Annotated[
+        str, typer.Option(help="Layout of SOURCE: folder (images/ and masks/, also per split) or camvid.")
+    ] = "folder",
+    names: Annotated[
+        str | None,
+        typer.Option(
+            help="Class names in order of mask values (sky,road), or name=value pairs (road=7,car=26), "
+            "or a .txt, .json or .yaml file."
+        ),
+    ] = None,
+    void: Annotated[str | None, typer.Option(help="Mask values that count for nothing. [default: 255]")] = None,
+    val_share: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of images for validation, where SOURCE has no splits.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what DEST holds.")] = False,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 200,
+    json: Json = False,
+) -> None:
+    """Check images and masks, and pack them into shards that training can stream.
+
+    Example: `segdist prepare photos/ data/photos --names background=0,crack=1`
+
+    Safe to interrupt and to repeat: DEST counts as prepared once its index.json is there.
+    """
+    from segdist.data.importers import LAYOUTS
+    from segdist.prepare import prepare as run
+
+    if format not in LAYOUTS:
+        raise UserError(
+            f"--format {format!r} is unknown; there are {', '.join(f'{k} ({v.about})' for k, v in LAYOUTS.items())}"
+        )
+    summary = run(source, dest, format, names, _values(void), val_share, seed, limit, overwrite, max_megapixels)
+    for name, split in summary["splits"].items():
+        _say(f"{name}: {split['samples']} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:.1f} MB")
+    _say(f"prepared: {summary['uri']}")
+    _machine(json, summary)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML config; `segdist config show` explains its fields.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
+    json: Json = False,
+) -> None:
+    """Train, evaluate and checkpoint; the same command continues an interrupted run.
+
+    Example: `segdist train configs/camvid_unet_r34.yaml data.uri=data/camvid train.num_steps=2000`
+
+    Several GPUs or processes: `torchrun --nproc-per-node 4 -m segdist train CONFIG`. Ctrl-C commits a checkpoint and stops.
+    """
+    from segdist import config as configs
+    from segdist.launch import run_here
+
+    summary, is_first = run_here(configs.load(config, overrides or []))
+    if not is_first:
+        return
+    score = "" if summary["miou"] is None else f", best mIoU {summary['miou']:.4f} after step {summary['best_step']}"
+    _say(f"{summary['state']} at step {summary['step']}{score}\nrun: {summary['run_uri']}")
+    if summary["state"] != "SUCCEEDED":
+        _say("the same command goes on from here")
+    _machine(json, summary)
+
+
+@app.command()
+def evaluate(
+    checkpoint: RunOrCheckpoint,
+    data: Annotated[str | None, typer.Option(help="Prepared data set. [default: the one it was trained on]")] = None,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 4,
+    device: Device = "auto",
+    out: Annotated[
+        str | None, typer.Option(help="Also write the JSON, with the confusion matrix, to this file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score a model on a split: every picture once, at its mask's own size.
+
+    Example: `segdist evaluate runs/photos --data data/photos --split val`
+    """
+    from pathlib import Path
+
+    from segdist.cli.tables import scores
+    from segdist.evaluate import evaluate_checkpoint
+    from segdist.log import console
+    from segdist.record import to_json
+
+    result = evaluate_checkpoint(checkpoint, data, split, batch_size, device)
+    console.print(scores(result))
+    if out:
+        Path(out).write_text(to_json(result, indent=1), encoding="utf-8")
+        _say(f"written: {out}")
+    _machine(json, result)
+
+
+@app.command()
+def export(
+    checkpoint: RunOrCheckpoint,
+    dest: Annotated[str, typer.Argument(help="Folder for the export.")],
+    json: Json = False,
+) -> None:
+    """Write a model in its library's own layout, to be used without segdist.
+
+    SegFormer: `transformers.pipeline("image-segmentation", model=DEST)`. U-Net: `smp.from_pretrained(DEST)`.
+
+    Example: `segdist export runs/photos exports/photos`
+    """
+    import torch
+
+    from segdist.checkpoint import load_trained
+    from segdist.export import export as run
+
+    trained = load_trained(checkpoint, torch.device("cpu"))
+    summary = run(trained, dest)
+    _say(f"exported {trained.uri} for {summary['layout']}: {dest}")
+    _machine(json, summary)
+
+
+@app.command()
+def predict(
+    checkpoint: RunOrCheckpoint,
+    images: Annotated[list[str], typer.Argument(help="Pictures.")],
+    out: Annotated[str, typer.Option(help="Folder for masks and overlays.")],
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Write an index mask (PNG with palette) and an overlay with a legend for each picture.
+
+    Example: `segdist predict runs/photos holiday/*.jpg --out predictions/`
+    """
+    from segdist.checkpoint import load_trained
+    from segdist.predict import predict_files
+    from segdist.world import choose_device
+
+    where = choose_device(device)
+    done = predict_files(load_trained(checkpoint, where), images, out, where)
+    _say(f"{len(done)} masks and overlays: {out}")
+    _machine(json, {"out": out, "images": done})
+
+
+@config_app.command("show")
+def config_show(
+    config: Annotated[str, typer.Argument(help="A YAML config.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
+    json: Json = False,
+) -> None:
+    """Print a config resolved: every field, its value and what it means. Fields marked * decide the weights.
+
+    Example: `segdist config show configs/demo.yaml train.num_steps=50`
+    """
+    from segdist import config as configs
+    from segdist.record import to_json
+
+    cfg = configs.load(config, overrides or [])
+    print(to_json(configs.to_tree(cfg)) if json else configs.explain(cfg))
+
+
+def _say(text: str) -> None:
+    from segdist.log import say
+
+    say(text)
+
+
+def _machine(wanted: bool, tree: Any) -> None:
+    from segdist.record import to_json
+
+    if wanted:
+        print(to_json(tree), flush=True)
+
+
+def _values(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [p.strip() for p in text.split(",") if p.strip()]
+    if not all(p.isdigit() for p in parts):
+        raise UserError(f"--void {text!r}: give mask values, for example --void 11,255")
+    return [int(p) for p in parts]

@@ -1,0 +1,30 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+
+def scores(result: dict[str, Any]) -> Table:
+    """The report of an evaluation, class by class."""
+    table = Table(
+        title=f"{result['data']}, {result['split']}: {result['num_samples']} samples",
+        caption=f"mIoU {result['miou']:.4f}   mean accuracy {result['mean_accuracy']:.4f}   "
+        f"overall accuracy {result['overall_accuracy']:.4f}   loss {result['loss']:.4f}\n{result['protocol']}",
+        caption_justify="left",
+    )
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    table.add_column("accuracy", justify="right")
+    table.add_column("pixels", justify="right")
+    for k, name in enumerate(result["iou"]):
+        pixels = sum(result["confusion"][k])
+        table.add_row(name, _number(result["iou"][name]), _number(result["accuracy"][name]), f"{pixels:,}")
+    return table
+
+
+def _number(value: float) -> str:
+    return "absent" if math.isnan(value) else f"{value:.4f}"

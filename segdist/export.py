@@ -1,0 +1,98 @@
+"""A checkpoint in the layout of the library that made its model, so that it runs where segdist is not installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from segdist.checkpoint import Trained, load_state
+from segdist.errors import UserError
+
+_MARK = "segdist.json"
+
+
+def export(trained: Trained, dest: str) -> dict[str, Any]:
+    """Writes the export and a model card into DEST; {"path", "layout"}. Raises UserError when DEST holds other things."""
+    folder = Path(dest)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists())):
+        raise UserError(f"{dest} exists and is no export of segdist; give an empty place")
+    folder.mkdir(parents=True, exist_ok=True)
+    layout = {"segformer": _transformers, "unet": _smp}[trained.model.arch["name"]](trained, folder)
+    state = load_state(trained.uri)
+    about = {
+        "classes": trained.labels.to_json()["classes"],
+        "image_size": trained.cfg.data.image_size,
+        "mean": trained.model.traits.mean,
+        "std": trained.model.traits.std,
+        "checkpoint_step": state["step"],
+        "metrics": state["metrics"],
+    }
+    (folder / _MARK).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    (folder / "README.md").write_text(_card(trained, layout, state["metrics"]), encoding="utf-8")
+    return {"path": dest, "layout": layout}
+
+
+def _transformers(trained: Trained, folder: Path) -> str:
+    from transformers import SegformerImageProcessor
+
+    trained.model.net.save_pretrained(folder)
+    size = trained.cfg.data.image_size
+    SegformerImageProcessor(
+        do_resize=size is not None,
+        size=_processor_size(size),
+        image_mean=list(trained.model.traits.mean),
+        image_std=list(trained.model.traits.std),
+        do_reduce_labels=False,
+    ).save_pretrained(folder)
+    return "transformers"
+
+
+def _processor_size(size: int | tuple[int, int] | None) -> dict[str, int]:
+    if isinstance(size, int):
+        return {"shortest_edge": size}
+    height, width = size or (512, 512)  # without do_resize nobody reads it
+    return {"height": height, "width": width}
+
+
+def _smp(trained: Trained, folder: Path) -> str:
+    import torch
+
+    net = trained.model.net.to(memory_format=torch.contiguous_format)
+    net.save_pretrained(str(folder))
+    return "segmentation_models_pytorch"
+
+
+def _card(trained: Trained, layout: str, metrics: dict[str, Any] | None) -> str:
+    use = {
+        "transformers": 'from transformers import pipeline\n\nsegment = pipeline("image-segmentation", model="THIS_FOLDER")\n'
+        'for part in segment("photo.jpg"):\n    print(part["label"], part["mask"])',
+        "segmentation_models_pytorch": 'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("THIS_FOLDER")'
+        "\n# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json),"
+        f"\n# sides padded to a multiple of {trained.model.traits.multiple}",
+    }[layout]
+    lines = [
+        "---",
+        "tags: [image-segmentation, semantic-segmentation, segdist]",
+        f"library_name: {layout.replace('_', '-')}",
+        "pipeline_tag: image-segmentation",
+        "---",
+        f"# {trained.model.arch['name']}, {trained.labels.num_classes} classes",
+        "",
+        f"Fine-tuned with segdist on `{trained.cfg.data.uri.rstrip('/').rsplit('/', 1)[-1]}`.",
+        "",
+        "```python",
+        use,
+        "```",
+        "",
+    ]
+    if metrics:
+        lines += [
+            f"Validation mIoU {metrics['miou']:.4f}; protocol: {metrics['protocol']}.",
+            "",
+            "| class | IoU |",
+            "| --- | --- |",
+            *(f"| {n} | {'-' if v is None or v != v else format(v, '.4f')} |" for n, v in metrics["iou"].items()),
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,59 @@
+"""Pictures for people: index masks with a palette, and overlays that need no explanation."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segdist.data.labels import Labels
+from segdist.ops import IGNORE
+
+_OPACITY = 0.55
+
+
+def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
+    """Palette picture of uint8 (H, W) classes: its values are the class numbers, its colours the contract's."""
+    image = Image.fromarray(classes, "L")
+    image.putpalette(labels.palette().tobytes())  # turns it into mode P; the values stay
+    return image
+
+
+def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Image:
+    """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn, and beside it the classes it holds."""
+    colors = labels.palette()[classes]
+    grey = image.mean(2, keepdims=True)  # under the colours, so that they look as they do in the legend
+    blend = np.where((classes == IGNORE)[..., None], image, (1 - _OPACITY) * grey + _OPACITY * colors)
+    blend[_borders(classes)] = 255
+    return _with_legend(Image.fromarray(blend.round().astype(np.uint8)), classes, labels)
+
+
+def _borders(classes: np.ndarray) -> np.ndarray:
+    """bool (H, W): pixels whose lower or right neighbour is of another class."""
+    edge = np.zeros(classes.shape, bool)
+    edge[:-1] |= classes[:-1] != classes[1:]
+    edge[:, :-1] |= classes[:, :-1] != classes[:, 1:]
+    return edge
+
+
+def _with_legend(image: Image.Image, classes: np.ndarray, labels: Labels) -> Image.Image:
+    """The picture, enlarged until its legend can be read, with the classes in it, largest first, at its right."""
+    zoom = max(1, round(480 / image.height))
+    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    counts = np.bincount(classes.ravel(), minlength=256)[: labels.num_classes]
+    present = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
+    size = max(12, min(image.height // 24, image.height // max(1, 2 * len(present)) * 4 // 3))
+    font = ImageFont.load_default(size)
+    lines = [(k, f"{labels.names[k]}  {_share(counts[k] / classes.size)}") for k in present]
+    width = max((int(font.getlength(text)) for _, text in lines), default=0) + 3 * size
+    canvas = Image.new("RGB", (image.width + width, image.height), "white")
+    canvas.paste(image, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, (k, text) in enumerate(lines):
+        left, top = image.width + size // 2, size // 2 + i * (size * 3 // 2)
+        draw.rectangle([left, top, left + size, top + size], fill=labels.classes[k].color, outline="black")
+        draw.text((left + size * 3 // 2, top - size // 8), text, fill="black", font=font)
+    return canvas
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"

@@ -1,0 +1,70 @@
+"""Classes for pictures that have no mask: an index mask and an overlay for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from segdist import figures, log
+from segdist.checkpoint import Trained
+from segdist.data.augment import model_size, resize_image
+from segdist.errors import DataError, UserError
+from segdist.models.segmenter import infer
+from segdist.ops import resize
+
+
+def classify(trained: Trained, image: np.ndarray, device: torch.device) -> np.ndarray:
+    """uint8 (H, W) classes of a uint8 (H, W, 3) image, at its own size, as evaluation would see it."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    size = model_size(trained.cfg.data.image_size, *image.shape[:2])
+    logits = infer(trained.model, resize_image(pixels, size)[None].to(device), trained.cfg.train.precision)
+    return resize.predict(logits, image.shape[:2], trained.model.traits.align_corners)[0].cpu().numpy()
+
+
+def predict_files(trained: Trained, images: Sequence[str], out: str, device: torch.device) -> list[dict[str, Any]]:
+    """Writes OUT/NAME.png (index mask) and OUT/NAME_overlay.png for every image; where they went.
+
+    A picture that cannot be read does not stop the others: UserError names such pictures at the end.
+    """
+    paths = [Path(image) for image in images]
+    if missing := [str(p) for p in paths if not p.is_file()]:
+        raise UserError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing)")
+    stems = [p.stem for p in paths]
+    if twice := sorted({s for s in stems if stems.count(s) > 1}):
+        raise UserError(f"two images are named {twice[0]!r} and would overwrite each other's mask; predict them apart")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    done, failed = [], []
+    progress, advance = log.bar("predicting", len(paths))
+    with progress:
+        for path in paths:
+            try:
+                done.append(_predict_file(trained, path, folder, device))
+            except DataError as error:
+                failed.append(str(error))
+            advance(1)
+    if failed:
+        raise UserError(
+            "\n".join([*failed, f"{len(failed)} of {len(paths)} images could not be read; the others are in {out}"])
+        )
+    return done
+
+
+def _predict_file(trained: Trained, path: Path, folder: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        with Image.open(path) as opened:
+            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not an image that can be read ({error})") from None
+    classes = classify(trained, image, device)
+    mask, drawn = folder / f"{path.stem}.png", folder / f"{path.stem}_overlay.png"
+    figures.index_mask(classes, trained.labels).save(mask)
+    figures.overlay(image, classes, trained.labels).save(drawn)
+    counts = np.bincount(classes.ravel(), minlength=trained.labels.num_classes)
+    shares = {n: float(c / classes.size) for n, c in zip(trained.labels.names, counts)}
+    return {"image": str(path), "mask": str(mask), "overlay": str(drawn), "shares": shares}
