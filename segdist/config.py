@@ -287,18 +287,35 @@ def _valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator
             yield from _valid_keys(each, f"{prefix}{name}.")
 
 
+_ELSEWHERE = {  # what other tools call our fields
+    "learning_rate": "optim.lr",
+    "batch_size": "train.global_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "epochs": "train.num_steps",
+    "max_steps": "train.num_steps",
+    "num_workers": "io.loader_threads",
+    "output_dir": "run.uri",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "save_steps": "checkpoint.every_steps",
+    "eval_steps": "eval.every_steps",
+}
+
+
 def _nearest(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    if name in _ELSEWHERE:
+        return _ELSEWHERE[name]
     keys = sorted(set(_valid_keys()))
     sections = sorted({k.split(".")[0] for k in keys})
-    if "." not in key:
-        hits = difflib.get_close_matches(key, sections, 1, 0.6)
-        if hits:
-            return hits[0]
-    name = key.rsplit(".", 1)[-1]
-    same = [k for k in keys if k.rsplit(".", 1)[-1] == name]
-    score = {k: difflib.SequenceMatcher(None, key, k).ratio() for k in keys}
-    score |= {k: max(s, difflib.SequenceMatcher(None, name, k.rsplit(".", 1)[-1]).ratio()) for k, s in score.items()}
-    return same[0] if same else max(keys, key=score.__getitem__)
+    if not section and (hits := difflib.get_close_matches(key, sections, 1, 0.6)):
+        return hits[0]
+
+    def likeness(valid: str) -> float:
+        head, _, tail = valid.rpartition(".")
+        return difflib.SequenceMatcher(None, name, tail).ratio() + 0.2 * (head == section)
+
+    return max(keys, key=likeness)
 
 
 def _explain(error: Any) -> str:

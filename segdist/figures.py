@@ -13,7 +13,7 @@ _OPACITY = 0.55
 
 def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
     """Palette picture of uint8 (H, W) classes: its values are the class numbers, its colours the contract's."""
-    image = Image.fromarray(classes, "L")
+    image = Image.fromarray(classes)
     image.putpalette(labels.palette().tobytes())  # turns it into mode P; the values stay
     return image
 

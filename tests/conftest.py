@@ -1,0 +1,98 @@
+"""Shared pieces: a small drawn data set, folders in foreign layouts, and configs of small fast runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches out
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits are compared
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "demo"))
+
+import streets
+
+from segdist import config
+from segdist.config import Config
+from segdist.prepare import prepare
+
+SEGFORMER = {"name": "segformer", "size": "tiny", "dropout": 0.1, "drop_path": 0.3}
+UNET = {"name": "unet", "encoder": "resnet18"}
+
+
+def tree(data: str, run: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A small run as a plain tree; sections are merged into it."""
+    base: dict[str, Any] = {
+        "run": {"uri": run},
+        "data": {"uri": data, "crop_size": [32, 48], "scale_range": [0.75, 1.5]},
+        "model": SEGFORMER,
+        "train": {"num_steps": 4, "global_batch_size": 4, "micro_batch_size": 2, "seed": 3},
+        "optim": {"lr": 1e-3, "head_lr_factor": 2.0, "warmup_steps": 1, "clip_grad_norm": 1.0},
+        "eval": {"every_steps": 2, "batch_size": 3},
+        "checkpoint": {"every_steps": 1},
+        "scale": {"device": "cpu", "cpu_threads": 1},
+        "io": {"loader_threads": 2, "fetch_threads": 2},
+        "log": {"every_steps": 1},
+    }
+    for name, fields in sections.items():
+        base[name] = fields if name == "model" else {**base.get(name, {}), **fields}
+    return base
+
+
+@pytest.fixture(scope="session")
+def street_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 drawn scenes of 48x32 px; the masks of four of them are almost or wholly void."""
+    folder = tmp_path_factory.mktemp("streets")
+    streets.draw_folder(folder, 20, 48, 32, seed=1)
+    for i, share in enumerate((1.0, 0.97, 0.5, 0.9)):
+        path = folder / "masks" / f"{i:04d}.png"
+        mask = np.array(Image.open(path))
+        mask[: int(32 * share)] = 255
+        Image.fromarray(mask).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def street_data(street_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same, prepared: 15 to train on, 5 to validate."""
+    uri = str(tmp_path_factory.mktemp("prepared") / "streets")
+    prepare(str(street_folder), uri, names=str(street_folder / "names.txt"), val_share=0.25)
+    return uri
+
+
+@pytest.fixture
+def make_config(street_data: str, tmp_path: Path) -> Callable[..., Config]:
+    """make_config(section={...}) -> the config of a small run below tmp_path."""
+
+    def make(**sections: dict[str, Any]) -> Config:
+        return config.from_tree(tree(street_data, str(tmp_path / "run"), **sections), "test")
+
+    return make
+
+
+def write_pair(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, split: str = "") -> None:
+    """One image and mask in the `folder` layout."""
+    for kind, pixels in (("images", image), ("masks", mask)):
+        path = folder / split / kind / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def plain_folder(
+    folder: Path, num: int = 6, values: tuple[int, ...] = (0, 1, 2, 255), size: tuple[int, int] = (8, 12)
+) -> Path:
+    """A valid folder of `num` random pairs whose masks hold `values`."""
+    rng = np.random.default_rng(0)
+    for i in range(num):
+        mask = rng.choice(np.array(values, np.uint8), size)
+        mask[0, : len(values)] = values
+        write_pair(folder, f"p{i}", rng.integers(0, 256, (*size, 3), dtype=np.uint8), mask)
+    return folder

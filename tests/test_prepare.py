@@ -1,0 +1,325 @@
+"""Foreign folders to a prepared data set; and every mistake that people make, with its message."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import plain_folder, write_pair
+from PIL import Image
+
+from segdist.data import codec, index
+from segdist.data.source import Source
+from segdist.errors import DataError, LabelError, StorageError
+from segdist.prepare import prepare
+
+NAMES = "a,b,c"
+
+
+def read_back(uri: str, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """sample_id -> (RGB image, raw mask) of everything in a split."""
+    loaded = index.load(uri)
+    source = Source(uri, loaded, split)
+    found = {}
+    for g in range(len(source.sizes)):
+        group = source.fetch(g)
+        for row in range(group.num_rows):
+            s = group.sample(row)
+            found[s.sample_id] = (
+                codec.decode_image(s.image).permute(1, 2, 0).numpy(),
+                codec.decode_mask(s.mask, s.mask_codec, s.height, s.width),
+            )
+    return found
+
+
+def test_a_folder_comes_back_pixel_for_pixel(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", num=40)
+    summary = prepare(str(source), str(tmp_path / "out"), names=NAMES, val_share=0.25)
+    assert {k: v["samples"] for k, v in summary["splits"].items()} == {"train": 30, "val": 10}
+    found = read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val")
+    assert sorted(found) == sorted(f"p{i}" for i in range(40))
+    for name, (image, mask) in found.items():
+        assert (image == np.array(Image.open(source / "images" / f"{name}.png"))).all()
+        assert (mask == np.array(Image.open(source / "masks" / f"{name}.png"))).all()
+
+
+def test_the_index_counts_every_pixel(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", num=40)
+    prepare(str(source), str(tmp_path / "out"), names=NAMES)
+    masks = np.stack([np.array(Image.open(p)) for p in (source / "masks").iterdir()])
+    splits = index.load(str(tmp_path / "out")).splits.values()
+    for k in range(3):
+        assert sum(s.class_pixels[k] for s in splits) == (masks == k).sum()
+    assert sum(s.void_pixels for s in splits) == (masks == 255).sum()
+
+
+def test_training_rows_are_shuffled_once_and_row_groups_are_equal(tmp_path: Path) -> None:
+    prepare(str(plain_folder(tmp_path / "src", num=100)), str(tmp_path / "out"), names=NAMES, val_share=0.3)
+    loaded = index.load(str(tmp_path / "out"))
+    names = list(read_back(str(tmp_path / "out"), "train"))
+    assert names != sorted(names)
+    assert list(read_back(str(tmp_path / "out"), "val")) == sorted(read_back(str(tmp_path / "out"), "val"))
+    sizes = loaded.split("train").group_sizes()
+    assert len(set(sizes[:-1].tolist())) == 1
+    assert sizes[-1] <= sizes[0]
+
+
+def test_splits_may_stand_above_or_below_images_and_masks(tmp_path: Path) -> None:
+    for split, num in (("train", 4), ("val", 2)):
+        for i in range(num):
+            pixels, mask = np.full((8, 8, 3), i, np.uint8), np.eye(8, dtype=np.uint8)
+            write_pair(tmp_path / "above", f"p{i}", pixels, mask, split)
+            for kind, array in (("images", pixels), ("masks", mask)):
+                path = tmp_path / "below" / kind / split / f"p{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    for layout in ("above", "below"):
+        summary = prepare(str(tmp_path / layout), str(tmp_path / f"{layout}-out"), names="a,b")
+        assert {k: v["samples"] for k, v in summary["splits"].items()} == {"train": 4, "val": 2}
+
+
+def test_camvid_keeps_its_void_and_its_splits(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for i in range(3):
+            mask = np.arange(96, dtype=np.uint8).reshape(8, 12) % 12
+            for folder, array in ((split, np.zeros((8, 12, 3), np.uint8)), (f"{split}annot", mask)):
+                (tmp_path / "src" / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(tmp_path / "src" / folder / f"f{i}.png")
+    summary = prepare(str(tmp_path / "src"), str(tmp_path / "out"), "camvid")
+    assert summary["classes"][0] == "sky"
+    assert len(summary["classes"]) == 11
+    assert index.load(str(tmp_path / "out")).split("val").void_pixels == 3 * 8
+
+
+def test_limit_takes_the_first_of_each_split(tmp_path: Path) -> None:
+    summary = prepare(str(plain_folder(tmp_path / "src", 20)), str(tmp_path / "out"), names=NAMES, limit=3)
+    assert {k: v["samples"] for k, v in summary["splits"].items()} == {"train": 3, "val": 3}
+
+
+def test_a_split_moves_no_picture_when_others_are_added(tmp_path: Path) -> None:
+    few, many = plain_folder(tmp_path / "few", 20), plain_folder(tmp_path / "many", 40)
+    for source in (few, many):
+        prepare(str(source), str(source) + "-out", names=NAMES)
+    before, after = set(read_back(f"{few}-out", "val")), set(read_back(f"{many}-out", "val"))
+    assert len(after & {f"p{i}" for i in range(20)} - before) <= 4  # quotas move by rank only
+
+
+def test_palette_masks_are_read_as_indices_and_16_bits_stay(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", 4, values=(0, 1, 2))
+    mask = Image.fromarray(np.tile(np.array([0, 1, 2, 2], np.uint8), (8, 3)))
+    mask.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    mask.save(source / "masks" / "p0.png")
+    Image.fromarray(np.tile(np.array([0, 1, 700, 700], np.uint16), (8, 3))).save(source / "masks" / "p1.png")
+    prepare(str(source), str(tmp_path / "out"), names="a=0,b=1,c=2,d=700")
+    found = read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val")
+    assert found["p0"][1][0, :4].tolist() == [0, 1, 2, 2]
+    assert found["p1"][1].dtype == np.uint16
+    assert found["p1"][1][0, :4].tolist() == [0, 1, 700, 700]
+
+
+def test_an_exif_rotation_is_applied_when_only_the_turned_picture_fits(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", 4)
+    pixels = np.zeros((12, 8, 3), np.uint8)
+    pixels[:, 4:] = 200  # right half bright; turned by 90 degrees it lies below
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (source / "images" / "p0.png").unlink()
+    Image.fromarray(pixels).save(source / "images" / "p0.jpg", exif=exif, quality=95)
+    prepare(str(source), str(tmp_path / "out"), names=NAMES)
+    image, mask = (read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val"))["p0"]
+    assert image.shape[:2] == mask.shape == (8, 12)
+    assert image[:3].mean() < 20
+    assert image[5:].mean() > 180
+
+
+def test_jpegs_keep_their_bytes(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", 4)
+    (source / "images" / "p0.png").unlink()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)).save(
+        source / "images" / "p0.jpg"
+    )
+    prepare(str(source), str(tmp_path / "out"), names=NAMES)
+    shards = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*.parquet"))
+    assert (source / "images" / "p0.jpg").read_bytes() in shards
+
+
+def test_datasets_reads_the_shards(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    prepare(str(plain_folder(tmp_path / "src", 12)), str(tmp_path / "out"), names=NAMES)
+    files = {s: str(tmp_path / "out" / s / "*.parquet") for s in ("train", "val")}
+    loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    assert loaded["train"].column_names == ["sample_id", "image", "mask", "mask_codec", "height", "width"]
+    assert loaded["train"].num_rows + loaded["val"].num_rows == 12
+
+
+def test_preparing_again_does_nothing_and_another_source_is_refused(tmp_path: Path) -> None:
+    source, out = plain_folder(tmp_path / "src", 8), tmp_path / "out"
+    prepare(str(source), str(out), names=NAMES)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    prepare(str(source), str(out), names=NAMES)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+    with pytest.raises(DataError, match="holds another prepared data set"):
+        prepare(str(source), str(out), names="x,y,z")
+    prepare(str(source), str(out), names="x,y,z", overwrite=True)
+    assert index.load(str(out)).labels.names == ["x", "y", "z"]
+
+
+def test_overwriting_leaves_no_stale_shard(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(str(plain_folder(tmp_path / "one", 8)), str(out), names=NAMES)
+    prepare(str(plain_folder(tmp_path / "two", 9)), str(out), names=NAMES, overwrite=True)
+    listed = {s.file for split in index.load(str(out)).splits.values() for s in split.shards}
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*.parquet")} == listed
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_leaves_no_data_set_and_can_be_repeated(tmp_path: Path) -> None:
+    source, out = plain_folder(tmp_path / "src", 300, size=(64, 64)), tmp_path / "out"
+    command = [sys.executable, "-m", "segdist", "prepare", str(source), str(out), "--names", NAMES]
+    for delay in (2.5, 3.0, 3.5):
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not (out / "index.json").exists():
+            with pytest.raises(DataError, match="no prepared data set"):
+                index.load(str(out))
+    prepare(str(source), str(out), names=NAMES)
+    clean = tmp_path / "clean"
+    prepare(str(source), str(clean), names=NAMES)
+    assert (out / "index.json").read_bytes() == (clean / "index.json").read_bytes()
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def mistaken(tmp_path: Path, **arguments: object) -> str:
+    """The message for preparing tmp_path/src, and proof that nothing counts as prepared."""
+    with pytest.raises((DataError, LabelError)) as error:
+        prepare(str(tmp_path / "src"), str(tmp_path / "out"), **({"names": NAMES} | arguments))  # type: ignore[arg-type]
+    assert not (tmp_path / "out" / "index.json").exists()
+    return str(error.value)
+
+
+def test_an_unpaired_file_is_named(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    (source / "masks" / "p3.png").unlink()
+    message = mistaken(tmp_path)
+    assert "images/p3.png: this image has no mask; expected" in message
+    (source / "images" / "p3.png").unlink()
+    (source / "images" / "p4.png").unlink()
+    assert "masks/p4.png: this mask has no image" in mistaken(tmp_path)
+
+
+def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    Image.fromarray(np.zeros((8, 11), np.uint8)).save(source / "masks" / "p2.png")
+    assert "images/p2.png: the image is 8x12 but its mask is 8x11 (height x width)" in mistaken(tmp_path)
+
+
+def test_an_unknown_mask_value_is_named(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    mask = np.zeros((8, 12), np.uint8)
+    mask[0, :5] = 17
+    Image.fromarray(mask).save(source / "masks" / "p1.png")
+    message = mistaken(tmp_path)
+    assert "masks/p1.png: unknown mask value 17 (5 pixels)" in message
+    assert "--void 17" in message
+
+
+def test_an_empty_split_is_named(tmp_path: Path) -> None:
+    plain_folder(tmp_path / "src" / "train")
+    for kind in ("images", "masks"):
+        (tmp_path / "src" / "val" / kind).mkdir(parents=True)
+    assert "split 'val' is empty" in mistaken(tmp_path)
+
+
+@pytest.mark.parametrize("size", [40, 200])
+def test_a_truncated_image_is_named(tmp_path: Path, size: int) -> None:
+    source = plain_folder(tmp_path / "src")
+    path = source / "images" / "p5.png"
+    path.write_bytes(path.read_bytes()[:size])
+    message = mistaken(tmp_path)
+    assert "images/p5.png: " in message
+    assert "replace or remove it" in message
+
+
+def test_something_that_is_no_image_is_named(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    (source / "masks" / "p0.png").write_text("hello", encoding="utf-8")
+    assert "masks/p0.png: not an image" in mistaken(tmp_path)
+
+
+def test_lossy_coloured_and_alpha_masks_are_refused(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    path = source / "masks" / "p0.png"
+    path.unlink()
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save(path.with_suffix(".jpg"))
+    assert "stored as JPEG may be lossy" in mistaken(tmp_path)
+    path.with_suffix(".jpg").unlink()
+    for mode, said in (("RGB", "its pixels are colours"), ("LA", "without alpha"), ("RGBA", "its pixels are colours")):
+        Image.new(mode, (12, 8)).save(path)
+        assert said in mistaken(tmp_path)
+
+
+def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    Image.new("L", (3000, 3000)).save(source / "masks" / "p0.png")
+    assert "3000x3000 pixels exceed --max-megapixels 8" in mistaken(tmp_path, max_megapixels=8)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    Image.new("RGB", (12, 8)).save(source / "images" / "p0.jpg")
+    assert "has the same name without suffix" in mistaken(tmp_path)
+
+
+def test_a_folder_of_no_known_layout_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    assert "found neither images/ and masks/" in mistaken(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        prepare(str(tmp_path / "nowhere"), str(tmp_path / "out"))
+
+
+def test_masks_of_0_and_255_without_names_are_explained(tmp_path: Path) -> None:
+    plain_folder(tmp_path / "src", values=(0, 255))
+    assert "--names background=0,object=255" in mistaken(tmp_path, names=None)
+    assert "did you mean class 1" in mistaken(tmp_path, names="a,b", void=())
+
+
+def test_names_are_made_up_only_for_consecutive_values(tmp_path: Path) -> None:
+    plain_folder(tmp_path / "src", values=(0, 60, 120, 180))
+    assert "which are not 0, 1, 2, ..." in mistaken(tmp_path, names=None)
+    prepare(str(plain_folder(tmp_path / "good")), str(tmp_path / "out"))
+    assert index.load(str(tmp_path / "out")).labels.names == ["class 0", "class 1", "class 2"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(StorageError, match="cannot write"):
+        prepare(str(source), str(tmp_path / "file" / "out"), names=NAMES)
+
+
+def test_an_index_of_another_format_is_refused(tmp_path: Path) -> None:
+    prepare(str(plain_folder(tmp_path / "src")), str(tmp_path / "out"), names=NAMES)
+    path = tmp_path / "out" / "index.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(tree | {"format": "segdist-9"}), encoding="utf-8")
+    with pytest.raises(DataError, match="this version reads 'segdist-1'"):
+        index.load(str(tmp_path / "out"))
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="not a data set's index"):
+        index.load(str(tmp_path / "out"))
+    path.write_text(json.dumps({k: v for k, v in tree.items() if k != "splits"}), encoding="utf-8")
+    with pytest.raises(DataError, match="not a data set's index"):
+        index.load(str(tmp_path / "out"))
