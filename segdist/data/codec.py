@@ -45,7 +45,7 @@ def decode_image(data: pa.Buffer | bytes) -> torch.Tensor:
 
     JPEG by libjpeg-turbo through simplejpeg: the same bits as Pillow and torchvision, in 0.7 of Pillow's time.
     """
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     try:
         if bytes(view[:2]) == b"\xff\xd8":
             pixels = simplejpeg.decode_jpeg(view, "RGB")

@@ -22,7 +22,15 @@ _SIZES: dict[str, dict[str, Any]] = {
     "b4": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3], "decoder_hidden_size": 768},
     "b5": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 6, 40, 3], "decoder_hidden_size": 768},
 }
-TRAITS = Traits(IMAGENET_MEAN, IMAGENET_STD, align_corners=False, multiple=1, encoder_prefix="net.segformer.")
+TRAITS = Traits(
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    align_corners=False,
+    stride=4,
+    multiple=1,
+    least=32,  # below it the first stage's attention has nothing to reduce
+    encoder_prefix="net.segformer.",
+)
 
 
 def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:

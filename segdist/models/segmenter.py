@@ -23,7 +23,9 @@ class Traits:
     mean: tuple[float, float, float]  # of RGB in 0..1
     std: tuple[float, float, float]
     align_corners: bool  # rule by which its logits are resized to the mask
+    stride: int  # image px per logit
     multiple: int  # image sides are padded to a multiple of this, px
+    least: int  # and to at least this, px
     encoder_prefix: str  # parameters whose names begin so are the encoder; all others are the head
 
 
@@ -46,11 +48,11 @@ class Segmenter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """float (B, 3, H, W), normalised -> logits (B, K, h, w), at the model's own stride."""
         height, width = x.shape[2:]
-        below, right = -height % self.traits.multiple, -width % self.traits.multiple
+        below, right = (max(-n % self.traits.multiple, self.traits.least - n) for n in (height, width))
         if not (below or right):
             return self._logits_of(self.net, x)
         logits = self._logits_of(self.net, F.pad(x, (0, right, 0, below)))
-        stride = (height + below) // logits.shape[2]
+        stride = self.traits.stride
         return logits[:, :, : -(-height // stride), : -(-width // stride)]
 
 

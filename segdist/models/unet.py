@@ -33,8 +33,8 @@ def build(cfg: config.Unet, class_names: Sequence[str]) -> Segmenter:
     if cfg.weights is None:
         return _wrap(arch, None, [f"random initial weights (U-Net, {cfg.encoder})"])
     if cfg.weights == "imagenet":
-        params = smp.encoders.get_preprocessing_params(cfg.encoder, "imagenet")
         try:
+            params = smp.encoders.get_preprocessing_params(cfg.encoder, "imagenet")
             model = _wrap(arch | {k: list(params[k]) for k in ("mean", "std")}, "imagenet", [])
         except Exception as error:  # whatever the download raises
             raise UserError(
@@ -81,7 +81,9 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         tuple(arch["mean"]),
         tuple(arch["std"]),
         align_corners=True,  # of smp's heads; U-Net's logits are as large as its input, so it hardly ever matters
+        stride=1,
         multiple=net.encoder.output_stride,
+        least=net.encoder.output_stride,
         encoder_prefix="net.encoder.",
     )
     return Segmenter(net.to(memory_format=torch.channels_last), _logits, traits, arch, notes)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from segdist import record, storage
+from segdist.errors import StorageError
+from segdist.outbox import Outbox
+
+
+def test_of_racing_creators_one_wins(tmp_path: Path) -> None:
+    won: list[int] = []
+
+    def race(i: int) -> None:
+        if storage.create(str(tmp_path / "claim"), str(i).encode()):
+            won.append(i)
+
+    threads = [threading.Thread(target=race, args=(i,)) for i in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(won) == 1
+    assert storage.read(str(tmp_path / "claim")) == str(won[0]).encode()
+
+
+def test_racing_attempts_get_different_numbers(tmp_path: Path) -> None:
+    numbers: list[int] = []
+    threads = [threading.Thread(target=lambda: numbers.append(record.claim_attempt(str(tmp_path)))) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(numbers) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("part", ["../x", "a/../../x", "/etc/x"])
+def test_no_path_escapes_its_folder(part: str) -> None:
+    with pytest.raises(StorageError, match="would escape"):
+        storage.join("runs/a", part)
+
+
+def test_a_failed_write_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write(str(tmp_path / "x"), b"old")
+    monkeypatch.setattr(storage.os, "replace", lambda *a: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(StorageError, match="Input/output error"):
+        storage.write(str(tmp_path / "x"), b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert storage.read(str(tmp_path / "x")) == b"old"
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(StorageError, match="gopher:// is not served"):
+        storage.read("gopher://x/y")
+
+
+def test_a_short_range_is_an_error(tmp_path: Path) -> None:
+    storage.write(str(tmp_path / "x"), b"12345")
+    assert storage.read_range(str(tmp_path / "x"), 1, 3) == b"234"
+    with pytest.raises(StorageError, match="truncated: 2 of 4 bytes at offset 3"):
+        storage.read_range(str(tmp_path / "x"), 3, 4)
+
+
+def test_metrics_merge_and_the_last_attempt_wins_a_step(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    record.write_metrics(run, 1, 1, [{"step": s, "kind": "train", "loss": 1.0} for s in (1, 2, 3)])
+    record.write_metrics(run, 2, 1, [{"step": s, "kind": "train", "loss": 2.0} for s in (3, 4)])
+    record.write_metrics(run, 2, 2, [{"step": 4, "kind": "eval", "miou": float("nan")}])
+    rows = record.read_metrics(run)
+    assert [(r["step"], r["kind"], r.get("loss")) for r in rows] == [
+        (1, "train", 1.0), (2, "train", 1.0), (3, "train", 2.0), (4, "eval", None), (4, "train", 2.0),
+    ]  # fmt: skip
+    assert rows[3]["miou"] is None
+
+
+def test_a_waiting_job_is_replaced_by_a_newer_one_of_its_name() -> None:
+    gate, done = threading.Event(), []
+    outbox = Outbox(lambda text: None)
+    outbox.put("first", gate.wait)
+    for i in range(5):
+        outbox.put("state", lambda i=i: done.append(i))
+    outbox.put("other", lambda: done.append("other"))
+    gate.set()
+    outbox.close()
+    assert done == [4, "other"]
+
+
+def test_a_bug_in_a_job_is_reported_and_does_not_end_the_outbox() -> None:
+    said: list[str] = []
+    done: list[int] = []
+    outbox = Outbox(said.append)
+    outbox.put("bad", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    outbox.put("good", lambda: done.append(1))
+    outbox.close()
+    assert done == [1]
+    assert "bad: failed: ZeroDivisionError" in said[0]
