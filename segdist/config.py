@@ -92,6 +92,18 @@ class Unet(Section):
     )
 
 
+class Loss(Section):
+    class_weights: Literal["enet"] | tuple[float, ...] | None = identity(
+        None, "Weight of each class in the cross-entropy: a list, `enet` (from the pixel counts in the index), or null."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Loss:
+        if isinstance(self.class_weights, tuple) and not all(w >= 0 for w in self.class_weights):
+            raise ValueError(f"loss.class_weights {list(self.class_weights)} must not be negative")
+        return self
+
+
 class Optim(Section):
     lr: float = identity(6e-5, "Peak learning rate of AdamW.", gt=0)
     head_lr_factor: float = identity(1.0, "The head (everything behind the encoder) learns this much faster.", gt=0)
@@ -169,6 +181,7 @@ class Config(Section):
     data: Data
     model: Annotated[Segformer | Unet, Field(discriminator="name")]
     train: Train
+    loss: Loss = Loss()
     optim: Optim = Optim()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()

@@ -171,6 +171,7 @@ def _delete_stale(dest: str, index: Index) -> None:
     """Shards of earlier preparations, now that the index names others."""
     current = {shard.file for split in index.splits.values() for shard in split.shards}
     for split in index.splits:
+        storage.sweep(storage.join(dest, split))
         for name in storage.names(storage.join(dest, split)):
             if name.endswith(".parquet") and f"{split}/{name}" not in current:
                 storage.delete(storage.join(dest, split, name))

@@ -78,7 +78,7 @@ def names(uri: str) -> list[str]:
     """Names directly below `uri`, sorted; none when it does not exist. Writes under way are not shown."""
     try:
         return sorted(p.name for p in path_of(uri).iterdir() if not p.name.startswith(".tmp-"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise StorageError(f"{uri}: cannot list ({error.strerror})") from error
@@ -94,6 +94,12 @@ def delete(uri: str) -> None:
     path = path_of(uri)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sweep(uri: str) -> None:
+    """Removes what killed writers left directly below `uri`; only for a folder that nobody else is writing to."""
+    for leftover in path_of(uri).glob(".tmp-*"):
+        leftover.unlink(missing_ok=True)
 
 
 def check_writable(uri: str) -> None:

@@ -132,30 +132,36 @@ class Step:
     """Holds what an update needs between steps; call it once per step, on all ranks."""
 
     def __init__(
-        self, model: Segmenter, optimizer: torch.optim.Optimizer, cfg: Train, clip: float | None, world: World
+        self,
+        model: Segmenter,
+        optimizer: torch.optim.Optimizer,
+        cfg: Train,
+        clip: float | None,
+        weights: torch.Tensor | None,
+        world: World,
     ) -> None:
         self._model, self._optimizer, self._cfg, self._clip, self._world = model, optimizer, cfg, clip, world
+        self._weights = weights
         exact = resolve(cfg.strategy, world.device) == "exact"
         self._reducer = Exact(model, world) if exact else Ddp(model, world)
         self._statistics = BatchStatistics(model)
 
     def __call__(
-        self, number: int, groups: Sequence[MicroBatch], num_valid: torch.Tensor
+        self, number: int, groups: Sequence[MicroBatch], denominator: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, gradient norm) of the global batch, after the update: float64 scalars on the device.
 
-        `groups` are this rank's micro-batches; `num_valid` is the int64 count of valid pixels in the global batch.
+        `groups` are this rank's micro-batches; `denominator` divides their loss sum: see loss.denominator.
         """
         rows = torch.zeros(
             self._cfg.num_groups, 1 + self._statistics.size, dtype=torch.float64, device=self._world.device
         )
-        count = num_valid.to(self._world.device).clamp(min=1)
         self._statistics.begin()
         for batch in groups:
             self._statistics.rewind()
             torch.manual_seed(int(key(self._cfg.seed, number, batch.group, 4) >> 1))
             with self._reducer.last(batch is groups[-1]):
-                loss = self._loss(batch) / count
+                loss = self._loss(batch) / denominator.to(self._world.device)
                 (loss * self._reducer.scale).backward()
             rows[batch.group, 0] = loss.detach()
             rows[batch.group, 1:] = self._statistics.flat()
@@ -173,4 +179,4 @@ class Step:
         x = to_input(images, traits.mean, traits.std, colors)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._cfg.precision == "bf16"):
             logits = self._reducer.forward(x)
-        return cross_entropy_sum(logits, masks, traits.align_corners)
+        return cross_entropy_sum(logits, masks, traits.align_corners, self._weights)

@@ -7,6 +7,7 @@ waits for the device to answer.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from segdist import checkpoint, config, log, models, optim, record, storage
+from segdist import checkpoint, config, log, loss, models, optim, record, storage
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.index import Index
@@ -44,31 +45,36 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     model = starting_model(cfg, run).to(world.device).train()
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix)
     start = checkpoint.restore(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    update = Step(model, optimizer, cfg.train, cfg.optim.clip_grad_norm, world)
+    weights = loss.class_weights(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
+    update = Step(model, optimizer, cfg.train, cfg.optim.clip_grad_norm, weights, world)
     groups = world.share(cfg.train.num_groups)
-    batches = train_stream(cfg, run.index, groups, world).steps(start, num_steps)
+    stream = train_stream(cfg, run.index, groups, world)
 
-    with log.Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book:
+    with (
+        log.Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book,
+        contextlib.closing(stream.steps(start, num_steps)) as batches,
+    ):
         keeper = checkpoint.Keeper(
             cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.outbox, run.checkpoint, run.best
         )
         meter = log.Meter(cfg.train.global_batch_size, num_steps)
         best, done, stop = run.best, start, False
-        votes = torch.zeros(3, dtype=torch.int64, device=world.device)
+        votes = torch.zeros(2, dtype=torch.int64, device=world.device)
         book.say(describe(cfg, world, model, run, start))
         while done < num_steps and not stop:
             with meter.waiting():
                 batch = next(batches)
-            _, wants_checkpoint, wants_stop = votes.tolist()  # of the step before
-            votes = world.sum(ballot(batch, "stop" if book.superseded else notice(), world))
+            wants_checkpoint, wants_stop = votes.tolist()  # of the step before
+            tally = loss.tally([group.masks for group in batch], weights)
+            votes, tally = agree("stop" if book.superseded else notice(), tally, world)
             lr = optim.lr_at(cfg.optim, done, num_steps)
             optim.set_lr(optimizer, lr)
-            loss, norm = update(done, batch, votes[0])
-            meter.count(loss, norm)
+            meter.count(*update(done, batch, loss.denominator(tally, weights)))
             done, stop, is_best = done + 1, wants_stop > 0, False
 
             evaluates = done % cfg.eval.every_steps == 0 or done == num_steps
-            if done % cfg.log.every_steps == 0 or evaluates:  # all ranks; rank 0 speaks
+            commits = evaluates or done % cfg.checkpoint.every_steps == 0 or wants_checkpoint or stop
+            if done % cfg.log.every_steps == 0 or commits:  # all ranks; rank 0 speaks
                 row = meter.row(done) | {"lr": lr}
                 check_finite(row, done, keeper.newest)
                 book.log(done, "train", row)
@@ -76,18 +82,17 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
             if evaluates:  # all ranks
                 with meter.paused():
                     scored = validate(cfg, model, run.index, world)
-                is_best = best is None or not scored["miou"] <= best["miou"]
+                is_best = best is None or is_better(scored["miou"], best["miou"])
                 best = {"step": done, "miou": scored["miou"]} if is_best else best
                 book.log(done, "eval", scored)
                 book.say(f"step {done}/{num_steps}  val mIoU {scored['miou']:.4f}{' (best so far)' if is_best else ''}")
                 tell({"step": done, "miou": scored["miou"], "loss": scored["loss"]})
-            if world.is_first and (evaluates or done % cfg.checkpoint.every_steps == 0 or wants_checkpoint or stop):
+            if commits and world.is_first:
                 taken = checkpoint.snapshot(model, optimizer, run.contract | {
                     "step": done, "arch": model.arch, "metrics": scored if evaluates else None,
                 })  # fmt: skip
                 keeper.put(taken, best["miou"] if best and is_best else None)
 
-        batches.close()
         book.outbox.flush()
         if world.is_first and not book.superseded:
             check_committed(keeper, done)
@@ -129,6 +134,9 @@ def open_run(cfg: Config, world: World) -> Opening:
     if before is not None:
         refuse_changes(cfg.run.uri, before["identity"], identity)
     if known and known["state"] == record.SUCCEEDED:
+        log.say(
+            f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri"
+        )
         return Opening(index, finished={k: known.get(k) for k in SUMMARY})
     parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
     attempt = record.claim_attempt(cfg.run.uri)
@@ -177,10 +185,11 @@ def starting_model(cfg: Config, run: Opening) -> Segmenter:
     return model
 
 
-def ballot(batch: list[Any], wish: str | None, world: World) -> torch.Tensor:
-    """int64 (3,): this rank's valid pixels, and its votes for a checkpoint and for a stop."""
-    num_valid = sum(group.num_valid() for group in batch)
-    return torch.tensor([num_valid, wish == "checkpoint", wish == "stop"], dtype=torch.int64, device=world.device)
+def agree(wish: str | None, tally: torch.Tensor, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int64 (2,) votes of all ranks for a checkpoint and for a stop, the sum of their tallies), by one all-reduce."""
+    votes = torch.tensor([wish == "checkpoint", wish == "stop"], dtype=torch.int64)
+    total = world.sum(torch.cat([votes, tally]).to(world.device))
+    return total[:2], total[2:]
 
 
 def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
@@ -192,6 +201,11 @@ def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[
     scored = report(result, index.labels.names) | {"protocol": protocol(cfg.data.image_size, cfg.train.precision)}
     del scored["confusion"]
     return scored
+
+
+def is_better(miou: float, best: float | None) -> bool:
+    """Whether a score beats the best one; one that could not be computed (NaN, or null in JSON) is beaten by any."""
+    return best is None or math.isnan(best) or miou > best
 
 
 def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:

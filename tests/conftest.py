@@ -28,7 +28,7 @@ SEGFORMER = {"name": "segformer", "size": "tiny", "dropout": 0.1, "drop_path": 0
 UNET = {"name": "unet", "encoder": "resnet18"}
 
 
-def tree(data: str, run: str, **sections: dict[str, Any]) -> dict[str, Any]:
+def tree(data: str, run: str, /, **sections: dict[str, Any]) -> dict[str, Any]:
     """A small run as a plain tree; sections are merged into it."""
     base: dict[str, Any] = {
         "run": {"uri": run},

@@ -117,14 +117,19 @@ def test_an_outdated_attempt_deletes_nothing_of_a_newer_one(tmp_path: Path) -> N
 def test_resolve_prefers_the_best_and_explains_what_it_cannot_find(tmp_path: Path) -> None:
     run = run_of(tmp_path, 1, 2)
     assert resolve(run).endswith("step-00000002-0001")
-    storage.write(f"{run}/best.json", json.dumps({"step": 1, "miou": 0.5, "checkpoint": "checkpoints/step-00000001-0001"}).encode())
+    storage.write(
+        f"{run}/best.json",
+        json.dumps({"step": 1, "miou": 0.5, "checkpoint": "checkpoints/step-00000001-0001"}).encode(),
+    )
     assert resolve(run).endswith("step-00000001-0001")
     assert resolve(f"{run}/checkpoints/step-00000002-0001").endswith("step-00000002-0001")
     with pytest.raises(CheckpointError, match="neither a run with a committed checkpoint nor a checkpoint"):
         resolve(str(tmp_path / "nowhere"))
 
 
-def keeper(run: str, attempt: int, warn: Callable[[str], None] = ignore, pauses: tuple[float, ...] = ()) -> tuple[Keeper, Outbox]:
+def keeper(
+    run: str, attempt: int, warn: Callable[[str], None] = ignore, pauses: tuple[float, ...] = ()
+) -> tuple[Keeper, Outbox]:
     outbox = Outbox(warn, pauses)
     return Keeper(run, attempt, 1, outbox, None, None), outbox
 
@@ -155,7 +160,9 @@ def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path, monkeypatc
     run = run_of(tmp_path, 1)
     warnings: list[str] = []
     kept, outbox = keeper(run, 1, warnings.append, pauses=(0.01, 0.01))
-    monkeypatch.setattr(storage.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        storage.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     kept.put(taken(2))
     outbox.close()
     assert len(warnings) == 3

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "segdist"
 FLOORS = [
     {"__init__", "errors", "config"},
     {"storage", "world", "log", "record", "outbox", "threads", "ops"},
-    {"data", "models", "metric", "optim"},
+    {"data", "models", "metric", "optim", "loss"},
     {"strategy", "checkpoint", "figures"},
     {"evaluate", "predict", "export"},
     {"train"},

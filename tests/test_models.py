@@ -114,7 +114,7 @@ def test_weights_that_are_not_to_be_had_are_explained(tree: dict, message: str) 
 
 def test_unet_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
     build(UNET).net.to(memory_format=torch.contiguous_format).save_pretrained(str(tmp_path / "donor"))
-    with pytest.raises(UserError, match="set model.encoder=resnet18"):
+    with pytest.raises(UserError, match=r"set model\.encoder=resnet18"):
         build({"name": "unet", "encoder": "resnet34", "weights": str(tmp_path / "donor")})
 
 

@@ -13,9 +13,12 @@ from segdist.ops import resize
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 33), st.integers(1, 33))
 
 
-def plain_loss(logits: torch.Tensor, masks: torch.Tensor, align_corners: bool) -> torch.Tensor:
+def plain_loss(
+    logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     wide = F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=align_corners)
-    return F.cross_entropy(wide, masks.long(), ignore_index=255, reduction="sum")
+    weights = None if weights is None else weights.to(wide)
+    return F.cross_entropy(wide, masks.long(), weights, ignore_index=255, reduction="sum")
 
 
 def example(k: int, h: int, w: int, height: int, width: int, void: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,12 +35,13 @@ def test_loss_and_gradient_are_those_of_resizing_first(
     shape: tuple[int, int, int, int], align_corners: bool, band: int
 ) -> None:
     logits, masks = example(5, *shape)
+    weights = torch.tensor([1.0, 0.0, 2.5, 0.3, 9.0]) if band == 100 else None
     before, resize._BAND_ELEMENTS = resize._BAND_ELEMENTS, band
     try:
-        ours = resize.cross_entropy_sum(logits, masks, align_corners)
+        ours = resize.cross_entropy_sum(logits, masks, align_corners, weights)
     finally:
         resize._BAND_ELEMENTS = before
-    theirs = plain_loss(logits, masks, align_corners)
+    theirs = plain_loss(logits, masks, align_corners, weights)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12, abs=1e-12)
     (a,), (b,) = torch.autograd.grad(ours * 3, logits), torch.autograd.grad(theirs * 3, logits)
     assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)

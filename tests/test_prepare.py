@@ -196,6 +196,7 @@ def test_killed_at_any_moment_it_leaves_no_data_set_and_can_be_repeated(tmp_path
     prepare(str(source), str(out), names=NAMES)
     clean = tmp_path / "clean"
     prepare(str(source), str(clean), names=NAMES)
+    assert not list(out.rglob(".tmp-*"))
     assert (out / "index.json").read_bytes() == (clean / "index.json").read_bytes()
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import SEGFORMER, UNET
 from torch import nn
 
-from segdist import models, optim
+from segdist import loss, models, optim
 from segdist.config import Optim, Segformer, Train, Unet
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
@@ -39,29 +39,45 @@ def train(num_groups: int, **fields: object) -> Train:
 
 def plain_model(norm: bool, dtype: torch.dtype = torch.float32) -> Segmenter:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.GELU(), nn.Conv2d(8, 3, 1)]
-    traits = Traits(IMAGENET_MEAN, IMAGENET_STD, align_corners=False, stride=1, multiple=1, least=1, encoder_prefix="net.0")
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8) if norm else nn.Identity(),
+        nn.GELU(),
+        nn.Conv2d(8, 3, 1),
+    ]
+    traits = Traits(
+        IMAGENET_MEAN, IMAGENET_STD, align_corners=False, stride=1, multiple=1, least=1, encoder_prefix="net.0"
+    )
     return Segmenter(nn.Sequential(*layers).to(dtype), lambda net, x: net(x.to(dtype)), traits, {})
 
 
-def count(batches: list[MicroBatch]) -> torch.Tensor:
-    return torch.tensor(sum(b.num_valid() for b in batches))
+def count(batches: list[MicroBatch], weights: torch.Tensor | None = None) -> torch.Tensor:
+    return loss.denominator(loss.tally([b.masks for b in batches], weights), weights)
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 7.0])], ids=["plain", "weighted"])
 @pytest.mark.parametrize("strategy", ["exact", "ddp"])
-def test_unevenly_spread_void_weighs_every_valid_pixel_alike(strategy: str) -> None:
-    """Four groups, one wholly void, give the gradient of one mean over all valid pixels of the batch."""
+def test_unevenly_spread_void_weighs_every_valid_pixel_alike(strategy: str, weights: torch.Tensor | None) -> None:
+    """Four groups, one wholly void, give the gradient of one (weighted) mean over all valid pixels of the batch."""
     batches = groups_of([0.0, 0.97, 0.5, 1.0])
     model = plain_model(norm=False, dtype=torch.float64)
     reference = plain_model(norm=False, dtype=torch.float64)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    loss, norm = Step(model, sgd, train(4, strategy=strategy), None, ALONE)(0, batches, count(batches))
+    step = Step(model, sgd, train(4, strategy=strategy), None, weights, ALONE)
+    mean, norm = step(0, batches, count(batches, weights))
     images, masks = torch.cat([b.images for b in batches]), torch.cat([b.masks for b in batches])
-    expected = F.cross_entropy(reference(to_input(images, IMAGENET_MEAN, IMAGENET_STD)), masks.long(), ignore_index=255)
+    expected = F.cross_entropy(
+        reference(to_input(images, IMAGENET_MEAN, IMAGENET_STD)),
+        masks.long(),
+        weights if weights is None else weights.double(),
+        ignore_index=255,
+    )
     expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert mean.item() == pytest.approx(expected.item(), rel=1e-12)
     gradients = [p.grad for p in reference.parameters()]
-    assert norm.item() == pytest.approx(torch.cat([g.flatten() for g in gradients if g is not None]).norm().item(), rel=1e-9)
+    assert norm.item() == pytest.approx(
+        torch.cat([g.flatten() for g in gradients if g is not None]).norm().item(), rel=1e-9
+    )
     for ours, theirs in zip(model.parameters(), reference.parameters()):
         assert theirs.grad is not None
         assert torch.allclose(ours, theirs - theirs.grad, rtol=0, atol=1e-9)
@@ -78,7 +94,7 @@ def test_running_statistics_move_once_by_the_mean_over_groups() -> None:
         twin.net[1].running_mean.fill_(0.3)
         twin.train()(to_input(batch.images, IMAGENET_MEAN, IMAGENET_STD))
         rows.append(twin.net[1].running_mean.double())
-    Step(model, torch.optim.SGD(model.parameters(), lr=0.1), train(3), None, ALONE)(0, batches, count(batches))
+    Step(model, torch.optim.SGD(model.parameters(), lr=0.1), train(3), None, None, ALONE)(0, batches, count(batches))
     assert torch.equal(norm.running_mean, torch.stack(rows).mean(0).float())
     assert norm.num_batches_tracked == 1
 
@@ -87,18 +103,18 @@ def test_dropout_belongs_to_seed_step_and_group() -> None:
     cfg = Segformer(**{**SEGFORMER, "dropout": 0.5})  # type: ignore[arg-type]
     batches = groups_of([0.2, 0.2], size=32)
 
-    def loss(step: int, groups: list[MicroBatch], seed: int = 0) -> float:
+    def loss_of(step: int, groups: list[MicroBatch], seed: int = 0) -> float:
         torch.manual_seed(7)
         model = models.build(cfg, NAMES).train()
         torch.rand(groups[0].group + 3)  # the global generator may be anywhere
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        return Step(model, optimizer, train(2, seed=seed), None, ALONE)(step, groups, count(batches))[0].item()
+        return Step(model, optimizer, train(2, seed=seed), None, None, ALONE)(step, groups, count(batches))[0].item()
 
-    both = loss(3, batches)
-    assert loss(3, batches) == both
-    assert loss(3, batches[:1]) + loss(3, batches[1:]) == pytest.approx(both, rel=1e-12)
-    assert loss(4, batches) != both
-    assert loss(3, batches, seed=1) != both
+    both = loss_of(3, batches)
+    assert loss_of(3, batches) == both
+    assert loss_of(3, batches[:1]) + loss_of(3, batches[1:]) == pytest.approx(both, rel=1e-12)
+    assert loss_of(4, batches) != both
+    assert loss_of(3, batches, seed=1) != both
 
 
 def test_the_fixed_grid_makes_sums_independent_of_their_order() -> None:
@@ -127,7 +143,7 @@ def test_channels_last_weights_get_the_update_of_plain_ones() -> None:
         model = models.build(Unet(encoder="resnet18"), NAMES).train()
         model.to(memory_format=memory_format)
         optimizer = optim.build(Optim(lr=1e-3), model, model.traits.encoder_prefix)
-        optimizer_step = Step(model, optimizer, train(2), None, ALONE)
+        optimizer_step = Step(model, optimizer, train(2), None, None, ALONE)
         optimizer_step(0, batches, count(batches))
         results.append({k: v.clone() for k, v in model.state_dict().items()})
     moved = [(a - b).abs().mean().item() for a, b in zip(*(r.values() for r in results)) if a.is_floating_point()]
@@ -138,7 +154,7 @@ def test_clipping_bounds_the_update() -> None:
     batches = groups_of([0.0])
     model = plain_model(norm=False)
     before = [p.detach().clone() for p in model.parameters()]
-    Step(model, torch.optim.SGD(model.parameters(), lr=1.0), train(1), 1e-3, ALONE)(0, batches, count(batches))
+    Step(model, torch.optim.SGD(model.parameters(), lr=1.0), train(1), 1e-3, None, ALONE)(0, batches, count(batches))
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters())])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -161,7 +177,7 @@ def test_bf16_trains(tree: dict) -> None:
     cfg = (Segformer if tree["name"] == "segformer" else Unet)(**tree)
     model = models.build(cfg, NAMES).train()
     optimizer = optim.build(Optim(lr=3e-3), model, model.traits.encoder_prefix)
-    step = Step(model, optimizer, train(1, precision="bf16"), None, ALONE)
+    step = Step(model, optimizer, train(1, precision="bf16"), None, None, ALONE)
     batches = groups_of([0.1], size=32)
     losses = [step(0, batches, count(batches))[0].item() for _ in range(12)]
     assert losses[-1] < losses[0]

@@ -66,7 +66,6 @@ def test_masks_hold_classes_or_void_only(make_config: Make) -> None:
     for batch in stream_of(make_config()).steps(0, 6):
         for one in batch:
             assert set(one.masks.unique().tolist()) <= {*range(7), 255}
-            assert one.num_valid() == int((one.masks < 7).sum())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])

@@ -52,6 +52,6 @@ def decode_image(data: pa.Buffer | bytes) -> torch.Tensor:
         else:
             with Image.open(io.BytesIO(view)) as image:
                 pixels = np.array(image.convert("RGB"))
-    except (ValueError, OSError, SyntaxError) as error:
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"image does not decode: {error}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -37,10 +37,6 @@ class MicroBatch:
     colors: torch.Tensor  # float32 (m, 3, 4): see augment.View.color
     sample_ids: list[str] = field(default_factory=list)
 
-    def num_valid(self) -> int:
-        """Pixels that are not void."""
-        return int((self.masks != IGNORE).sum())
-
 
 @dataclass
 class EvalBatch:

@@ -17,18 +17,19 @@ _BAND_ELEMENTS = 1 << 22  # of a band of resized logits: 16 MB in fp32, which st
 
 
 def cross_entropy_sum(
-    logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, ignore_index: int = IGNORE
+    logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Scalar: the sum over valid pixels of the cross-entropy of bilinearly resized logits.
+    """Scalar: the sum over valid pixels of the cross-entropy of bilinearly resized logits, weighted by class (K,) if asked.
 
-    logits (B, K, h, w) in any float type; masks uint8 (B, H, W). Computed in fp32 (fp64 for fp64 logits).
+    logits (B, K, h, w) in any float type; masks uint8 (B, H, W) with 255 for void. Computed in fp32 (fp64 for fp64 logits).
     An all-void mask gives 0 with a zero gradient. Memory beyond the logits' gradient is bounded, whatever H and W.
     """
     if logits.dtype != torch.float64:
         logits = logits.float()
+    weights = None if weights is None else weights.to(logits)
     if logits.shape[2:] == masks.shape[1:]:
-        return F.cross_entropy(logits, masks.long(), ignore_index=ignore_index, reduction="sum")
-    return _ResizedCrossEntropy.apply(logits, masks, align_corners, ignore_index)
+        return F.cross_entropy(logits, masks.long(), weights, ignore_index=IGNORE, reduction="sum")
+    return _ResizedCrossEntropy.apply(logits, masks, align_corners, weights)
 
 
 def _rows_below(first: int, last: int, size: int, full: int, align_corners: bool, like: torch.Tensor) -> Any:
@@ -44,7 +45,7 @@ def _rows_below(first: int, last: int, size: int, full: int, align_corners: bool
 class _ResizedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, ignore_index: int
+        ctx: Any, logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, weights: torch.Tensor | None
     ) -> torch.Tensor:
         b, k, h, w = logits.shape
         height, width = masks.shape[1:]
@@ -58,13 +59,13 @@ class _ResizedCrossEntropy(torch.autograd.Function):
             wide = F.interpolate(narrow, (last - first, width), mode="bilinear", align_corners=align_corners)
             log_prob = F.log_softmax(wide, 1)
             target = masks[:, first:last].long()
-            total += F.nll_loss(log_prob, target, ignore_index=ignore_index, reduction="sum")
+            total += F.nll_loss(log_prob, target, weights, ignore_index=IGNORE, reduction="sum")
             if grad is None:
                 continue
-            valid = (target != ignore_index)[:, None]
+            valid = (target != IGNORE)[:, None]
             d_wide = log_prob.exp_()
             d_wide.scatter_add_(1, torch.where(valid[:, 0], target, 0)[:, None], -valid.to(d_wide.dtype))
-            d_wide *= valid
+            d_wide *= valid if weights is None else valid * weights[torch.where(valid, target[:, None], 0)]
             d_narrow = torch.ops.aten.upsample_bilinear2d_backward(
                 d_wide, [last - first, width], [b, k, last - first, w], align_corners
             )

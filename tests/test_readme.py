@@ -1,0 +1,62 @@
+"""Every command of the README works, as written, in a copy of the project (`make test` itself is what runs this)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the commands use, sharing the virtual environment of this test run."""
+    place = tmp_path_factory.mktemp("project")
+    for name in ("demo", "configs"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, place / name)
+    (place / ".venv").symlink_to(ROOT / ".venv")
+    (place / ".ready").touch()  # installed already: installing is what brought us here
+    return place
+
+
+def run(block: str, project: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # as many threads as a user has
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=project, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
+    return done
+
+
+def test_the_readme_has_its_two_set_up_commands() -> None:
+    assert BLOCKS[:2] == ["make demo", "make test"]
+    assert len(BLOCKS) == 4
+
+
+def test_make_demo_does_the_main_job(project: Path) -> None:
+    done = run("make --silent demo", project)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["miou"] >= 0.80
+    assert result["num_samples"] == 48
+    for line in ("checkpoint", "table", "export", "overlay"):
+        path = re.search(rf"^{line} +(\S+)", done.stderr, re.MULTILINE)
+        assert path, line
+        assert (project / path[1]).exists(), line
+    assert "make demo DATA=FOLDER" in done.stderr
+
+
+@pytest.mark.parametrize("block", BLOCKS[2:], ids=["step-by-step", "config-show"])
+def test_the_other_commands_work_as_written(project: Path, block: str) -> None:
+    run(f". .venv/bin/activate\n{block}", project)

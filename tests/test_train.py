@@ -1,0 +1,321 @@
+"""Whole runs in one process: they continue, refuse, stop, survive SIGKILL, and always say why."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import SEGFORMER, UNET, tree
+
+from segdist import checkpoint, config, record, storage
+from segdist.config import Config
+from segdist.errors import CheckpointError, ConfigError, DataError, StorageError, UserError
+from segdist.outbox import Outbox
+from segdist.train import fit
+from segdist.world import World
+
+Make = Callable[..., Config]
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def weights(cfg: Config) -> dict[str, torch.Tensor]:
+    newest = checkpoint.newest(cfg.run.uri, print)
+    assert newest is not None
+    return checkpoint.load_model(newest)
+
+
+def losses(cfg: Config) -> list[float]:
+    return [r["loss"] for r in record.read_metrics(cfg.run.uri) if r["kind"] == "train"]
+
+
+def test_a_run_leaves_what_the_design_says(make_config: Make) -> None:
+    cfg = make_config()
+    told: list[dict[str, Any]] = []
+    summary = fit(cfg, ALONE, told.append)
+    run = Path(cfg.run.uri)
+    assert {"run.json", "config.yaml", "metrics", "checkpoints", "best.json", "attempts"} <= {
+        p.name for p in run.iterdir()
+    }
+    assert config.load(run / "config.yaml") == cfg
+    state = record.load(cfg.run.uri)
+    assert state is not None
+    assert state["state"] == summary["state"] == "SUCCEEDED"
+    assert state["step"] == summary["step"] == 4
+    assert [t["step"] for t in told] == [2, 4]
+    assert summary["miou"] == max(t["miou"] for t in told)
+    assert summary["best_checkpoint"] == checkpoint.resolve(cfg.run.uri)
+    assert summary["restarts"] == 0
+    assert summary["images_per_second"] > 0
+    assert 0 <= summary["wait_share"] <= 1
+    assert len(losses(cfg)) == 4
+
+
+def test_a_finished_run_is_left_alone(make_config: Make) -> None:
+    cfg = make_config()
+    first = fit(cfg, ALONE)
+    before = {p: p.stat().st_mtime_ns for p in Path(cfg.run.uri).rglob("*") if p.is_file()}
+    assert fit(cfg, ALONE) == first
+    assert {p: p.stat().st_mtime_ns for p in Path(cfg.run.uri).rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
+def test_ten_steps_are_five_and_a_stop_and_five(make_config: Make, tmp_path: Path, model: dict[str, Any]) -> None:
+    fields = {"model": model, "train": {"num_steps": 10}, "eval": {"every_steps": 10}}
+    straight = make_config(**fields, run={"uri": str(tmp_path / "straight")})
+    broken = make_config(**fields, run={"uri": str(tmp_path / "broken")})
+    fit(straight, ALONE)
+    wishes = iter([None, None, None, "stop"])
+    halfway = fit(broken, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
+    assert (halfway["state"], halfway["step"]) == ("PREEMPTED", 5)
+    torch.manual_seed(12345)  # nothing may come from the process's own generator
+    ended = fit(broken, ALONE)
+    assert (ended["state"], ended["step"], ended["restarts"]) == ("SUCCEEDED", 10, 1)
+    expected = weights(straight)
+    for name, value in weights(broken).items():
+        assert torch.equal(value, expected[name]), name
+    assert losses(straight) == losses(broken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
+def test_ten_steps_are_five_and_sigkill_and_the_rest(street_data: str, tmp_path: Path, model: dict[str, Any]) -> None:
+    """The process dies without a word at some moment after the fifth commit; the same command goes on, bit for bit."""
+    path, uris = tmp_path / "run.yaml", [str(tmp_path / n) for n in ("straight", "broken")]
+    fields = {"model": model, "train": {"num_steps": 10}, "eval": {"every_steps": 5}}
+    path.write_text(yaml.safe_dump(tree(street_data, "-", **fields)), encoding="utf-8")
+    command = [sys.executable, "-m", "segdist", "train", str(path)]
+    subprocess.run([*command, f"run.uri={uris[0]}"], check=True)
+    process = subprocess.Popen([*command, f"run.uri={uris[1]}"], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any((checkpoint.step_of(u) or 0) >= 5 for u in checkpoint.committed(uris[1])):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    state = record.load(uris[1])
+    assert state is None or state["state"] != "SUCCEEDED"
+    subprocess.run([*command, f"run.uri={uris[1]}"], check=True)
+    ended = record.load(uris[1])
+    assert ended is not None
+    assert (ended["state"], ended["attempt"]) == ("SUCCEEDED", 2)
+    newest = [checkpoint.load_model(str(checkpoint.newest(u, print))) for u in uris]
+    for name in newest[0]:
+        assert torch.equal(newest[0][name], newest[1][name]), name
+    rows = [[(r["step"], r["loss"]) for r in record.read_metrics(u) if r["kind"] == "train"] for u in uris]
+    assert set(rows[1]) <= set(rows[0])  # what the dead process had not yet put down is missing, nothing differs
+
+
+@pytest.mark.slow
+def test_sigterm_commits_and_says_how_to_go_on(street_data: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    fields = {"train": {"num_steps": 5000}, "checkpoint": {"every_steps": 5000}, "eval": {"every_steps": 5000}}
+    path.write_text(yaml.safe_dump(tree(street_data, str(tmp_path / "run"), **fields)), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segdist", "train", str(path), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "step 20/" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    summary = json.loads(out.splitlines()[-1])
+    assert process.returncode == 0
+    assert summary["state"] == "PREEMPTED"
+    assert 20 <= summary["step"] < 5000
+    assert checkpoint.step_of(checkpoint.newest(str(tmp_path / "run"), print)) == summary["step"]
+    assert "the same command goes on from here" in err
+
+
+def test_a_newer_attempt_takes_the_run_over(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that finds itself outdated stops, and neither its checkpoints nor its record disturb the newer one."""
+    cfg = make_config(train={"num_steps": 60}, eval={"every_steps": 60}, checkpoint={"every_steps": 60})
+    monkeypatch.setattr("segdist.log._HEARTBEAT_SECONDS", 0.0)
+    claimed: list[int] = []
+
+    def notice() -> None:
+        if not claimed:
+            claimed.append(record.claim_attempt(cfg.run.uri))
+        time.sleep(0.01)
+
+    summary = fit(cfg, ALONE, notice=notice)
+    assert summary["step"] < 60
+    assert checkpoint.committed(cfg.run.uri) == []
+    state = record.load(cfg.run.uri)
+    assert state is None or state["state"] == "RUNNING"
+    assert claimed == [2]
+
+
+@pytest.mark.parametrize("field", ["optim", "data", "train"])
+def test_a_changed_identity_is_refused_with_the_difference(make_config: Make, field: str) -> None:
+    fit(make_config(), ALONE)
+    change, line = {
+        "optim": ({"lr": 5e-3}, "optim.lr: 0.001 -> 0.005"),
+        "data": ({"crop_size": [32, 32]}, "data.crop_size: [32, 48] -> [32, 32]"),
+        "train": ({"num_steps": 9}, "train.num_steps: 4 -> 9"),
+    }[field]
+    cfg = make_config(**{field: change})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as error:
+        fit(cfg, ALONE)
+    assert line in str(error.value)
+    assert f"train.init_from={cfg.run.uri}" in str(error.value)
+
+
+def test_a_changed_free_field_continues(make_config: Make) -> None:
+    wishes = iter(["stop"])
+    fit(make_config(), ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
+    summary = fit(make_config(io={"loader_threads": 1}, eval={"every_steps": 3}, log={"every_steps": 2}), ALONE)
+    assert summary["state"] == "SUCCEEDED"
+
+
+def test_a_new_run_may_begin_from_an_old_ones_weights(make_config: Make, tmp_path: Path) -> None:
+    old = make_config()
+    fit(old, ALONE)
+    new = make_config(
+        run={"uri": str(tmp_path / "new")},
+        train={"init_from": old.run.uri, "num_steps": 1},
+        optim={"lr": 1e-12, "warmup_steps": 0},
+    )
+    fit(new, ALONE)
+    state = record.load(new.run.uri)
+    assert state is not None
+    assert state["parent"] == checkpoint.resolve(old.run.uri)
+    parent = checkpoint.load_model(state["parent"])
+    for name, value in weights(new).items():
+        if "batch_norm" not in name and value.is_floating_point():
+            assert torch.allclose(value, parent[name], atol=1e-9), name
+
+
+def test_a_crash_is_recorded_and_the_run_goes_on(make_config: Make) -> None:
+    cfg = make_config()
+
+    def crash(metrics: dict[str, Any]) -> None:
+        raise RuntimeError("the bystander broke")
+
+    with pytest.raises(RuntimeError):
+        fit(cfg, ALONE, tell=crash)
+    state = record.load(cfg.run.uri)
+    assert state is not None
+    assert state["state"] == "FAILED"
+    assert "the bystander broke" in state["error"]
+    assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
+
+
+def test_a_storage_fault_never_stops_a_run_that_recovers(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, real, left = make_config(train={"num_steps": 6}), storage.write, [6]
+
+    def flaky(uri: str, data: bytes) -> None:
+        if "/checkpoints/" in uri and left[0] > 0:
+            left[0] -= 1
+            raise StorageError(f"{uri}: cannot write (503)")
+        real(uri, data)
+
+    monkeypatch.setattr(storage, "write", flaky)
+    monkeypatch.setattr(Outbox.__init__, "__defaults__", ((0.01,) * 8,))
+    assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
+    assert left == [0]
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_end_well(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, real = make_config(), storage.write
+
+    def broken(uri: str, data: bytes) -> None:
+        if "/checkpoints/step-00000004" in uri:
+            raise StorageError(f"{uri}: cannot write (No space left on device)")
+        real(uri, data)
+
+    monkeypatch.setattr(storage, "write", broken)
+    monkeypatch.setattr(Outbox.__init__, "__defaults__", ((0.01,),))
+    with pytest.raises(StorageError, match="training reached step 4, but its checkpoint could not be written"):
+        fit(cfg, ALONE)
+    state = record.load(cfg.run.uri)
+    assert state is not None
+    assert state["state"] == "FAILED"
+    monkeypatch.setattr(storage, "write", real)
+    assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
+
+
+# -- mistakes, each before the first step ------------------------------------------------------------------------------
+
+
+def mistaken(cfg: Config, world: World = ALONE) -> str:
+    with pytest.raises(UserError) as error:
+        fit(cfg, world)
+    assert not checkpoint.committed(cfg.run.uri)
+    return str(error.value)
+
+
+def test_a_run_uri_that_cannot_be_written_is_found_before_the_first_step(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    message = mistaken(make_config(run={"uri": str(tmp_path / "file" / "run")}))
+    assert "cannot write" in message
+    assert str(tmp_path / "file") in message
+
+
+def test_data_that_is_not_prepared_names_the_command(make_config: Make, tmp_path: Path) -> None:
+    assert f"segdist prepare SOURCE {tmp_path}" in mistaken(make_config(data={"uri": str(tmp_path)}))
+
+
+def test_a_missing_validation_split_is_named(make_config: Make) -> None:
+    assert "no split 'valid', only train, val; did you mean 'val'?" in mistaken(
+        make_config(data={"val_split": "valid"})
+    )
+
+
+def test_a_truncated_shard_is_found_before_the_first_step(make_config: Make, street_data: str, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(street_data, tmp_path / "copy"))
+    shard = next((copy / "val").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    assert f"{shard.name}: this shard is truncated" in mistaken(make_config(data={"uri": str(copy)}))
+
+
+def test_a_batch_larger_than_the_split_is_refused(make_config: Make) -> None:
+    assert "15 samples, fewer than one batch" in mistaken(make_config(train={"global_batch_size": 16}))
+
+
+def test_more_ranks_than_groups_are_refused(make_config: Make) -> None:
+    from segdist.train import open_run
+
+    with pytest.raises(ConfigError, match="3 ranks share 2 micro-batches per step"):
+        open_run(make_config(), World(0, 3, torch.device("cpu")))
+
+
+def test_a_parent_that_is_none_is_refused(make_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a run with a committed checkpoint"):
+        fit(make_config(train={"init_from": str(tmp_path / "nothing")}), ALONE)
+
+
+def test_a_diverged_run_stops_and_names_remedies(make_config: Make) -> None:
+    cfg = make_config(optim={"lr": 1e12, "clip_grad_norm": None}, train={"num_steps": 30}, eval={"every_steps": 30})
+    with pytest.raises(UserError, match=r"the loss became (nan|inf).*Lower optim\.lr"):
+        fit(cfg, ALONE)
+
+
+def test_a_row_that_rots_at_rest_stops_the_run_with_its_shard(
+    make_config: Make, street_data: str, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(street_data, tmp_path / "copy"))
+    shard = next((copy / "train").glob("*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[200] ^= 255
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match="sha256 differs"):
+        fit(make_config(data={"uri": str(copy)}, train={"num_steps": 8}), ALONE)
