@@ -172,7 +172,9 @@ torch.save(model(x), {str(tmp_path / "logits.pt")!r})
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     with torch.no_grad():
         ours = trained.model(torch.linspace(-2, 2, 3 * 32 * 64).view(1, 3, 32, 64))
-    assert torch.allclose(torch.load(tmp_path / "logits.pt", weights_only=True), ours, atol=1e-5)
+    theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()  # memory formats round differently
+    assert torch.equal(ours.argmax(1), theirs.argmax(1))
 
 
 def test_an_export_has_a_card_with_its_number(runs: dict[str, str], tmp_path: Path) -> None:

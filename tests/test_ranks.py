@@ -59,7 +59,12 @@ def plan_of(data: str, folder: Path, strategies: tuple[str, ...]) -> list[dict[s
             name = f"{model['name']}-{strategy}"
             train = {"num_steps": STEPS, "global_batch_size": 8, "micro_batch_size": 2, "strategy": strategy}
             run = tree(
-                data, str(folder / f"run-{name}"), model=model, train=train, eval={"every_steps": 5, "batch_size": 2}
+                data,
+                str(folder / f"run-{name}"),
+                model=model,
+                train=train,
+                eval={"every_steps": 5, "batch_size": 2},
+                checkpoint={"every_steps": 5},
             )
             plan.append({"name": name, "tree": run})
     return plan

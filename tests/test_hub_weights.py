@@ -1,0 +1,76 @@
+"""Initial weights by Hub id, through the real clients and a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import serving
+
+from segdist import models
+from segdist.config import Segformer, Unet
+
+pytestmark = pytest.mark.slow
+
+
+def ask(url: str, home: Path, model: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Builds the model in a process whose Hub is `url`; its notes and a checksum of its encoder as JSON."""
+    code = f"""
+import json, torch
+from segdist import config, models
+tree = {{"run": {{"uri": "r"}}, "data": {{"uri": "d"}}, "train": {{"num_steps": 1}}, "model": {model!r}}}
+model = models.build(config.from_tree(tree, "test").model, ["a", "b", "c"])
+encoder = [v.double().sum().item() for k, v in model.state_dict().items() if k.startswith(model.traits.encoder_prefix)]
+print(json.dumps({{"notes": model.notes, "encoder": encoder}}))
+"""
+    hub = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hub}, timeout=120
+    )
+
+
+def encoder_sums(model: models.Segmenter) -> list[float]:
+    return [v.double().sum().item() for k, v in model.state_dict().items() if k.startswith(model.traits.encoder_prefix)]
+
+
+def test_segformer_comes_by_hub_id(tmp_path: Path) -> None:
+    donor = models.build(Segformer(size="tiny"), ["x"] * 1 + ["y", "z", "w"])
+    donor.net.save_pretrained(tmp_path / "hub" / "someone" / "mit-tiny")
+    with serving(tmp_path / "hub") as (url, asked):
+        done = ask(url, tmp_path / "home", {"name": "segformer", "weights": "someone/mit-tiny"})
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
+    assert "initial weights from someone/mit-tiny" in result["notes"]
+    assert any(path.endswith("model.safetensors") for path in asked)
+
+
+def test_a_hub_id_that_does_not_exist_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    with serving(tmp_path / "hub") as (url, _):
+        done = ask(url, tmp_path / "home", {"name": "segformer", "weights": "someone/nothing"})
+    assert done.returncode != 0
+    assert "model.weights 'someone/nothing' could not be loaded" in done.stderr
+
+
+def test_unet_takes_its_imagenet_encoder_from_the_hub(tmp_path: Path) -> None:
+    donor = models.build(Unet(encoder="resnet18"), ["x", "y"])
+    from safetensors.torch import save_file
+
+    repo = tmp_path / "hub" / "smp-hub" / "resnet18.imagenet"
+    repo.mkdir(parents=True)
+    weights = {k: v.contiguous() for k, v in donor.net.encoder.state_dict().items()}
+    save_file(weights | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, repo / "model.safetensors")
+    settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "input_space": "RGB", "input_range": [0, 1]}
+    (repo / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with serving(tmp_path / "hub") as (url, asked):
+        done = ask(url, tmp_path / "home", {"name": "unet", "encoder": "resnet18", "weights": "imagenet"})
+    assert done.returncode == 0, (done.stderr, asked)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
+    assert result["notes"] == ["encoder resnet18 from ImageNet; newly initialised: the decoder and the head"]
