@@ -1,0 +1,58 @@
+"""What must hold on a CUDA device; run with `pytest -m gpu` where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import SEGFORMER, UNET
+
+from segdist import checkpoint
+from segdist.config import Config
+from segdist.metric import pair_table
+from segdist.ops import resize
+from segdist.ops.pixels import to_input
+from segdist.train import fit
+from segdist.world import World
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+Make = Callable[..., Config]
+
+
+def test_operations_agree_with_the_cpu() -> None:
+    logits = torch.randn(2, 19, 16, 24, requires_grad=True)
+    masks = torch.randint(0, 19, (2, 64, 96), dtype=torch.uint8)
+    masks[:, :9] = 255
+    there = logits.detach().cuda().requires_grad_()
+    here_loss, there_loss = (resize.cross_entropy_sum(z, masks.to(z.device), False) for z in (logits, there))
+    assert there_loss.item() == pytest.approx(here_loss.item(), rel=1e-5)
+    (a,), (b,) = torch.autograd.grad(here_loss, logits), torch.autograd.grad(there_loss, there)
+    assert torch.allclose(a, b.cpu(), atol=1e-5)
+    pred = resize.predict(there.detach(), (64, 96), False)
+    assert (pred.cpu() != resize.predict(logits.detach(), (64, 96), False)).float().mean() < 1e-3
+    assert torch.equal(pair_table(pred, masks.cuda()).cpu(), pair_table(pred.cpu(), masks))
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    colors = torch.eye(3, 4).repeat(2, 1, 1)
+    mean = std = (0.4, 0.5, 0.6)
+    assert torch.allclose(
+        to_input(images.cuda(), mean, std, colors.cuda()).cpu(), to_input(images, mean, std, colors), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("strategy", ["exact", "ddp"])
+@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
+def test_a_run_trains_and_its_checkpoint_scores_alike(
+    make_config: Make, model: dict, strategy: str, precision: str
+) -> None:
+    cfg = make_config(
+        model=model, scale={"device": "cuda"}, train={"num_steps": 6, "strategy": strategy, "precision": precision}
+    )
+    world = World(0, 1, torch.device("cuda", 0))
+    summary = fit(cfg, world)
+    from segdist.evaluate import evaluate_checkpoint
+
+    result = evaluate_checkpoint(summary["best_checkpoint"], None, "val", cfg.eval.batch_size, "cuda")
+    assert result["miou"] == pytest.approx(summary["miou"], abs=1e-3)
+    assert checkpoint.step_of(summary["best_checkpoint"]) == summary["best_step"]
