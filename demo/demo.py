@@ -51,7 +51,8 @@ def main() -> None:
         streets.draw_folder(source, 240)
         prepare = ["--names", str(source / "names.txt")]
     else:
-        fits = ["data.image_size=192"]  # the shorter side: photos are larger than drawn streets
+        # Photos are larger than drawn streets, and there may be few of them: smaller pictures, batches and steps.
+        fits = ["data.image_size=192", "train.global_batch_size=8", "train.micro_batch_size=8", "train.num_steps=300"]
     data, run = str(out / "data"), str(out / "run")
     segdist("prepare", str(source), data, *prepare)
     trained = segdist("train", str(CONFIG), f"data.uri={data}", f"run.uri={run}", *fits, *given.overrides)

@@ -34,11 +34,12 @@ def export(trained: Trained, dest: str) -> dict[str, Any]:
 
 
 def _transformers(trained: Trained, folder: Path) -> str:
-    from transformers import SegformerImageProcessor
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     trained.model.net.save_pretrained(folder)
     size = trained.cfg.data.image_size
-    SegformerImageProcessor(
+    transformers.SegformerImageProcessor(
         do_resize=size is not None,
         size=_processor_size(size),
         image_mean=list(trained.model.traits.mean),

@@ -20,7 +20,7 @@ from segdist.ops import resize
 
 def classify(trained: Trained, image: np.ndarray, device: torch.device) -> np.ndarray:
     """uint8 (H, W) classes of a uint8 (H, W, 3) image, at its own size, as evaluation would see it."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     size = model_size(trained.cfg.data.image_size, *image.shape[:2])
     logits = infer(trained.model, resize_image(pixels, size)[None].to(device), trained.cfg.train.precision)
     return resize.predict(logits, image.shape[:2], trained.model.traits.align_corners)[0].cpu().numpy()

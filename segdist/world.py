@@ -45,8 +45,10 @@ class World:
         if self.is_first:
             try:
                 box = [make()]
-            except Exception as error:
+            except UserError as error:
                 box = [error]
+            except Exception as error:  # whatever it is, it must reach the others, who are waiting
+                box = [RuntimeError(f"rank 0 failed: {error!r}")]
         dist.broadcast_object_list(
             box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else self.device
         )

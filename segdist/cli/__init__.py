@@ -40,7 +40,7 @@ def main() -> None:
         console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from the newest checkpoint")
+        console.print("interrupted; give the same command again to go on")
         sys.exit(130)
 
 
