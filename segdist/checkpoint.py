@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from segdist import models, record, storage
+from segdist import log, models, record, storage
 from segdist.config import Config, from_tree
 from segdist.data.labels import Labels
 from segdist.errors import CheckpointError, StorageError
@@ -53,7 +53,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str
 
 def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
     """Writes a snapshot; the URI of its folder. Raises StorageError, and then nothing has been committed."""
-    uri = storage.join(run_uri, "checkpoints", f"step-{taken.state['step']:08d}-{attempt:04d}")
+    uri = storage.join(run_uri, "checkpoints", _name(taken.state["step"], attempt))
     files = {
         MODEL: save_tensors(taken.model),
         OPTIMIZER: save_tensors(taken.optimizer),
@@ -67,10 +67,13 @@ def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
 
 
 def committed(run_uri: str) -> list[str]:
-    """URIs of the committed checkpoints, newest first."""
+    """URIs of the committed checkpoints, newest first: by attempt, then by step.
+
+    An attempt that fell back behind a damaged checkpoint writes lower steps than its predecessor, and they are the newer.
+    """
     folder = storage.join(run_uri, "checkpoints")
-    names = [n for n in storage.names(folder) if _NAME.fullmatch(n)]
-    uris = [storage.join(folder, n) for n in sorted(names, reverse=True)]
+    found = [match for name in storage.names(folder) if (match := _NAME.fullmatch(name))]
+    uris = [storage.join(folder, m[0]) for m in sorted(found, key=lambda m: (m[2], m[1]), reverse=True)]
     return [uri for uri in uris if storage.exists(storage.join(uri, COMMITTED))]
 
 
@@ -102,20 +105,17 @@ def newest(run_uri: str, warn: Callable[[str], None]) -> str | None:
 def resolve(uri: str) -> str:
     """The checkpoint that a run or checkpoint URI means: of a run, the best one, or the newest where none was scored.
 
-    Raises CheckpointError when there is none, or it does not verify.
+    Where those are damaged, the newest one that is whole. Raises CheckpointError when there is none.
     """
     if storage.exists(storage.join(uri, STATE)):
-        chosen = uri
-    else:
-        best = storage.join(uri, BEST)
-        found = committed(uri)
-        if storage.exists(best):
-            chosen = storage.join(uri, json.loads(storage.read(best))["checkpoint"])
-        elif found:
-            chosen = found[0]
-        else:
-            raise CheckpointError(f"{uri}: neither a run with a committed checkpoint nor a checkpoint")
-    verify(chosen)
+        verify(uri)
+        return uri
+    best = read_best(uri)
+    if best is None and storage.exists(storage.join(uri, BEST)):
+        log.say(f"warning: {uri}: the best checkpoint is missing or damaged; taking the newest one that is whole")
+    chosen = storage.join(uri, best["checkpoint"]) if best else newest(uri, log.say)
+    if chosen is None:
+        raise CheckpointError(f"{uri}: neither a run with a committed checkpoint nor a checkpoint")
     return chosen
 
 
@@ -147,14 +147,29 @@ def restore(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int
     return int(load_state(uri)["step"])
 
 
-def load_fitting(uri: str, model: nn.Module) -> list[str]:
-    """Puts the weights of a checkpoint into a model as far as names and shapes fit; notes for a person on what did not."""
+def load_fitting(uri: str, model: Segmenter) -> list[str]:
+    """Puts the weights of a checkpoint into a model as far as names and shapes fit; notes for a person on what did not.
+
+    Raises CheckpointError when it holds another architecture.
+    """
     own, stored = model.state_dict(), load_model(uri)
     fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+    traits, theirs = model.traits, models.rebuild(load_state(uri)["arch"]).traits
+    if not any(k.startswith(traits.encoder_prefix) for k in fitting) or (traits.mean, traits.std) != (
+        theirs.mean,
+        theirs.std,
+    ):
+        raise CheckpointError(
+            f"{uri}: its encoder or its normalisation is another model's; set `model` as its run had it"
+        )
     model.load_state_dict(fitting, strict=False)
     fresh = sorted(set(own) - set(fitting))
     notes = [f"initial weights from {uri}"]
     return [*notes, f"newly initialised, since it has none of this shape: {', '.join(fresh)}"] if fresh else notes
+
+
+def _name(step: int, attempt: int) -> str:
+    return f"step-{step:08d}-{attempt:04d}"
 
 
 def step_of(uri: str | None) -> int | None:
@@ -194,7 +209,10 @@ def _copies(tensors: Tensors) -> Tensors:
 
 
 class Keeper:
-    """The checkpoints of one attempt, written through an outbox: newest, best, and the deletion of the rest."""
+    """The checkpoints of one attempt, written through an outbox: newest, best, and the deletion of the rest.
+
+    `owns` says whether the run still belongs to this attempt; when not, nothing is written.
+    """
 
     def __init__(
         self,
@@ -202,37 +220,66 @@ class Keeper:
         attempt: int,
         keep_last: int,
         outbox: Outbox,
+        owns: Callable[[], bool],
         newest: str | None,
         best: dict[str, Any] | None,
     ) -> None:
-        self._run_uri, self._attempt, self._keep_last, self._outbox = run_uri, attempt, keep_last, outbox
+        self._run_uri, self._attempt, self._keep_last, self._outbox, self._owns = (
+            run_uri,
+            attempt,
+            keep_last,
+            outbox,
+            owns,
+        )
         self.newest = newest  # URI of the newest committed checkpoint
         self.best = best  # as best.json has it
 
-    def put(self, taken: Snapshot, miou: float | None = None) -> None:
-        """Commits a snapshot in the background; `miou` when it is the best so far."""
-        name = "checkpoint" if miou is None else "best checkpoint"
-        self._outbox.put(name, lambda: self._write(taken, miou))
+    def put(self, taken: Snapshot) -> None:
+        """Commits a snapshot in the background."""
+        self._outbox.put("checkpoint", lambda: self._commit(taken))
 
-    def _write(self, taken: Snapshot, miou: float | None) -> None:
-        if record.newest_attempt(self._run_uri) > self._attempt:
-            return  # a newer attempt owns the run
-        uri = commit(self._run_uri, self._attempt, taken)
-        self.newest = max(self.newest or uri, uri)
-        if miou is not None:
-            name = uri.removeprefix(self._run_uri.rstrip("/") + "/")
-            self.best = {"step": taken.state["step"], "miou": miou, "checkpoint": name}
-            storage.write(storage.join(self._run_uri, BEST), record.to_json(self.best, indent=1).encode())
+    def mark_best(self, step: int, miou: float, scored_on: str) -> None:
+        """Makes this attempt's checkpoint of `step` the best, once it is committed; `scored_on` is the split's digest."""
+        self._outbox.put("best", lambda: self._mark_best(step, miou, scored_on))
+
+    def _commit(self, taken: Snapshot) -> None:
+        if self._owns():
+            self.newest = commit(self._run_uri, self._attempt, taken)
+            self._prune()
+
+    def _mark_best(self, step: int, miou: float, scored_on: str) -> None:
+        name = f"checkpoints/{_name(step, self._attempt)}"
+        if self._owns() and storage.exists(storage.join(self._run_uri, name, COMMITTED)):
+            best = {"step": step, "miou": miou, "checkpoint": name, "scored_on": scored_on}
+            storage.write(storage.join(self._run_uri, BEST), record.to_json(best, indent=1).encode())
+            self.best = best
+            self._prune()
+
+    def _prune(self) -> None:
         prune(self._run_uri, self._attempt, self._keep_last, self.best["checkpoint"] if self.best else None)
 
 
-def read_best(run_uri: str) -> dict[str, Any] | None:
-    """{"step", "miou", "checkpoint" (below the run)} of the best committed checkpoint, or None."""
+def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | None:
+    """best.json: {"step", "miou", "checkpoint" (below the run), "scored_on"}.
+
+    None when there is none, when its checkpoint does not verify, or when it was scored on another split than asked for.
+    """
     address = storage.join(run_uri, BEST)
     if not storage.exists(address):
         return None
-    best = json.loads(storage.read(address))
-    return best if storage.exists(storage.join(run_uri, best["checkpoint"], COMMITTED)) else None
+    try:
+        best = json.loads(storage.read(address))
+        verify(storage.join(run_uri, best["checkpoint"]))
+    except (CheckpointError, ValueError, KeyError):
+        return None
+    return best if scored_on in (None, best.get("scored_on")) else None
+
+
+def scores_of(uri: str) -> dict[str, Any] | None:
+    """The evaluation of a run's checkpoint, as the run's metrics have it; None where it was not scored."""
+    run_uri, step = uri.rsplit("/checkpoints/", 1)[0], step_of(uri)
+    rows = [row for row in record.read_metrics(run_uri) if row["kind"] == "eval" and row["step"] == step]
+    return rows[-1] if rows else None
 
 
 @dataclass(frozen=True)

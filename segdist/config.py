@@ -37,6 +37,9 @@ class Section(BaseModel):
 Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Data(Section):
     uri: str = free(help="Prepared data set: the folder that holds index.json (made by `segdist prepare`).")
     train_split: str = identity("train", "Split to train on.")
@@ -108,7 +111,7 @@ class Optim(Section):
     lr: float = identity(6e-5, "Peak learning rate of AdamW.", gt=0)
     head_lr_factor: float = identity(1.0, "The head (everything behind the encoder) learns this much faster.", gt=0)
     weight_decay: float = identity(0.01, "Weight decay; never on norms and biases.", ge=0)
-    betas: tuple[float, float] = identity((0.9, 0.999), "AdamW's two decay rates.")
+    betas: tuple[Beta, Beta] = identity((0.9, 0.999), "AdamW's two decay rates.")
     warmup_steps: int = identity(0, "Steps of linear warm-up.", ge=0)
     poly_power: float = identity(1.0, "After warm-up: lr * (1 - step / num_steps) ** poly_power.", ge=0)
     clip_grad_norm: float | None = identity(None, "Clip the gradient's norm to this; null: do not clip.", gt=0)
@@ -123,9 +126,12 @@ class Train(Section):
     seed: int = identity(0, "Seed of weights, order, augmentation and dropout.", ge=0, lt=2**63)
     init_from: str | None = identity(None, "Run or checkpoint whose weights begin this run (recorded as its parent).")
     strategy: Literal["auto", "exact", "ddp"] = free(
-        "auto", "exact: the same bits on any number of ranks; ddp: fast on GPUs; auto: exact on the CPU, else ddp."
+        "auto",
+        "exact: on CPUs the same bits on any number of ranks; ddp: fast on GPUs; auto: exact on the CPU, else ddp.",
     )
-    precision: Literal["fp32", "bf16"] = free("fp32", "Arithmetic of forward and backward; weights stay fp32.")
+    precision: Literal["fp32", "bf16"] = identity(
+        "fp32", "Training's forward and backward; weights and scores are fp32."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Train:

@@ -47,7 +47,6 @@ def evaluate(
     image_size: ImageSize,
     io: Io,
     batch_size: int,
-    precision: str,
     world: World,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Evaluation:
@@ -65,7 +64,7 @@ def evaluate(
     try:
         for batch in eval_batches(source, index.labels, image_size, io, mine):
             images, masks = batch.images.to(world.device), batch.masks.to(world.device)
-            logits = infer(model, images, precision)
+            logits = infer(model, images)
             table += pair_table(predict(logits, (masks.shape[1], masks.shape[2]), model.traits.align_corners), masks)
             sums += torch.stack(
                 [cross_entropy_sum(logits, masks, model.traits.align_corners), sums.new_tensor(len(masks))]
@@ -83,7 +82,7 @@ def evaluate(
     return Evaluation(scores(table, index.labels.num_classes), loss / max(valid, 1), int(seen), table)
 
 
-def protocol(image_size: ImageSize, precision: str) -> str:
+def protocol(image_size: ImageSize) -> str:
     """How the number was made, in words: two numbers with different protocols do not compare."""
     if image_size is None:
         size = "images at their own size"
@@ -91,7 +90,7 @@ def protocol(image_size: ImageSize, precision: str) -> str:
         size = f"images resized to a shorter side of {image_size} px"
     else:
         size = f"images resized to {image_size[0]}x{image_size[1]} px"
-    return f"{size} / whole / single-scale / {precision} / scored at the mask's own size"
+    return f"{size} / whole / single-scale / fp32 / scored at the mask's own size"
 
 
 def report(result: Evaluation, names: list[str]) -> dict[str, Any]:
@@ -119,13 +118,11 @@ def evaluate_checkpoint(uri: str, data: str | None, split: str, batch_size: int,
     index = indices.load(address)
     check_classes(trained.uri, trained.labels.names, address, index.labels.names)
     world = World(0, 1, choose_device(device))
-    size, precision = trained.cfg.data.image_size, trained.cfg.train.precision
+    size = trained.cfg.data.image_size
     progress, advance = log.bar(f"evaluating {split}", index.split(split).num_samples)
     with progress:
-        result = evaluate(
-            trained.model, address, index, split, size, trained.cfg.io, batch_size, precision, world, advance
-        )
-    about = {"protocol": protocol(size, precision), "checkpoint": trained.uri, "data": address, "split": split}
+        result = evaluate(trained.model, address, index, split, size, trained.cfg.io, batch_size, world, advance)
+    about = {"protocol": protocol(size), "checkpoint": trained.uri, "data": address, "split": split}
     return report(result, trained.labels.names) | about
 
 

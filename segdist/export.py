@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from segdist.checkpoint import Trained, load_state
+from segdist.checkpoint import Trained, load_state, scores_of
 from segdist.errors import UserError
 
 _MARK = "segdist.json"
@@ -17,19 +17,22 @@ def export(trained: Trained, dest: str) -> dict[str, Any]:
     folder = Path(dest)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists())):
         raise UserError(f"{dest} exists and is no export of segdist; give an empty place")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{dest}: cannot be made a folder ({error.strerror}); give another place") from None
     layout = {"segformer": _transformers, "unet": _smp}[trained.model.arch["name"]](trained, folder)
-    state = load_state(trained.uri)
+    metrics = scores_of(trained.uri)
     about = {
         "classes": trained.labels.to_json()["classes"],
         "image_size": trained.cfg.data.image_size,
         "mean": trained.model.traits.mean,
         "std": trained.model.traits.std,
-        "checkpoint_step": state["step"],
-        "metrics": state["metrics"],
+        "checkpoint_step": load_state(trained.uri)["step"],
+        "metrics": metrics,
     }
     (folder / _MARK).write_text(json.dumps(about, indent=1), encoding="utf-8")
-    (folder / "README.md").write_text(_card(trained, layout, state["metrics"]), encoding="utf-8")
+    (folder / "README.md").write_text(_card(trained, layout, metrics), encoding="utf-8")
     return {"path": dest, "layout": layout}
 
 
@@ -87,13 +90,13 @@ def _card(trained: Trained, layout: str, metrics: dict[str, Any] | None) -> str:
         "```",
         "",
     ]
-    if metrics:
+    if metrics and metrics["miou"] is not None:
         lines += [
             f"Validation mIoU {metrics['miou']:.4f}; protocol: {metrics['protocol']}.",
             "",
             "| class | IoU |",
             "| --- | --- |",
-            *(f"| {n} | {'-' if v is None or v != v else format(v, '.4f')} |" for n, v in metrics["iou"].items()),
+            *(f"| {n} | {'-' if v is None else format(v, '.4f')} |" for n, v in metrics["iou"].items()),
             "",
         ]
     return "\n".join(lines)

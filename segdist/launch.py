@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Any
@@ -51,4 +52,5 @@ class StopSignal:
             self.__exit__()
             raise KeyboardInterrupt
         self._asked = True
-        log.say("stopping: a checkpoint is committed after this step; ask again to stop at once")
+        if os.environ.get("RANK", "0") == "0":
+            log.say("stopping: a checkpoint is committed after this step; ask again to stop at once")

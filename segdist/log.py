@@ -68,7 +68,7 @@ class Logbook:
         self._bar.stop()
         if error is not None:
             self.update(state=record.FAILED, error=f"{type(error).__name__}: {error}")
-        self._flush_rows()
+        self.flush()
         self.outbox.close()
 
     def say(self, text: str) -> None:
@@ -79,7 +79,7 @@ class Logbook:
         """Keeps a row of metrics: kind `train` or `eval`, after `step` updates."""
         self._rows.append({"step": step, "kind": kind, "attempt": self._attempt, "time": time.time(), **row})
         if time.monotonic() - self._flushed > _SEGMENT_SECONDS:
-            self._flush_rows()
+            self.flush()
 
     def show(self, step: int, num_steps: int, row: dict[str, Any], commit: int | None, miou: float | None) -> None:
         """The live line (on something that is no terminal, a plain line), and a sign of life in run.json."""
@@ -104,12 +104,17 @@ class Logbook:
         if self._active:
             self.outbox.put("run.json", lambda: self._save(tree))
 
-    def _save(self, tree: dict[str, Any]) -> None:
+    def owns_run(self) -> bool:
+        """Whether no newer attempt has taken the run over; asks storage."""
         self.superseded = record.newest_attempt(self._run_uri) > self._attempt
-        if not self.superseded:
+        return not self.superseded
+
+    def _save(self, tree: dict[str, Any]) -> None:
+        if self.owns_run():
             record.save(self._run_uri, tree)
 
-    def _flush_rows(self) -> None:
+    def flush(self) -> None:
+        """Puts the rows so far on their way to storage."""
         rows, self._rows, self._flushed = self._rows, [], time.monotonic()
         if rows and self._active:
             self._part += 1

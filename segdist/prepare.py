@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.table import Table
+from rich.text import Text
 
 from segdist import log, storage
 from segdist.data import importers, labels, write
@@ -27,7 +28,7 @@ from segdist.data.index import Index, Split
 from segdist.data.labels import Labels
 from segdist.data.order import Permutation, key
 from segdist.data.write import Row, ShardWriter
-from segdist.errors import DataError
+from segdist.errors import DataError, LabelError
 from segdist.threads import ahead
 
 _IN_ORDER = ("val", "test")  # evaluation reads these as the source lists them; all else is shuffled once, here
@@ -47,7 +48,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepares SOURCE into DEST; {"uri", "splits": {name: samples, shards, bytes}, "classes"}.
 
-    Raises DataError or LabelError naming the first bad file and its remedy; DEST is then as it was.
+    Raises DataError or LabelError naming the first bad file and its remedy; DEST then counts as prepared, or not, as before.
     """
     root = Path(source).expanduser()
     if not root.is_dir():
@@ -56,20 +57,21 @@ def prepare(
     for split, pairs in splits.items():
         if not pairs:
             raise DataError(f"{source}: split {split!r} is empty; put images and masks there, or remove its folder")
-    digest = _source_digest(splits, root, [layout, names, void, seed, indices.FORMAT])
-    if storage.exists(storage.join(dest, indices.NAME)) and not overwrite:
-        known = indices.load(dest)
-        if known.source_digest != digest:
-            raise DataError(
-                f"{dest} holds another prepared data set ({known.name!r}); give another place or --overwrite"
-            )
-        log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
-        return _summary(dest, known)
     storage.check_writable(dest)
+    declared = _declared(layout, names, void)
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
     max_pixels = max_megapixels * 10**6
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        contract = _contract(layout, names, void, splits, pool, max_pixels)
+        digest = _source_digest(splits, [layout, declared and declared.to_json(), void, seed, indices.FORMAT], pool)
+        known = indices.load(dest) if storage.exists(storage.join(dest, indices.NAME)) else None
+        if known and not overwrite:
+            if known.source_digest != digest:
+                raise DataError(
+                    f"{dest} holds another prepared data set ({known.name!r}); give another place or --overwrite"
+                )
+            log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
+            return _summary(dest, known)
+        contract = declared or _inferred(void, splits, pool, max_pixels)
         written = {s: _write_split(dest, s, pairs, contract, seed, pool, max_pixels) for s, pairs in splits.items()}
     index = Index(
         format=indices.FORMAT,
@@ -81,24 +83,23 @@ def prepare(
         splits=written,
     )
     indices.save(dest, index)
-    _delete_stale(dest, index)
+    _delete_stale(dest, index, {*splits, *(known.splits if known else ())})
     log.console.print(_class_table(index))
     return _summary(dest, index)
 
 
-def _contract(
-    layout: str,
-    names: str | None,
-    void: Sequence[int] | None,
-    splits: Splits,
-    pool: ThreadPoolExecutor,
-    max_pixels: int,
-) -> Labels:
+def _declared(layout: str, names: str | None, void: Sequence[int] | None) -> Labels | None:
+    """The contract that the user or the layout declares, if any."""
     if names is not None:
         return labels.parse_names(names, tuple(void) if void is not None else (255,))
     known = LAYOUTS[layout].labels
-    if known is not None:
-        return known
+    if known is not None and void is not None:
+        raise LabelError(f"--format {layout} knows its void values; leave --void out, or give --names as well")
+    return known
+
+
+def _inferred(void: Sequence[int] | None, splits: Splits, pool: ThreadPoolExecutor, max_pixels: int) -> Labels:
+    """A contract from the values that the masks hold."""
     found: set[int] = set()
     masks = [pair.mask for pairs in splits.values() for pair in pairs]
     progress, advance = log.bar("looking at masks", len(masks))
@@ -116,8 +117,8 @@ def _write_split(
 ) -> Split:
     shuffle = split not in _IN_ORDER
     order = Permutation(len(pairs), key(seed, 11))(np.arange(len(pairs))) if shuffle else np.arange(len(pairs))
-    largest = max(p.image.stat().st_size + p.mask.stat().st_size for p in pairs)
-    rows = write.rows_per_group(largest, len(pairs))
+    largest = max(importers.stored_bytes(p.image) + p.mask.stat().st_size for p in pairs)
+    rows = write.rows_per_group(largest, len(pairs), shuffle)
     writer = ShardWriter(dest, split, rows)
     raw: dict[int, int] = {}
     sizes = set()
@@ -154,23 +155,27 @@ def _encode(pair: Pair, contract: Labels, max_pixels: int) -> Row:
     return Row(pair.sample_id, image, data, codec, height, width, write.sparse_counts(counts))
 
 
-def _source_digest(splits: Splits, root: Path, settings: list[Any]) -> str:
-    files = [
-        [
-            split,
-            pair.sample_id,
-            [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in (pair.image, pair.mask)],
-        ]
-        for split, pairs in splits.items()
-        for pair in pairs
-    ]
-    return hashlib.sha256(json.dumps([settings, files], default=list).encode()).hexdigest()
+def _source_digest(splits: Splits, settings: list[Any], pool: ThreadPoolExecutor) -> str:
+    """Of the settings and of every file's content: a touched or copied source is the same source."""
+    pairs = [(split, pair) for split, found in splits.items() for pair in found]
+    digest = hashlib.sha256(json.dumps(settings, default=list).encode())
+    progress, advance = log.bar("comparing", len(pairs))
+    with progress:
+        for (split, pair), content in zip(pairs, ahead(pool, _content_digests, (pair for _, pair in pairs), 16)):
+            digest.update(json.dumps([split, pair.sample_id, content]).encode())
+            advance(1)
+    return digest.hexdigest()
 
 
-def _delete_stale(dest: str, index: Index) -> None:
-    """Shards of earlier preparations, now that the index names others."""
+def _content_digests(pair: Pair) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in (pair.image, pair.mask)]
+
+
+def _delete_stale(dest: str, index: Index, splits: Iterable[str]) -> None:
+    """Shards of earlier preparations, now that the index names others, and what killed writers left."""
+    storage.sweep(dest)
     current = {shard.file for split in index.splits.values() for shard in split.shards}
-    for split in index.splits:
+    for split in splits:
         storage.sweep(storage.join(dest, split))
         for name in storage.names(storage.join(dest, split)):
             if name.endswith(".parquet") and f"{split}/{name}" not in current:
@@ -202,5 +207,5 @@ def _class_table(index: Index) -> Table:
             counts = (*split.class_pixels, split.void_pixels)
             share = counts[k] / max(1, sum(counts))
             shares.append(f"{share:.2%}" if counts[k] or name == "void" else "[red]none[/red]")
-        table.add_row(name, ", ".join(map(str, raw)), *shares)
+        table.add_row(Text(name), ", ".join(map(str, raw)), *shares)
     return table

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,8 @@ from segdist import __version__, storage
 from segdist.errors import StorageError
 
 NAME = "run.json"
-PENDING, RUNNING, PREEMPTED, FAILED, SUCCEEDED = "PENDING", "RUNNING", "PREEMPTED", "FAILED", "SUCCEEDED"
+RUNNING, PREEMPTED, FAILED, SUCCEEDED = "RUNNING", "PREEMPTED", "FAILED", "SUCCEEDED"
+_ATTEMPT = re.compile(r"(\d{4,})\.json")
 
 
 def load(run_uri: str) -> dict[str, Any] | None:
@@ -42,7 +44,7 @@ def save(run_uri: str, tree: dict[str, Any]) -> None:
 def claim_attempt(run_uri: str) -> int:
     """The number of this attempt, 1 for the first; nobody else gets the same."""
     folder = storage.join(run_uri, "attempts")
-    number = max((int(name.split(".")[0]) for name in storage.names(folder)), default=0)
+    number = newest_attempt(run_uri)
     about = {"host": platform.node(), "pid": os.getpid(), "started": time.time(), "versions": versions()}
     while True:
         number += 1
@@ -52,7 +54,8 @@ def claim_attempt(run_uri: str) -> int:
 
 def newest_attempt(run_uri: str) -> int:
     """The number of the attempt that owns the run; 0 when there is none."""
-    return max((int(n.split(".")[0]) for n in storage.names(storage.join(run_uri, "attempts"))), default=0)
+    names = storage.names(storage.join(run_uri, "attempts"))
+    return max((int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))), default=0)
 
 
 def write_metrics(run_uri: str, attempt: int, part: int, rows: list[dict[str, Any]]) -> None:

@@ -57,7 +57,11 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
 
 
 def exists(uri: str) -> bool:
-    return path_of(uri).exists()
+    """Whether something is there. Raises StorageError when that cannot be known."""
+    try:
+        return path_of(uri).exists()
+    except OSError as error:
+        raise StorageError(f"{uri}: cannot read ({error.strerror})") from error
 
 
 def write(uri: str, data: bytes) -> None:

@@ -25,7 +25,8 @@ from segdist.ops.resize import cross_entropy_sum
 from segdist.world import World
 
 # Adding C and taking it away rounds a float64 to multiples of 2**-40, far below Adam's eps. Sums of such numbers are
-# exact, hence independent of their order, as long as each is below 2**11 and the sum below 2**13.
+# exact, hence independent of their order, as long as each is below 2**11 and the sum below 2**13; a gradient beyond that
+# (a run about to diverge) is still added rightly, but the last bits may then depend on the number of ranks.
 _GRID = 1.5 * 2.0**12
 
 
@@ -168,7 +169,10 @@ class Step:
         self._reducer.reduce()
         self._world.sum(rows)  # the rows of other ranks are zero, so this only brings them together
         self._statistics.finish(rows[:, 1:])
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip or float("inf"))
+        parameters = [p for p in self._model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return rows[:, 0].sum(), norm.double()

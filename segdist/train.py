@@ -1,14 +1,15 @@
 """One run, top to bottom: `fit`. It knows nothing of who launched it.
 
 `tell(metrics)` is called at evaluations only, equally often on every rank. `notice()` answers None, "checkpoint" or
-"stop"; the ranks agree on it by counts that ride on the step's all-reduce, and act on it one step later, so that no step
-waits for the device to answer.
+"stop"; the ranks agree on it by votes that ride on the all-reduce of the step's pixel counts, which stays on the CPU, so that
+no step waits for the device to answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -47,57 +48,58 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     start = checkpoint.restore(run.checkpoint, model, optimizer) if run.checkpoint else 0
     weights = loss.class_weights(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
     update = Step(model, optimizer, cfg.train, cfg.optim.clip_grad_norm, weights, world)
-    groups = world.share(cfg.train.num_groups)
-    stream = train_stream(cfg, run.index, groups, world)
+    stream = train_stream(cfg, run.index, world.share(cfg.train.num_groups), world)
 
     with (
         log.Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book,
         contextlib.closing(stream.steps(start, num_steps)) as batches,
     ):
         keeper = checkpoint.Keeper(
-            cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.outbox, run.checkpoint, run.best
+            cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.outbox, book.owns_run, run.checkpoint, run.best
         )
         meter = log.Meter(cfg.train.global_batch_size, num_steps)
-        best, done, stop = run.best, start, False
-        votes = torch.zeros(2, dtype=torch.int64, device=world.device)
+        best: float | None = run.best["miou"] if run.best else None
+        done, stop = start, False
         book.say(describe(cfg, world, model, run, start))
         while done < num_steps and not stop:
             with meter.waiting():
                 batch = next(batches)
-            wants_checkpoint, wants_stop = votes.tolist()  # of the step before
-            tally = loss.tally([group.masks for group in batch], weights)
-            votes, tally = agree("stop" if book.superseded else notice(), tally, world)
+            wish = "stop" if book.superseded else notice()
+            tally, saves, stop = agree(wish, loss.tally([group.masks for group in batch], weights), world)
             lr = optim.lr_at(cfg.optim, done, num_steps)
             optim.set_lr(optimizer, lr)
             meter.count(*update(done, batch, loss.denominator(tally, weights)))
-            done, stop, is_best = done + 1, wants_stop > 0, False
+            done += 1
 
-            evaluates = done % cfg.eval.every_steps == 0 or done == num_steps
-            commits = evaluates or done % cfg.checkpoint.every_steps == 0 or wants_checkpoint or stop
+            evaluates = done == num_steps or (done % cfg.eval.every_steps == 0 and not stop)
+            commits = evaluates or stop or saves or done % cfg.checkpoint.every_steps == 0
             if done % cfg.log.every_steps == 0 or commits:  # all ranks; rank 0 speaks
                 row = meter.row(done) | {"lr": lr}
                 check_finite(row, done, keeper.newest)
                 book.log(done, "train", row)
-                book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best["miou"] if best else None)
+                book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best)
+            if commits and world.is_first:  # before the evaluation, which may be long, or fail
+                state = run.contract | {"step": done, "arch": model.arch}
+                keeper.put(checkpoint.snapshot(model, optimizer, state))
+                book.flush()
             if evaluates:  # all ranks
                 with meter.paused():
                     scored = validate(cfg, model, run.index, world)
-                is_best = best is None or is_better(scored["miou"], best["miou"])
-                best = {"step": done, "miou": scored["miou"]} if is_best else best
                 book.log(done, "eval", scored)
-                book.say(f"step {done}/{num_steps}  val mIoU {scored['miou']:.4f}{' (best so far)' if is_best else ''}")
+                book.say(f"step {done}/{num_steps}  val mIoU {scored['miou']:.4f}")
+                book.flush()
+                if is_better(scored["miou"], best):
+                    best = scored["miou"]
+                    if world.is_first:
+                        keeper.mark_best(done, best, run.val_digest)
                 tell({"step": done, "miou": scored["miou"], "loss": scored["loss"]})
-            if commits and world.is_first:
-                taken = checkpoint.snapshot(model, optimizer, run.contract | {
-                    "step": done, "arch": model.arch, "metrics": scored if evaluates else None,
-                })  # fmt: skip
-                keeper.put(taken, best["miou"] if best and is_best else None)
 
         book.outbox.flush()
         if world.is_first and not book.superseded:
             check_committed(keeper, done)
-        summary = summarise(cfg, run.attempt, done, keeper, best) | meter.summary()
+        summary = summarise(cfg, run.attempt, done, keeper) | meter.summary()
         book.update(**summary)
+        book.say(farewell(summary, book.superseded))
     return summary
 
 
@@ -110,6 +112,7 @@ class Opening:
     checkpoint: str | None = None  # to continue from
     best: dict[str, Any] | None = None
     parent: str | None = None  # checkpoint whose weights begin a new run
+    val_digest: str = ""  # of the split that scores are made on
     contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
     facts: dict[str, Any] = field(default_factory=dict)  # into run.json
     finished: dict[str, Any] | None = None  # the summary of a run that needs nothing more
@@ -121,6 +124,7 @@ def open_run(cfg: Config, world: World) -> Opening:
     for split in (cfg.data.train_split, cfg.data.val_split):
         Source(cfg.data.uri, index, split).check()
     training_order(cfg, index)
+    loss.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
     if world.num_ranks > cfg.train.num_groups:
         raise ConfigError(
             f"{world.num_ranks} ranks share {cfg.train.num_groups} micro-batches per step; start at most so many ranks, or "
@@ -138,13 +142,19 @@ def open_run(cfg: Config, world: World) -> Opening:
             f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri"
         )
         return Opening(index, finished={k: known.get(k) for k in SUMMARY})
+    if known and known["state"] == record.RUNNING and (silent := time.time() - known["heartbeat"]) < 60:
+        log.say(
+            f"warning: attempt {known['attempt']} gave a sign of life {silent:.0f} s ago; if it still runs, it will stop now"
+        )
     parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
     attempt = record.claim_attempt(cfg.run.uri)
     facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
     text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
     storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
     contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
-    return Opening(index, attempt, newest, checkpoint.read_best(cfg.run.uri), parent, contract, facts)
+    scored_on = index.digest(cfg.data.val_split)
+    best = checkpoint.read_best(cfg.run.uri, scored_on)
+    return Opening(index, attempt, newest, best, parent, scored_on, contract, facts)
 
 
 def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -185,20 +195,20 @@ def starting_model(cfg: Config, run: Opening) -> Segmenter:
     return model
 
 
-def agree(wish: str | None, tally: torch.Tensor, world: World) -> tuple[torch.Tensor, torch.Tensor]:
-    """(int64 (2,) votes of all ranks for a checkpoint and for a stop, the sum of their tallies), by one all-reduce."""
+def agree(wish: str | None, tally: torch.Tensor, world: World) -> tuple[torch.Tensor, bool, bool]:
+    """(the sum of all ranks' tallies, whether any wishes for a checkpoint, for a stop), by one small all-reduce on the CPU."""
     votes = torch.tensor([wish == "checkpoint", wish == "stop"], dtype=torch.int64)
-    total = world.sum(torch.cat([votes, tally]).to(world.device))
-    return total[:2], total[2:]
+    total = world.sum(torch.cat([votes, tally]))
+    return total[2:], bool(total[0]), bool(total[1])
 
 
 def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
     """The report of the model on the validation split, without the confusion matrix. All ranks must call it."""
     result = evaluate(
         model, cfg.data.uri, index, cfg.data.val_split, cfg.data.image_size, cfg.io, cfg.eval.batch_size,
-        cfg.train.precision, world,
+        world,
     )  # fmt: skip
-    scored = report(result, index.labels.names) | {"protocol": protocol(cfg.data.image_size, cfg.train.precision)}
+    scored = report(result, index.labels.names) | {"protocol": protocol(cfg.data.image_size)}
     del scored["confusion"]
     return scored
 
@@ -210,11 +220,11 @@ def is_better(miou: float, best: float | None) -> bool:
 
 def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
     """Raises UserError when the training has diverged."""
-    if not math.isfinite(row["loss"]):
+    if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
         where = f"the newest checkpoint, {newest}, is from before" if newest else "there is no checkpoint yet"
         raise UserError(
-            f"the loss became {row['loss']} before step {step}; {where}. Lower optim.lr, set optim.clip_grad_norm=1, "
-            "lengthen optim.warmup_steps, or use train.precision=fp32"
+            f"loss {row['loss']}, gradient norm {row['grad_norm']} at step {step}: the training has diverged; {where}. "
+            "Lower optim.lr, set optim.clip_grad_norm=1, lengthen optim.warmup_steps, or use train.precision=fp32"
         )
 
 
@@ -232,20 +242,27 @@ SUMMARY = (
 )  # fmt: skip
 
 
-def summarise(
-    cfg: Config, attempt: int, done: int, keeper: checkpoint.Keeper, best: dict[str, Any] | None
-) -> dict[str, Any]:
+def summarise(cfg: Config, attempt: int, done: int, keeper: checkpoint.Keeper) -> dict[str, Any]:
     """What `segdist train --json` prints; `miou` is that of the best checkpoint."""
     kept = keeper.best
     return {
         "run_uri": cfg.run.uri,
         "state": record.SUCCEEDED if done == cfg.train.num_steps else record.PREEMPTED,
         "step": done,
-        "miou": best and best["miou"],
-        "best_step": best and best["step"],
+        "miou": kept and kept["miou"],
+        "best_step": kept and kept["step"],
         "best_checkpoint": storage.join(cfg.run.uri, kept["checkpoint"]) if kept else None,
         "restarts": attempt - 1,
     }
+
+
+def farewell(summary: dict[str, Any], superseded: bool) -> str:
+    """How an attempt ends, and what to do next, for a person."""
+    if superseded:
+        return f"{summary['run_uri']}: a newer attempt has taken this run over, so this one stops; leave it to that one"
+    score = "" if summary["miou"] is None else f"; best mIoU {summary['miou']:.4f}, after step {summary['best_step']}"
+    more = "" if summary["state"] == record.SUCCEEDED else ". The same command goes on from here"
+    return f"{summary['run_uri']}: {summary['state']} at step {summary['step']}{score}{more}"
 
 
 def describe(cfg: Config, world: World, model: Segmenter, run: Opening, start: int) -> str:

@@ -18,6 +18,12 @@ import torch.distributed as dist
 from segdist.errors import UserError
 
 T = TypeVar("T")
+
+
+class SharedError(UserError):
+    """Rank 0 failed and says why; this rank only stops."""
+
+
 _TIMEOUT = timedelta(minutes=5)
 
 
@@ -26,6 +32,7 @@ class World:
     rank: int
     num_ranks: int
     device: torch.device
+    owns_group: bool = False  # whether `leave` ends the process group
 
     @property
     def is_first(self) -> bool:
@@ -38,22 +45,21 @@ class World:
         return tensor
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """make() of rank 0, on every rank; what it raises there is raised everywhere. All ranks must call it."""
+        """make() of rank 0, on every rank. What it raises is raised there, and stops the others with SharedError."""
         if self.num_ranks == 1:
             return make()
         box: list[object] = [None]
-        if self.is_first:
-            try:
-                box = [make()]
-            except UserError as error:
-                box = [error]
-            except Exception as error:  # whatever it is, it must reach the others, who are waiting
-                box = [RuntimeError(f"rank 0 failed: {error!r}")]
-        dist.broadcast_object_list(
-            box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else self.device
-        )
-        if isinstance(box[0], Exception):
-            raise box[0]
+        if not self.is_first:
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+            if isinstance(box[0], SharedError):
+                raise box[0]
+            return box[0]  # type: ignore[return-value]
+        try:
+            box = [make()]
+        except Exception as error:  # whatever it is, the others are waiting
+            dist.broadcast_object_list([SharedError(f"rank 0 failed: {error}")], src=0, device=torch.device("cpu"))
+            raise
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]
 
     def share(self, num: int) -> range:
@@ -67,6 +73,10 @@ def choose_device(wish: str, local_rank: int = 0) -> torch.device:
         raise UserError("scale.device is cuda, but PyTorch sees no CUDA device; use scale.device=auto or cpu")
     if wish == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start fewer ranks"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -76,12 +86,13 @@ def join(device: str = "auto") -> World:
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if num_ranks > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
-    return World(rank, num_ranks, chosen)
+    owns_group = num_ranks > 1 and not dist.is_initialized()
+    if owns_group:  # small counts and votes go by gloo, so that no step waits for the device to answer
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    return World(rank, num_ranks, chosen, owns_group)
 
 
 def leave(world: World) -> None:
     """Ends what `join` began."""
-    if world.num_ranks > 1 and dist.is_initialized():
+    if world.owns_group and dist.is_initialized():
         dist.destroy_process_group()

@@ -40,7 +40,7 @@ def main(plan: str, folder: str) -> None:
         models.build = build
         model = kept[0]
         index = indices.load(cfg.data.uri)
-        result = evaluate(model, cfg.data.uri, index, "val", None, cfg.io, cfg.eval.batch_size, "fp32", world)
+        result = evaluate(model, cfg.data.uri, index, "val", None, cfg.io, cfg.eval.batch_size, world)
         if world.is_first:
             out = Path(folder) / item["name"]
             save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, f"{out}.safetensors")

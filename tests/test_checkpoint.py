@@ -109,9 +109,21 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
 
 def test_an_outdated_attempt_deletes_nothing_of_a_newer_one(tmp_path: Path) -> None:
     run_of(tmp_path, 1, 2)
-    run = run_of(tmp_path, 1, attempt=2)
+    run = run_of(tmp_path, 1, 2, 3, attempt=2)
     prune(run, attempt=1, keep_last=1, best=None)
-    assert storage.names(f"{run}/checkpoints") == ["step-00000001-0002", "step-00000002-0001"]
+    assert [u[-4:] for u in checkpoint.committed(run)] == ["0002"] * 3
+
+
+def test_the_newest_attempt_is_the_newest_though_its_steps_be_lower(tmp_path: Path) -> None:
+    run_of(tmp_path, 5, 6)
+    run = run_of(tmp_path, 3, attempt=2)
+    assert [u.rsplit("/", 1)[1] for u in checkpoint.committed(run)] == [
+        "step-00000003-0002",
+        "step-00000006-0001",
+        "step-00000005-0001",
+    ]
+    prune(run, attempt=2, keep_last=1, best=None)
+    assert storage.names(f"{run}/checkpoints") == ["step-00000003-0002"]
 
 
 def test_resolve_prefers_the_best_and_explains_what_it_cannot_find(tmp_path: Path) -> None:
@@ -131,26 +143,38 @@ def keeper(
     run: str, attempt: int, warn: Callable[[str], None] = ignore, pauses: tuple[float, ...] = ()
 ) -> tuple[Keeper, Outbox]:
     outbox = Outbox(warn, pauses)
-    return Keeper(run, attempt, 1, outbox, None, None), outbox
+    return Keeper(run, attempt, 1, outbox, lambda: record.newest_attempt(run) <= attempt, None, None), outbox
 
 
 def test_a_keeper_commits_in_the_background_and_knows_the_best(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     kept, outbox = keeper(run, 1)
     for step, miou in ((1, 0.3), (2, 0.5), (3, None), (4, None)):
-        kept.put(taken(step), miou)
+        kept.put(taken(step))
+        if miou:
+            kept.mark_best(step, miou, "val")
         outbox.flush()
     outbox.close()
     assert checkpoint.step_of(kept.newest) == 4
-    assert checkpoint.read_best(run) == {"step": 2, "miou": 0.5, "checkpoint": "checkpoints/step-00000002-0001"}
+    expected = {"step": 2, "miou": 0.5, "checkpoint": "checkpoints/step-00000002-0001", "scored_on": "val"}
+    assert checkpoint.read_best(run) == kept.best == expected
     assert [checkpoint.step_of(u) for u in checkpoint.committed(run)] == [4, 2]
+
+
+def test_what_was_never_committed_is_not_the_best(tmp_path: Path) -> None:
+    kept, outbox = keeper(str(tmp_path / "run"), 1)
+    kept.mark_best(5, 0.9, "val")
+    outbox.close()
+    assert kept.best is None
 
 
 def test_a_keeper_of_an_outdated_attempt_writes_nothing(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     assert (record.claim_attempt(run), record.claim_attempt(run)) == (1, 2)
+    (tmp_path / "run" / "attempts" / ".DS_Store").write_text("somebody looked", encoding="utf-8")
     kept, outbox = keeper(run, 1)
-    kept.put(taken(9), 0.9)
+    kept.put(taken(9))
+    kept.mark_best(9, 0.9, "val")
     outbox.close()
     assert checkpoint.committed(run) == []
     assert checkpoint.read_best(run) is None

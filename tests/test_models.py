@@ -120,6 +120,6 @@ def test_unet_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
 
 def test_inference_takes_uint8_and_leaves_no_graph() -> None:
     model = build(SEGFORMER).eval()
-    logits = infer(model, torch.zeros(2, 3, 40, 36, dtype=torch.uint8), "bf16")
+    logits = infer(model, torch.zeros(2, 3, 40, 36, dtype=torch.uint8))
     assert logits.shape[:2] == (2, 3)
     assert not logits.requires_grad

@@ -49,7 +49,7 @@ def test_make_demo_does_the_main_job(project: Path) -> None:
     done = run("make --silent demo", project)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["miou"] >= 0.80
-    assert result["num_samples"] == 48
+    assert result["num_samples"] == 53
     for line in ("checkpoint", "table", "export", "overlay"):
         path = re.search(rf"^{line} +(\S+)", done.stderr, re.MULTILINE)
         assert path, line

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_pair
 
 from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream, eval_batches, eval_units
 from segdist.errors import DataError
+from segdist.prepare import prepare
 from segdist.train import train_stream, training_order
 from segdist.world import World
 
@@ -92,6 +95,22 @@ def test_evaluation_resizes_images_and_never_masks(street_data: str) -> None:
     for batch in eval_batches(source, index.labels, (20, 25), Io(), eval_units(source.sizes, 2)):
         assert batch.images.shape[1:] == (3, 20, 25)
         assert batch.masks.shape[1:] == (32, 48)
+
+
+def test_pictures_of_different_sizes_never_share_a_batch(tmp_path: Path) -> None:
+    for i, size in enumerate([(32, 48), (32, 48), (40, 32), (32, 48), (40, 32), (40, 32)]):
+        for split in ("train", "val"):
+            write_pair(tmp_path / "src", f"p{i}", np.zeros((*size, 3), np.uint8), np.full(size, i % 2, np.uint8), split)
+    prepare(str(tmp_path / "src"), str(tmp_path / "out"), names="a,b")
+    index = indices.load(str(tmp_path / "out"))
+    source = Source(str(tmp_path / "out"), index, "val")
+    assert source.sizes.tolist() == [6]
+    batches = list(eval_batches(source, index.labels, None, Io(), eval_units(source.sizes, 4)))
+    assert [(len(b.sample_ids), tuple(b.masks.shape[1:])) for b in batches] == [
+        (2, (32, 48)), (1, (40, 32)), (1, (32, 48)), (2, (40, 32)),
+    ]  # fmt: skip
+    assert [i for b in batches for i in b.sample_ids] == [f"p{i}" for i in range(6)]
+    assert all(int(m.unique()) == int(i[1:]) % 2 for b in batches for m, i in zip(b.masks, b.sample_ids))
 
 
 def test_a_broken_sample_is_named_and_ends_the_threads(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:

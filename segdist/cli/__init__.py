@@ -6,7 +6,7 @@ A user's mistake is one readable message and exit code 2. Heavy libraries are im
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ config_app = typer.Typer(help="Look at a config.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout at the end.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: CUDA when there is one.")]
 RunOrCheckpoint = Annotated[str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint folder.")]
 
 
@@ -37,11 +37,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        if type(error).__name__ != "SharedError":  # rank 0 has said it
+            console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted; give the same command again to go on")
-        sys.exit(130)
 
 
 @app.command()
@@ -104,13 +102,7 @@ def train(
     from segdist.launch import run_here
 
     summary, is_first = run_here(configs.load(config, overrides or []))
-    if not is_first:
-        return
-    score = "" if summary["miou"] is None else f", best mIoU {summary['miou']:.4f} after step {summary['best_step']}"
-    _say(f"{summary['state']} at step {summary['step']}{score}\nrun: {summary['run_uri']}")
-    if summary["state"] != "SUCCEEDED":
-        _say("the same command goes on from here")
-    _machine(json, summary)
+    _machine(json and is_first, summary)
 
 
 @app.command()
@@ -129,17 +121,18 @@ def evaluate(
 
     Example: `segdist evaluate runs/photos --data data/photos --split val`
     """
-    from pathlib import Path
-
+    from segdist import storage
     from segdist.cli.tables import scores
     from segdist.evaluate import evaluate_checkpoint
     from segdist.log import console
     from segdist.record import to_json
 
+    if out:
+        storage.write(out, b"{}")  # before the work: can it be written?
     result = evaluate_checkpoint(checkpoint, data, split, batch_size, device)
     console.print(scores(result))
     if out:
-        Path(out).write_text(to_json(result, indent=1), encoding="utf-8")
+        storage.write(out, to_json(result, indent=1).encode())
         _say(f"written: {out}")
     _machine(json, result)
 

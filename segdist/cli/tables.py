@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 
 def scores(result: dict[str, Any]) -> Table:
@@ -20,9 +21,9 @@ def scores(result: dict[str, Any]) -> Table:
     table.add_column("IoU", justify="right")
     table.add_column("accuracy", justify="right")
     table.add_column("pixels", justify="right")
-    for k, name in enumerate(result["iou"]):
+    for k, name in enumerate(result["iou"]):  # names may hold brackets, which rich would read as markup
         pixels = sum(result["confusion"][k])
-        table.add_row(name, _number(result["iou"][name]), _number(result["accuracy"][name]), f"{pixels:,}")
+        table.add_row(Text(name), _number(result["iou"][name]), _number(result["accuracy"][name]), f"{pixels:,}")
     return table
 
 

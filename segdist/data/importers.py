@@ -21,6 +21,15 @@ from segdist.errors import DataError, LabelError
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _LOSSY = {"JPEG", "MPO", "WEBP", "JPEG2000"}
 _ORIENTATION = 0x0112  # EXIF tag
+_SPLITS = {  # what people call them
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +53,9 @@ def folder(source: Path, val_share: float, seed: int) -> Splits:
     Layouts: SOURCE/{images,masks}/..., SOURCE/SPLIT/{images,masks}/..., SOURCE/{images,masks}/SPLIT/...
     """
     if (source / "images").is_dir():
-        splits = sorted(
-            p.name for p in (source / "images").iterdir() if p.is_dir() and p.name in ("train", "val", "test")
-        )
+        splits = sorted(p.name for p in (source / "images").iterdir() if p.is_dir() and p.name in _SPLITS)
         if splits:
-            return {s: pair_up(source / "images" / s, source / "masks" / s) for s in splits}
+            return {_SPLITS[s]: pair_up(source / "images" / s, source / "masks" / s) for s in splits}
         pairs = pair_up(source / "images", source / "masks")
         return split_off(pairs, val_share, seed)
     splits = sorted(p.parent.name for p in source.glob("*/images") if p.is_dir())
@@ -57,7 +64,7 @@ def folder(source: Path, val_share: float, seed: int) -> Splits:
             f"{source}: found neither images/ and masks/ nor SPLIT/images and SPLIT/masks there; "
             "put images and masks of equal names into such folders (or say --format camvid)"
         )
-    return {s: pair_up(source / s / "images", source / s / "masks") for s in splits}
+    return {_SPLITS.get(s, s): pair_up(source / s / "images", source / s / "masks") for s in splits}
 
 
 def camvid(source: Path, val_share: float, seed: int) -> Splits:
@@ -137,10 +144,15 @@ def _by_stem(root: Path, named: Path) -> dict[str, Path]:
 
 
 def split_off(pairs: list[Pair], val_share: float, seed: int) -> Splits:
-    """train and val by the digest of names, so that adding pictures later moves no other picture."""
+    """train and val by the digest of each name alone, so that adding pictures later moves no other picture.
+
+    The share is therefore met on average; each split gets at least one picture where there are two.
+    """
     rank = {p.sample_id: int(key(seed, 12, *p.sample_id.encode())) for p in pairs}
-    num_val = max(1, round(len(pairs) * val_share)) if len(pairs) > 1 else 0
-    chosen = {p.sample_id for p in sorted(pairs, key=lambda p: rank[p.sample_id])[:num_val]}
+    chosen = {sample_id for sample_id, r in rank.items() if r < val_share * 2**64}
+    if len(pairs) > 1:
+        chosen = chosen or {min(rank, key=rank.__getitem__)}
+        chosen = chosen if len(chosen) < len(pairs) else chosen - {max(rank, key=rank.__getitem__)}
     return {
         "train": [p for p in pairs if p.sample_id not in chosen],
         "val": [p for p in pairs if p.sample_id in chosen],
@@ -176,8 +188,9 @@ def read_mask(path: Path, max_pixels: int) -> np.ndarray:
 def read_image(path: Path, size: tuple[int, int], max_pixels: int) -> bytes:
     """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
 
-    `size` is its mask's (height, width). An EXIF rotation is applied when only the turned picture fits the mask, and left
-    alone when only the unturned one does. Raises DataError when neither does, or the file is broken.
+    `size` is its mask's (height, width). An EXIF rotation is applied when the turned picture fits the mask, as viewers and
+    labelling tools show it, and left alone when only the unturned one fits. Raises DataError when neither does, or the
+    file is broken.
     """
     with _open(path, max_pixels) as image:
         upright = image.size[::-1]
@@ -191,15 +204,29 @@ def read_image(path: Path, size: tuple[int, int], max_pixels: int) -> bytes:
         turn = turned != 1 and turned_size == size
         if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not turn:
             return path.read_bytes()
-        if image.mode.startswith(("I", "F")):
-            raise DataError(
-                f"{path}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel"
-            )
+        check_range(image, path)
         if turn:
             image = ImageOps.exif_transpose(image)
         out = io.BytesIO()
         image.convert("RGB").save(out, "PNG", compress_level=3)
         return out.getvalue()
+
+
+def check_range(image: Image.Image, path: Path) -> None:
+    """Raises DataError for pictures whose values have no agreed range, which converting would clip without a word."""
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{path}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel")
+
+
+def stored_bytes(path: Path) -> int:
+    """About how many bytes an image will take at rest: its own, or if it must become a PNG, at most its pixels'."""
+    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+        return path.stat().st_size
+    try:
+        with Image.open(path) as image:
+            return 3 * image.width * image.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return path.stat().st_size  # reading it will say what is wrong
 
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
@@ -237,4 +264,5 @@ def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:
         raise LabelError(
             f"the masks hold the values {shown}, which are not 0, 1, 2, ...; say what they mean with --names name=value,..."
         )
-    return contracts.plain([f"class {v}" for v in range(values[-1] + 1)], void)
+    raw = [v for v in range(values[-1] + 1) if v not in void]
+    return contracts.plain([f"class {v}" for v in raw], void, raw)

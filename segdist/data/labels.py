@@ -46,12 +46,13 @@ class Labels:
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise LabelError(f"class name {twice[0]!r} is declared twice; give every class its own name")
         values = [(v, c.name) for c in self.classes for v in c.raw] + [(v, "void") for v in self.void]
+        owners: dict[int, str] = {}
         for value, name in values:
             if not 0 <= value <= 65535:
                 raise LabelError(f"raw value {value} of {name!r} is outside 0..65535")
-            owners = [n for v, n in values if v == value]
-            if len(owners) > 1:
-                raise LabelError(f"raw value {value} is declared twice: {owners[0]!r} and {owners[1]!r}")
+            if value in owners:
+                raise LabelError(f"raw value {value} is declared twice: {owners[value]!r} and {name!r}")
+            owners[value] = name
 
     @property
     def num_classes(self) -> int:
@@ -96,7 +97,9 @@ class Labels:
         try:
             classes = [Class(str(c["name"]), tuple(map(int, c["raw"])), _rgb(c["color"])) for c in tree["classes"]]
             return cls(tuple(classes), tuple(map(int, tree["void"])))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, LabelError):
+                raise
             raise LabelError(f"not a label contract (classes with name, raw, color; and void): {error!r}") from None
 
 
@@ -108,7 +111,8 @@ def histogram(mask: np.ndarray) -> np.ndarray:
 def check(counts: np.ndarray, labels: Labels, path: str | Path) -> None:
     """Raises LabelError when a mask with these value counts holds a value that the contract does not name."""
     values = np.flatnonzero(counts)
-    unknown = [int(v) for v in values if int(v) not in labels.known]
+    known = labels.known
+    unknown = [int(v) for v in values if int(v) not in known]
     if not unknown:
         return
     shown = ", ".join(f"{v} ({counts[v]} pixels)" for v in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
@@ -120,15 +124,14 @@ def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str
     declared = f"The contract declares {k} classes with values {_ranges(labels.known)}."
     if set(values.tolist()) <= {0, 255} and 255 in unknown:
         return f"{declared} The only foreground value is 255; did you mean class 1? Say --names background=0,object=255"
+    void = "--void " + ",".join(map(str, sorted({*labels.void, *unknown[:8]})))  # it replaces the default
     if unknown == [255]:
-        return f"{declared} 255 usually means void: add --void 255"
+        return f"{declared} 255 usually means void: say {void}"
     if unknown == [k]:
-        return f"{declared} Is {k} void (add --void {k}), a class without a name, or are the masks numbered from 1?"
+        return f"{declared} Is {k} void (say {void}), a class without a name, or are the masks numbered from 1?"
     if len(values) > 2 * k and len(unknown) > 8:
         return f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey picture."
-    return (
-        f"{declared} Name it with --names name=value,... or make it void with --void {','.join(map(str, unknown[:8]))}"
-    )
+    return f"{declared} Name it with --names name=value,... or make it void with {void}"
 
 
 def _ranges(values: Iterable[int]) -> str:
@@ -152,11 +155,14 @@ def generated_colors(n: int) -> list[tuple[int, int, int]]:
 
 
 def plain(names: Sequence[str], void: Iterable[int] = (IGNORE,), raw: Sequence[int] | None = None) -> Labels:
-    """A contract with one raw value per class (0..K-1 unless given) and generated colours."""
+    """A contract with one raw value per class (0..K-1 unless given) and generated colours.
+
+    255 is void unless it is a class; any other value of `void` must not be one.
+    """
     values = list(range(len(names))) if raw is None else list(raw)
     colors = generated_colors(len(names))
     classes = tuple(Class(n, (v,), c) for n, v, c in zip(names, values, colors, strict=True))
-    return Labels(classes, tuple(v for v in void if v not in values))
+    return Labels(classes, tuple(v for v in void if v != IGNORE or v not in values))
 
 
 def parse_names(text: str, void: Sequence[int]) -> Labels:
@@ -189,10 +195,10 @@ def _read_names(path: Path, void: Sequence[int]) -> Labels:
         raise LabelError(f"--names: cannot read {path}: {error}") from None
     if isinstance(tree, list):
         return plain([str(n) for n in tree], void)
-    if isinstance(tree, dict) and "classes" in tree:
-        for c, color in zip(tree["classes"], generated_colors(len(tree["classes"]))):
-            c.setdefault("color", color)
-        return Labels.from_json({"void": list(void), **tree})
+    if isinstance(tree, dict) and isinstance(tree.get("classes"), list):
+        colors = generated_colors(len(tree["classes"]))
+        classes = [{"color": color, **c} if isinstance(c, dict) else c for c, color in zip(tree["classes"], colors)]
+        return Labels.from_json({"void": list(void), **tree, "classes": classes})
     try:
         pairs = sorted((int(k), str(v)) for k, v in tree.items())
     except (AttributeError, ValueError):

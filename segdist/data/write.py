@@ -1,7 +1,7 @@
 """Samples into Parquet shards: equal row groups, one ranged read each, with the digest of every byte that is read.
 
-Shards bear their digest in their name, so that preparing a data set anew never disturbs one that is being read: the new
-index.json replaces the old one in a single step.
+Shards bear their digest in their name: a data set prepared anew is whole at every moment, since the new index.json replaces
+the old one in a single step, after its shards are there and before the old ones go.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Row:
     counts: dict[int, int]
 
 
-def rows_per_group(largest_bytes: int, num_samples: int) -> int:
-    """Rows in a row group: at most 4 MB and 32 rows, and in a small data set few, so that batches mix many groups."""
-    return max(1, min(32, num_samples // 32, GROUP_BYTES // max(largest_bytes, 1)))
+def rows_per_group(largest_bytes: int, num_samples: int, shuffled: bool) -> int:
+    """Rows in a row group: at most 4 MB and 32; where batches mix groups, fewer in a small split, so that there are many."""
+    most = max(1, num_samples // 32) if shuffled else 32
+    return max(1, min(32, most, GROUP_BYTES // max(largest_bytes, 1)))
 
 
 class ShardWriter:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +13,7 @@ from torch import nn
 
 from segdist import config
 from segdist.errors import UserError
-from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
+from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Constants, Segmenter, Traits
 
 # Sizes: arXiv:2105.15203, table 6. `tiny` is ours, for demos and tests: 0.4 M parameters.
 _SIZES: dict[str, dict[str, Any]] = {
@@ -63,23 +66,36 @@ def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
             "Give a Hub id that this machine can reach, or a local folder with config.json and model.safetensors."
         ) from None
     net, report = loaded
+    if all(f"segformer.{name}" in report["missing_keys"] for name, _ in net.segformer.named_parameters()):
+        raise UserError(f"model.weights {cfg.weights!r} hold no SegFormer encoder; give weights of a SegFormer")
     fresh = sorted(
         {*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])}
     )
     notes = [f"initial weights from {cfg.weights}"]
     if fresh:
         notes.append(f"newly initialised, since the weights have none of this shape: {', '.join(fresh)}")
-    return _wrap(net, notes)
+    return _wrap(net, notes, *_normalisation(cfg.weights))
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    return _wrap(SegformerForSemanticSegmentation(SegformerConfig.from_dict(arch["config"])), [])
+    net = SegformerForSemanticSegmentation(SegformerConfig.from_dict(arch["config"]))
+    return _wrap(net, [], tuple(arch["mean"]), tuple(arch["std"]))
 
 
-def _wrap(net: Any, notes: list[str]) -> Segmenter:
-    return Segmenter(net, _logits, TRAITS, {"name": "segformer", "config": net.config.to_dict()}, notes)
+def _normalisation(weights: str) -> tuple[Constants, Constants]:
+    """(mean, std) that come with weights in a local folder; ImageNet's, as all published SegFormers have them, otherwise."""
+    path = Path(weights) / "preprocessor_config.json"
+    if not path.is_file():
+        return IMAGENET_MEAN, IMAGENET_STD
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(tree.get("image_mean", IMAGENET_MEAN)), tuple(tree.get("image_std", IMAGENET_STD))
+
+
+def _wrap(net: Any, notes: list[str], mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD) -> Segmenter:
+    arch = {"name": "segformer", "config": net.config.to_dict(), "mean": list(mean), "std": list(std)}
+    return Segmenter(net, _logits, replace(TRAITS, mean=mean, std=std), arch, notes)
 
 
 def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from segdist.ops.pixels import to_input
 
+Constants = tuple[float, float, float]  # of red, green, blue in 0..1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -20,8 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Traits:
     """What the rest of segdist must know of a model."""
 
-    mean: tuple[float, float, float]  # of RGB in 0..1
-    std: tuple[float, float, float]
+    mean: Constants
+    std: Constants
     align_corners: bool  # rule by which its logits are resized to the mask
     stride: int  # image px per logit
     multiple: int  # image sides are padded to a multiple of this, px
@@ -57,7 +58,9 @@ class Segmenter(nn.Module):
 
 
 @torch.inference_mode()
-def infer(model: Segmenter, images: torch.Tensor, precision: str) -> torch.Tensor:
-    """Logits of uint8 (B, 3, H, W) images on the model's device, for a model in evaluation mode."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return model(to_input(images, model.traits.mean, model.traits.std))
+def infer(model: Segmenter, images: torch.Tensor) -> torch.Tensor:
+    """fp32 logits of uint8 (B, 3, H, W) images on the model's device, for a model in evaluation mode.
+
+    In fp32 however it was trained, so that a score is the same here, in an export, and on another machine.
+    """
+    return model(to_input(images, model.traits.mean, model.traits.std))

@@ -52,17 +52,22 @@ def rebuild(arch: dict[str, Any]) -> Segmenter:
 
 def _from_folder(arch: dict[str, Any], folder: Path) -> Segmenter:
     """Weights in smp's own layout (config.json, model.safetensors), whatever their number of classes."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         encoder = json.loads((folder / "config.json").read_text(encoding="utf-8"))["encoder_name"]
         weights = load_file(folder / "model.safetensors")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise UserError(
             f"model.weights {str(folder)!r}: not a folder in smp's layout with config.json and model.safetensors ({error})"
         ) from None
     if encoder != arch["encoder"]:
         raise UserError(f"model.weights {str(folder)!r} hold encoder {encoder!r}; set model.encoder={encoder}")
+    about = folder / "segdist.json"  # of our own exports: the normalisation belongs to the weights
+    if about.is_file():
+        tree = json.loads(about.read_text(encoding="utf-8"))
+        arch = arch | {"mean": tree["mean"], "std": tree["std"]}
     model = _wrap(arch, None, [])
     own = model.net.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
@@ -76,7 +81,10 @@ def _from_folder(arch: dict[str, Any], folder: Path) -> Segmenter:
 def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -> Segmenter:
     import segmentation_models_pytorch as smp
 
-    net = smp.Unet(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"])
+    try:
+        net = smp.Unet(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"model.encoder {arch['encoder']!r} cannot make a U-Net: {error}") from None
     traits = Traits(
         tuple(arch["mean"]),
         tuple(arch["std"]),
@@ -86,7 +94,20 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         least=net.encoder.output_stride,
         encoder_prefix="net.encoder.",
     )
+    _freeze_unused(net, traits.multiple)
     return Segmenter(net.to(memory_format=torch.channels_last), _logits, traits, arch, notes)
+
+
+def _freeze_unused(net: nn.Module, size: int) -> None:
+    """Freezes parameters that take no part in the output: some encoders carry the head of their classifier along.
+
+    DDP would wait for their gradients, and a checkpoint would lack their moments.
+    """
+    net.eval()(torch.zeros(1, 3, size, size)).sum().backward()
+    for parameter in net.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    net.train()
 
 
 def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
