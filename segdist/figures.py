@@ -41,9 +41,12 @@ def _with_legend(image: Image.Image, classes: np.ndarray, labels: Labels) -> Ima
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
     counts = np.bincount(classes.ravel(), minlength=256)[: labels.num_classes]
     present = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
-    size = max(12, min(image.height // 24, image.height // max(1, 2 * len(present)) * 4 // 3))
+    size = max(12, image.height // 24)
+    room = (image.height - size) * 2 // (3 * size)  # lines
     font = ImageFont.load_default(size)
-    lines = [(k, f"{labels.names[k]}  {_share(counts[k] / classes.size)}") for k in present]
+    lines = [(k, f"{labels.names[k]}  {_share(counts[k] / classes.size)}") for k in present[:room]]
+    if len(present) > room:
+        lines[-1] = (present[room - 1], f"and {len(present) - room} smaller ones")
     width = max((int(font.getlength(text)) for _, text in lines), default=0) + 3 * size
     canvas = Image.new("RGB", (image.width + width, image.height), "white")
     canvas.paste(image, (0, 0))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from segdist.errors import StorageError
 
-_PAUSES = (0.5, 1, 2, 4, 8)  # seconds before each retry
+_PAUSES = (0.5, 1, 2, 4, 8, 16, 32)  # seconds before each retry
 
 
 class Outbox:

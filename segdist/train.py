@@ -90,6 +90,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 book.flush()
                 if is_better(scored["miou"], best):
                     best = scored["miou"]
+                    book.update(miou=best, best_step=done)
                     if world.is_first:
                         keeper.mark_best(done, best, run.val_digest)
                 tell({"step": done, "miou": scored["miou"], "loss": scored["loss"]})
@@ -136,7 +137,7 @@ def open_run(cfg: Config, world: World) -> Opening:
     identity = config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
     before = known or (checkpoint.load_state(newest) if newest else None)
     if before is not None:
-        refuse_changes(cfg.run.uri, before["identity"], identity)
+        refuse_changes(cfg.run.uri, before.get("identity", {}), identity)
     if known and known["state"] == record.SUCCEEDED:
         log.say(
             f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri"
