@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,31 +23,38 @@ CONFIG = HERE.parent / "configs" / "demo.yaml"
 def segdist(*arguments: str) -> dict[str, Any]:
     """Shows and runs one command; the JSON of its last line."""
     print(f"\n$ segdist {shlex.join(arguments)}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "segdist", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segdist", *arguments, "--json"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    while process.poll() is None or not lines:
+        try:
+            lines += process.stdout.readlines()
+            process.wait()
+            break
+        except KeyboardInterrupt:  # the command has heard it too: it commits, and says so
+            continue
+    if process.returncode:
+        sys.exit(process.returncode)
+    return json.loads(lines[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="your folder with images/ and masks/")
-    parser.add_argument("--out", type=Path, default=Path("demo-out"))
+    parser.add_argument("--out", type=Path, help="default: demo-out/NAME, by the name of the data; done work is kept")
     parser.add_argument("overrides", nargs="*", help="section.field=value for the training")
     given = parser.parse_args()
-    out = given.out
-    if out.exists() and any(out.iterdir()) and not (out / "demo").exists():
-        sys.exit(f"{out} holds something else than a demo; give another --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / "demo").touch()
+    out = given.out or Path("demo-out") / (given.data.resolve().name if given.data else "streets")
+    out.mkdir(parents=True, exist_ok=True)
 
     source, prepare, fits = given.data, [], []
     if source is None:
-        source = out / "streets"
-        print(f"drawing street scenes in {source}", file=sys.stderr)
-        streets.draw_folder(source, 240)
+        source = out / "source"
+        if not (source / "names.txt").exists():  # written last
+            print(f"drawing street scenes in {source}", file=sys.stderr)
+            streets.draw_folder(source, 240)
         prepare = ["--names", str(source / "names.txt")]
     else:
         # Photos are larger than drawn streets, and there may be few of them: smaller pictures, batches and steps.
@@ -58,7 +64,7 @@ def main() -> None:
     trained = segdist("train", str(CONFIG), f"data.uri={data}", f"run.uri={run}", *fits, *given.overrides)
     table = out / "evaluation.json"
     result = segdist("evaluate", run, "--data", data, "--split", "val", "--out", str(table))
-    segdist("export", run, str(out / "export"))
+    segdist("export", run, str(out / "export"), "--overwrite")
     pictures = [str(p) for p in sorted((source / "images").rglob("*.*"))[:4]]
     predicted = segdist("predict", run, *pictures, "--out", str(out / "predictions")) if pictures else {"images": []}
 
@@ -71,8 +77,11 @@ def main() -> None:
         *(f"overlay     {p['overlay']}" for p in predicted["images"][:1]),
         "",
         "On your own folder with images/ and masks/:   make demo DATA=FOLDER",
-        f"or step by step, in a copy of {CONFIG.name}:  segdist prepare FOLDER data/mine && "
-        f"segdist train {CONFIG.parent.name}/{CONFIG.name} data.uri=data/mine run.uri=runs/mine",
+        "or step by step, to see and choose more:",
+        "    . .venv/bin/activate",
+        "    segdist prepare FOLDER data/mine --names sky,road,car",
+        f"    segdist train {CONFIG.parent.name}/{CONFIG.name} data.uri=data/mine run.uri=runs/mine data.image_size=192 "
+        "train.global_batch_size=8 train.micro_batch_size=8",
     ]
     print("\n".join(say), file=sys.stderr, flush=True)
     print(json.dumps(result))

@@ -146,11 +146,11 @@ def draw_folder(folder: Path, num: int, width: int = 192, height: int = 128, see
     """images/NNNN.jpg, masks/NNNN.png and names.txt."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     for i in range(num):
         image, mask = draw(width, height, np.random.default_rng([seed, i]))
         image.save(folder / "images" / f"{i:04d}.jpg", quality=92)
         mask.save(folder / "masks" / f"{i:04d}.png")
+    (folder / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

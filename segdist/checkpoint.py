@@ -115,7 +115,10 @@ def resolve(uri: str) -> str:
         log.say(f"warning: {uri}: the best checkpoint is missing or damaged; taking the newest one that is whole")
     chosen = storage.join(uri, best["checkpoint"]) if best else newest(uri, log.say)
     if chosen is None:
-        raise CheckpointError(f"{uri}: neither a run with a committed checkpoint nor a checkpoint")
+        what = (
+            "neither a run with a committed checkpoint nor a checkpoint" if storage.exists(uri) else "there is nothing"
+        )
+        raise CheckpointError(f"{uri}: {what}; give the run.uri of a training, such as runs/photos")
     return chosen
 
 

@@ -138,7 +138,8 @@ class Train(Section):
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of "
-                f"train.micro_batch_size {self.micro_batch_size}"
+                f"train.micro_batch_size {self.micro_batch_size}; give both, for example "
+                f"train.global_batch_size={self.global_batch_size} train.micro_batch_size={self.global_batch_size}"
             )
         return self
 
@@ -199,7 +200,8 @@ class Config(Section):
     def _check(self) -> Config:
         if self.optim.warmup_steps >= self.train.num_steps:
             raise ValueError(
-                f"optim.warmup_steps {self.optim.warmup_steps} must be below train.num_steps {self.train.num_steps}"
+                f"optim.warmup_steps {self.optim.warmup_steps} must be below train.num_steps {self.train.num_steps}; "
+                f"lower it too, for example optim.warmup_steps={self.train.num_steps // 10}"
             )
         return self
 
@@ -212,14 +214,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = _parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read this config ({error.strerror})") from None
+        raise ConfigError(f"{path}: cannot read this config ({error.strerror}); examples are in configs/") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, such as `train:`; this file holds none")
     for override in overrides:
         _override(tree, override)
-    return from_tree(tree, str(path))
+    return from_tree(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
 
 
 def from_tree(tree: dict[str, Any], where: str) -> Config:

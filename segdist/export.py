@@ -12,11 +12,18 @@ from segdist.errors import UserError
 _MARK = "segdist.json"
 
 
-def export(trained: Trained, dest: str) -> dict[str, Any]:
-    """Writes the export and a model card into DEST; {"path", "layout"}. Raises UserError when DEST holds other things."""
-    folder = Path(dest)
+def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, Any]:
+    """Writes the export and a model card into DEST; {"path", "layout"}.
+
+    Raises UserError when DEST holds other things, or (unless `overwrite`) the export of another run.
+    """
+    folder, run = Path(dest), trained.uri.rsplit("/checkpoints/", 1)[0]
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists())):
         raise UserError(f"{dest} exists and is no export of segdist; give an empty place")
+    if (folder / _MARK).exists() and not overwrite:
+        before = json.loads((folder / _MARK).read_text(encoding="utf-8")).get("run")
+        if before != run:
+            raise UserError(f"{dest} holds the export of {before}; give another place, or --overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -24,6 +31,7 @@ def export(trained: Trained, dest: str) -> dict[str, Any]:
     layout = {"segformer": _transformers, "unet": _smp}[trained.model.arch["name"]](trained, folder)
     metrics = scores_of(trained.uri)
     about = {
+        "run": run,
         "classes": trained.labels.to_json()["classes"],
         "image_size": trained.cfg.data.image_size,
         "mean": trained.model.traits.mean,
@@ -33,6 +41,8 @@ def export(trained: Trained, dest: str) -> dict[str, Any]:
     }
     (folder / _MARK).write_text(json.dumps(about, indent=1), encoding="utf-8")
     (folder / "README.md").write_text(_card(trained, layout, metrics), encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes for its owner alone
     return {"path": dest, "layout": layout}
 
 

@@ -35,7 +35,8 @@ def predict_files(trained: Trained, images: Sequence[str], out: str, device: tor
     """
     paths, folder = [Path(image) for image in images], Path(out)
     if missing := [str(p) for p in paths if not p.is_file()]:
-        raise UserError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing)")
+        what = "is a folder; name the pictures in it" if Path(missing[0]).is_dir() else "no such image"
+        raise UserError(f"{missing[0]}: {what} ({len(missing)} of {len(paths)} are no files)")
     targets = [(folder / f"{p.stem}.png", folder / f"{p.stem}_overlay.png") for p in paths]
     taken = {p.resolve() for p in paths}
     for pair in targets:

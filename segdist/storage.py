@@ -109,7 +109,11 @@ def sweep(uri: str) -> None:
 def check_writable(uri: str) -> None:
     """Raises StorageError unless something can be written below `uri`; leaves nothing behind but the folder."""
     probe = join(uri, f".probe-{uuid.uuid4().hex}")
-    write(probe, b"segdist writes here")
+    try:
+        write(probe, b"segdist writes here")
+    except StorageError as error:
+        reason = getattr(error.__cause__, "strerror", None) or "something on the way is no folder"
+        raise StorageError(f"{uri}: cannot write there ({reason}); give another place") from None
     delete(probe)
 
 

@@ -162,7 +162,12 @@ def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) ->
     """Raises ConfigError, with the differences, when a run would go on as another run."""
     changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if changed:
-        lines = "".join(f"\n  {k}: {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
+        lines = "".join(
+            "\n  data: the training split at data.uri is another one than this run was begun with"
+            if k == "data digest"
+            else f"\n  {k}: {before.get(k)!r} -> {now.get(k)!r}"
+            for k in changed
+        )
         raise ConfigError(
             f"{run_uri} was begun with other settings, and going on would make neither run:{lines}\n"
             f"Undo these to continue it, or begin a new one: another run.uri, and train.init_from={run_uri} for its weights"

@@ -20,6 +20,7 @@ from segdist import config, record
 from segdist.checkpoint import load_trained, resolve
 from segdist.data import index as indices
 from segdist.data.labels import plain
+from segdist.errors import UserError
 from segdist.evaluate import evaluate, evaluate_checkpoint
 from segdist.export import export
 from segdist.figures import index_mask, overlay
@@ -268,7 +269,8 @@ def test_torchrun_trains_by_command(street_data: str, tmp_path: Path) -> None:
     [
         (["train", "nowhere.yaml"], "nowhere.yaml: cannot read this config"),
         (["train", "configs/demo.yaml", "optim.lrr=1"], "unknown key `optim.lrr`; the nearest valid key is `optim.lr`"),
-        (["evaluate", "nowhere"], "neither a run with a committed checkpoint nor a checkpoint"),
+        (["evaluate", "nowhere"], "nowhere: there is nothing; give the run.uri of a training"),
+        (["evaluate", "configs"], "neither a run with a committed checkpoint nor a checkpoint"),
         (["prepare", "nowhere", "x"], "nowhere: this folder does not exist"),
         (["prepare", ".", "x", "--format", "voc3000"], "--format 'voc3000' is unknown"),
         (["prepare", ".", "x", "--void", "a"], "give mask values"),
@@ -310,6 +312,16 @@ def test_data_of_other_classes_is_refused(runs: dict[str, str], tmp_path: Path) 
 def test_an_export_never_overwrites_other_things(runs: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     assert "is no export of segdist" in segdist("export", runs["segformer"], str(tmp_path), code=2).stderr
+
+
+def test_an_export_of_another_run_is_replaced_only_when_asked(runs: dict[str, str], tmp_path: Path) -> None:
+    dest = tmp_path / "export"
+    export(load_trained(runs["segformer"], CPU), str(dest))
+    export(load_trained(runs["segformer"], CPU), str(dest))
+    with pytest.raises(UserError, match="holds the export of"):
+        export(load_trained(runs["unet"], CPU), str(dest))
+    export(load_trained(runs["unet"], CPU), str(dest), overwrite=True)
+    assert (dest / "model.safetensors").stat().st_mode & 0o044
 
 
 def test_a_prediction_never_overwrites_a_picture(runs: dict[str, str], pictures: list[str], tmp_path: Path) -> None:

@@ -58,7 +58,13 @@ def prepare(
     ] = None,
     void: Annotated[str | None, typer.Option(help="Mask values that count for nothing. [default: 255]")] = None,
     val_share: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Share of images for validation, where SOURCE has no splits.")
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.9,
+            help="About this share of images is for validation, where SOURCE has no splits; chosen by name, "
+            "so that adding images later moves no other.",
+        ),
     ] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")] = None,
@@ -96,13 +102,17 @@ def train(
 
     Example: `segdist train configs/camvid_unet_r34.yaml data.uri=data/camvid train.num_steps=2000`
 
-    Several GPUs or processes: `torchrun --nproc-per-node 4 -m segdist train CONFIG`. Ctrl-C commits a checkpoint and stops.
+    Several GPUs or processes: `torchrun --nproc-per-node 4 -m segdist train CONFIG`.
+
+    Ctrl-C and SIGTERM commit a checkpoint and stop, with exit code 75: not finished, the same command goes on.
     """
     from segdist import config as configs
     from segdist.launch import run_here
 
     summary, is_first = run_here(configs.load(config, overrides or []))
     _machine(json and is_first, summary)
+    if summary["state"] != "SUCCEEDED":
+        raise typer.Exit(75)  # EX_TEMPFAIL of sysexits.h: try again
 
 
 @app.command()
@@ -141,6 +151,7 @@ def evaluate(
 def export(
     checkpoint: RunOrCheckpoint,
     dest: Annotated[str, typer.Argument(help="Folder for the export.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace the export of another run.")] = False,
     json: Json = False,
 ) -> None:
     """Write a model in its library's own layout, to be used without segdist.
@@ -155,7 +166,7 @@ def export(
     from segdist.export import export as run
 
     trained = load_trained(checkpoint, torch.device("cpu"))
-    summary = run(trained, dest)
+    summary = run(trained, dest, overwrite)
     _say(f"exported {trained.uri} for {summary['layout']}: {dest}")
     _machine(json, summary)
 

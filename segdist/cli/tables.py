@@ -13,7 +13,7 @@ def scores(result: dict[str, Any]) -> Table:
     """The report of an evaluation, class by class."""
     table = Table(
         title=f"{result['data']}, {result['split']}: {result['num_samples']} samples",
-        caption=f"mIoU {result['miou']:.4f}   mean accuracy {result['mean_accuracy']:.4f}   "
+        caption=f"checkpoint {result['checkpoint']}\nmIoU {result['miou']:.4f}   mean accuracy {result['mean_accuracy']:.4f}   "
         f"overall accuracy {result['overall_accuracy']:.4f}   loss {result['loss']:.4f}\n{result['protocol']}",
         caption_justify="left",
     )

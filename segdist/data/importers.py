@@ -131,7 +131,7 @@ def pair_up(images: Path, masks: Path) -> list[Pair]:
 
 def _by_stem(root: Path, named: Path) -> dict[str, Path]:
     if not root.is_dir():
-        raise DataError(f"{named}: this folder does not exist")
+        raise DataError(f"{named}: this folder does not exist; images/ and masks/ stand side by side, with equal names")
     found: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file() or path.name.startswith("."):

@@ -136,7 +136,8 @@ class Order:
         if self.lane_steps == 0:
             raise DataError(
                 f"the training split has {self.num_samples} samples, fewer than one batch "
-                f"(train.global_batch_size {global_batch_size} x data.lanes_per_slot {lanes_per_slot}); lower them"
+                f"(train.global_batch_size {global_batch_size} x data.lanes_per_slot {lanes_per_slot}); lower the batch, "
+                "for example train.global_batch_size=4 train.micro_batch_size=4"
             )
         self._epoch: tuple[int, Epoch] | None = None
 
