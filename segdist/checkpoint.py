@@ -242,7 +242,7 @@ class Keeper:
         self._outbox.put("checkpoint", lambda: self._commit(taken))
 
     def mark_best(self, step: int, miou: float, scored_on: str) -> None:
-        """Makes this attempt's checkpoint of `step` the best, once it is committed; `scored_on` is the split's digest."""
+        """Makes the newest checkpoint the best, if it is that of `step`; `scored_on` is the digest of the split."""
         self._outbox.put("best", lambda: self._mark_best(step, miou, scored_on))
 
     def _commit(self, taken: Snapshot) -> None:
@@ -251,8 +251,8 @@ class Keeper:
             self._prune()
 
     def _mark_best(self, step: int, miou: float, scored_on: str) -> None:
-        name = f"checkpoints/{_name(step, self._attempt)}"
-        if self._owns() and storage.exists(storage.join(self._run_uri, name, COMMITTED)):
+        if self._owns() and step_of(self.newest) == step and self.newest is not None:
+            name = f"checkpoints/{self.newest.rsplit('/', 1)[1]}"
             best = {"step": step, "miou": miou, "checkpoint": name, "scored_on": scored_on}
             storage.write(storage.join(self._run_uri, BEST), record.to_json(best, indent=1).encode())
             self.best = best

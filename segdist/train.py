@@ -61,6 +61,8 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
         best: float | None = run.best["miou"] if run.best else None
         done, stop = start, False
         book.say(describe(cfg, world, model, run, start))
+        if run.unscored:  # the attempt before ended between its commit and its evaluation
+            best = score(cfg, model, run, world, book, keeper, tell, done, best)
         while done < num_steps and not stop:
             with meter.waiting():
                 batch = next(batches)
@@ -84,16 +86,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 book.flush()
             if evaluates:  # all ranks
                 with meter.paused():
-                    scored = validate(cfg, model, run.index, world)
-                book.log(done, "eval", scored)
-                book.say(f"step {done}/{num_steps}  val mIoU {scored['miou']:.4f}")
-                book.flush()
-                if is_better(scored["miou"], best):
-                    best = scored["miou"]
-                    book.update(miou=best, best_step=done)
-                    if world.is_first:
-                        keeper.mark_best(done, best, run.val_digest)
-                tell({"step": done, "miou": scored["miou"], "loss": scored["loss"]})
+                    best = score(cfg, model, run, world, book, keeper, tell, done, best)
 
         book.outbox.flush()
         if world.is_first and not book.superseded:
@@ -112,6 +105,7 @@ class Opening:
     attempt: int = 0
     checkpoint: str | None = None  # to continue from
     best: dict[str, Any] | None = None
+    unscored: bool = False  # the checkpoint was due for an evaluation that never ended
     parent: str | None = None  # checkpoint whose weights begin a new run
     val_digest: str = ""  # of the split that scores are made on
     contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
@@ -155,7 +149,10 @@ def open_run(cfg: Config, world: World) -> Opening:
     contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
     scored_on = index.digest(cfg.data.val_split)
     best = checkpoint.read_best(cfg.run.uri, scored_on)
-    return Opening(index, attempt, newest, best, parent, scored_on, contract, facts)
+    step = checkpoint.step_of(newest)
+    due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
+    unscored = newest is not None and due and checkpoint.scores_of(newest) is None
+    return Opening(index, attempt, newest, best, unscored, parent, scored_on, contract, facts)
 
 
 def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -206,6 +203,31 @@ def agree(wish: str | None, tally: torch.Tensor, world: World) -> tuple[torch.Te
     votes = torch.tensor([wish == "checkpoint", wish == "stop"], dtype=torch.int64)
     total = world.sum(torch.cat([votes, tally]))
     return total[2:], bool(total[0]), bool(total[1])
+
+
+def score(
+    cfg: Config,
+    model: Segmenter,
+    run: Opening,
+    world: World,
+    book: log.Logbook,
+    keeper: checkpoint.Keeper,
+    tell: Tell,
+    step: int,
+    best: float | None,
+) -> float | None:
+    """Evaluates the weights after `step`, which are committed or about to be; the best mIoU so far. All ranks must call it."""
+    scored = validate(cfg, model, run.index, world)
+    book.log(step, "eval", scored)
+    book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
+    if is_better(scored["miou"], best):
+        best = scored["miou"]
+        book.update(miou=best, best_step=step)
+        if world.is_first:
+            keeper.mark_best(step, scored["miou"], run.val_digest)
+    book.flush()
+    tell({"step": step, "miou": scored["miou"], "loss": scored["loss"]})
+    return best
 
 
 def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:

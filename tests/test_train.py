@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import SEGFORMER, UNET, tree
 
-from segdist import checkpoint, config, record, storage
+from segdist import checkpoint, config, record, storage, train
 from segdist.config import Config
 from segdist.errors import CheckpointError, ConfigError, DataError, StorageError, UserError
 from segdist.outbox import Outbox
@@ -278,6 +278,31 @@ def test_weights_are_committed_before_they_are_scored(make_config: Make, monkeyp
     with pytest.raises(DataError):
         fit(cfg, ALONE)
     assert checkpoint.step_of(checkpoint.newest(cfg.run.uri, print)) == 2
+
+
+@pytest.mark.parametrize("at", [2, 4], ids=["in the middle", "at the end"])
+def test_an_evaluation_that_was_cut_off_is_made_up_for(make_config: Make, tmp_path: Path, at: int) -> None:
+    """Killed while it validates, a run goes on with that very evaluation: the scores are those of a run left alone."""
+    cfg, whole = make_config(), make_config(run={"uri": str(tmp_path / "whole")})
+    expected = fit(whole, ALONE)
+    with pytest.MonkeyPatch.context() as patch:
+        real = train.validate
+
+        def killed(*a: Any) -> Any:
+            if checkpoint.step_of(checkpoint.newest(cfg.run.uri, print)) == at:
+                raise KeyboardInterrupt
+            return real(*a)
+
+        patch.setattr(train, "validate", killed)
+        patch.setattr(train.checkpoint.Keeper, "put", lambda self, taken: self._commit(taken))
+        with pytest.raises(KeyboardInterrupt):
+            fit(cfg, ALONE)
+    ended = fit(cfg, ALONE)
+    assert (ended["state"], ended["miou"], ended["best_step"]) == ("SUCCEEDED", expected["miou"], expected["best_step"])
+    rows = [
+        [(r["step"], r["miou"]) for r in record.read_metrics(c.run.uri) if r["kind"] == "eval"] for c in (whole, cfg)
+    ]
+    assert rows[0] == rows[1]
 
 
 def test_a_run_falls_back_behind_damage_and_its_new_checkpoints_are_the_newest(make_config: Make) -> None:
