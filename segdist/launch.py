@@ -23,9 +23,12 @@ def run_here(cfg: Config) -> tuple[dict[str, Any], bool]:
     world = join(cfg.scale.device)
     try:
         with notice:
-            return fit(cfg, world, notice=notice), world.is_first
-    finally:
-        leave(world)
+            summary = fit(cfg, world, notice=notice)
+    except BaseException:
+        leave(world, together=False)
+        raise
+    leave(world)
+    return summary, world.is_first
 
 
 class StopSignal:

@@ -6,6 +6,7 @@ made already it is used; alone, every collective is the identity.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ def join(device: str = "auto") -> World:
     return World(rank, num_ranks, chosen, owns_group)
 
 
-def leave(world: World) -> None:
-    """Ends what `join` began."""
+def leave(world: World, together: bool = True) -> None:
+    """Ends what `join` began. `together`: all ranks got here, so none takes the group down while another still talks."""
     if world.owns_group and dist.is_initialized():
+        if together:
+            gc.collect()  # DDP's reducers hold on to the group
+            dist.barrier()
         dist.destroy_process_group()

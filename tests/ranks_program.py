@@ -7,6 +7,7 @@ and the pair table of the validation split) in the folder.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -81,3 +82,5 @@ def formula(plan: str, folder: str) -> None:
 
 if __name__ == "__main__":
     {"main": main, "formula": formula}[sys.argv[1]](*sys.argv[2:])
+    sys.stdout.flush()
+    os._exit(0)  # as the command does among several ranks: see segdist.cli._exit
