@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: demo test check format clean
+.PHONY: demo demo-local test check format clean
 
 demo: .ready
 	$(BIN)/python demo/demo.py $(if $(DATA),--data "$(DATA)")
+
+demo-local: .ready
+	$(BIN)/python demo/demo.py --local $(if $(DATA),--data "$(DATA)")
 
 test: .ready
 	$(BIN)/python -m pytest

@@ -1,28 +1,44 @@
 """The main job, end to end, by the commands a person would type: prepare, train, evaluate, export, predict.
 
-`python demo/demo.py` draws its own street scenes; `--data FOLDER` takes yours (images/ and masks/). The last line on
-stdout is the evaluation's JSON.
+Data, checkpoints and export live in a bucket, on an S3 server that runs on this machine for as long as the demo; two ranks
+train under Ray, and one of them is killed on the way. `--local` does it in one process, on local files. It draws its own
+street scenes; `--data FOLDER` takes yours (images/ and masks/). The last line on stdout is the evaluation's JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import s3_server
 import streets
+
+from segdist import record, storage
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "demo.yaml"
+ON_RAY = ["scale.launcher=ray", "scale.num_ranks=2"]
+
+
+def say(*lines: str) -> None:
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def segdist(*arguments: str) -> dict[str, Any]:
     """Shows and runs one command; the JSON of its last line."""
-    print(f"\n$ segdist {shlex.join(arguments)}", file=sys.stderr, flush=True)
+    say("", f"$ segdist {shlex.join(arguments)}")
     process = subprocess.Popen(
         [sys.executable, "-m", "segdist", *arguments, "--json"], stdout=subprocess.PIPE, text=True
     )
@@ -40,41 +56,117 @@ def segdist(*arguments: str) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
+def copy(source: str, target: str) -> None:
+    """All files below one URI to another."""
+    for entry in storage.walk(source):
+        storage.write(storage.join(target, entry.name), storage.read(storage.join(source, entry.name)))
+
+
+@contextmanager
+def bucket(kept: Path) -> Iterator[str]:
+    """A bucket that begins with what `kept` holds, and is copied there at the end."""
+    import boto3
+
+    with s3_server.serving() as address:
+        os.environ |= s3_server.settings(address)
+        say(f"an S3 server in memory: {address}")
+        boto3.client("s3").create_bucket(Bucket="demo")
+        copy(str(kept), "s3://demo")
+        try:
+            yield "s3://demo"
+        finally:
+            fresh = kept.with_name(f"{kept.name}.new")
+            storage.delete(str(fresh))
+            copy("s3://demo", str(fresh))
+            storage.delete(str(kept))
+            fresh.rename(kept)
+
+
+class Accident(threading.Thread):
+    """SIGKILLs rank 0 of the first attempt at a run, some seconds after its first commit."""
+
+    def __init__(self, run_uri: str) -> None:
+        super().__init__(daemon=True)
+        self._run_uri = run_uri
+        self.pid: int | None = None  # of the victim
+
+    def run(self) -> None:
+        folder = storage.join(self._run_uri, "checkpoints")
+        while not any("COMMITTED" in storage.names(storage.join(folder, n)) for n in storage.names(folder)):
+            time.sleep(0.5)
+        time.sleep(5)  # steps that will have to be made again
+        pid = json.loads(storage.read(storage.join(self._run_uri, "attempts", "0001.json")))["pid"]
+        with contextlib.suppress(ProcessLookupError):  # the run was quicker
+            os.kill(pid, signal.SIGKILL)
+            self.pid = pid
+
+    def told(self) -> list[str]:
+        """What it cost, from what the run left behind."""
+        state = record.load(self._run_uri)
+        if self.pid is None or state is None or state["attempt"] < 2:
+            return ["rank 0     was to be killed, but the run was over before"]
+        rows = [row for row in record.read_metrics(self._run_uri) if row["kind"] == "train"]
+        first = {row["step"] for row in rows if row["attempt"] == 1}
+        again = {row["step"] for row in rows if row["attempt"] == 2}
+        return [
+            f"rank 0     (process {self.pid}) was killed, and nothing was lost: the metrics hold steps {min(first)} to "
+            f"{max(first)} by",
+            f"           attempt 1, and {min(again)} to {max(again)} by attempt 2, with the same samples in the same order",
+        ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="your folder with images/ and masks/")
     parser.add_argument("--out", type=Path, help="default: demo-out/NAME, by the name of the data; done work is kept")
+    parser.add_argument("--local", action="store_true", help="one process and local files: no S3, no Ray")
     parser.add_argument("overrides", nargs="*", help="section.field=value for the training")
     given = parser.parse_args()
     out = given.out or Path("demo-out") / (given.data.resolve().name if given.data else "streets")
     out.mkdir(parents=True, exist_ok=True)
+    if given.local:
+        demo(given, out, str(out))
+    else:
+        with bucket(out / "bucket") as root:
+            demo(given, out, root)
 
+
+def demo(given: argparse.Namespace, out: Path, root: str) -> None:
     source, prepare, fits = given.data, [], []
     if source is None:
         source = out / "source"
         if not (source / "names.txt").exists():  # written last
-            print(f"drawing street scenes in {source}", file=sys.stderr)
+            say(f"drawing street scenes in {source}")
             streets.draw_folder(source, 240)
         prepare = ["--names", str(source / "names.txt")]
     else:
         # Photos are larger than drawn streets, and there may be few of them: smaller pictures, batches and steps.
-        fits = ["data.image_size=192", "train.global_batch_size=8", "train.micro_batch_size=8", "train.num_steps=300"]
-    data, run = str(out / "data"), str(out / "run")
+        fits = ["data.image_size=192", "train.global_batch_size=8", "train.micro_batch_size=4", "train.num_steps=300"]
+    data, run, exported = f"{root}/data", f"{root}/run", f"{root}/export"
     segdist("prepare", str(source), data, *prepare)
-    trained = segdist("train", str(CONFIG), f"data.uri={data}", f"run.uri={run}", *fits, *given.overrides)
+
+    scale = [] if given.local else ON_RAY
+    accident = None
+    if not given.local and not storage.exists(run):
+        accident = Accident(run)
+        accident.start()
+    trained = segdist("train", str(CONFIG), f"data.uri={data}", f"run.uri={run}", *fits, *scale, *given.overrides)
     table = out / "evaluation.json"
     result = segdist("evaluate", run, "--data", data, "--split", "val", "--out", str(table))
-    segdist("export", run, str(out / "export"), "--overwrite")
+    segdist("export", run, exported, "--overwrite")
     pictures = [str(p) for p in sorted((source / "images").rglob("*.*"))[:4]]
     predicted = segdist("predict", run, *pictures, "--out", str(out / "predictions")) if pictures else {"images": []}
 
-    say = [
+    kept = str(out if given.local else out / "bucket")
+    say(
         "",
-        f"mIoU {result['miou']:.4f} on {result['num_samples']} validation pictures",
-        f"checkpoint  {trained['best_checkpoint']}",
-        f"table       {table}",
-        f"export      {out / 'export'}  (transformers.pipeline('image-segmentation', model=...) loads it)",
-        *(f"overlay     {p['overlay']}" for p in predicted["images"][:1]),
+        f"mIoU       {result['miou']:.4f} on {result['num_samples']} validation pictures",
+        *(accident.told() if accident else []),
+        f"checkpoint {trained['best_checkpoint'].replace(root, kept)}",
+        f"table      {table}",
+        f"export     {kept}/export  (transformers.pipeline('image-segmentation', model=...) loads it)",
+        *(f"overlay    {p['overlay']}" for p in predicted["images"][:1]),
+        *([] if given.local else [f"bucket     {kept} holds a copy of s3://demo, which ends with this demo"]),
         "",
         "On your own folder with images/ and masks/:   make demo DATA=FOLDER",
         "or step by step, to see and choose more:",
@@ -82,8 +174,7 @@ def main() -> None:
         "    segdist prepare FOLDER data/mine --names sky,road,car",
         f"    segdist train {CONFIG.parent.name}/{CONFIG.name} data.uri=data/mine run.uri=runs/mine data.image_size=192 "
         "train.global_batch_size=8 train.micro_batch_size=8",
-    ]
-    print("\n".join(say), file=sys.stderr, flush=True)
+    )
     print(json.dumps(result))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import nn
 from segdist import log, models, record, storage
 from segdist.config import Config, from_tree
 from segdist.data.labels import Labels
-from segdist.errors import CheckpointError, StorageError
+from segdist.errors import CheckpointError, MissingError, UserError
 from segdist.models.segmenter import Segmenter
 from segdist.outbox import Outbox
 
@@ -78,22 +79,25 @@ def committed(run_uri: str) -> list[str]:
 
 
 def verify(uri: str) -> None:
-    """Raises CheckpointError unless every file is what was committed."""
+    """Raises CheckpointError unless every file is what was committed, StorageError where that cannot be known."""
     try:
-        seal = json.loads(storage.read(storage.join(uri, COMMITTED)))
+        seal = json.loads(_read(uri, COMMITTED))
         for name, expected in seal.items():
-            data = storage.read(storage.join(uri, name))
+            data = _read(uri, name)
             if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
                 raise CheckpointError(f"{uri}: {name} is not what was committed ({len(data)} bytes)")
-    except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError) and not isinstance(error, MissingError):
+            raise  # that storage does not answer tells nothing of the checkpoint
         raise CheckpointError(f"{uri}: not a committed checkpoint ({error})") from None
 
 
 def newest(run_uri: str, warn: Callable[[str], None]) -> str | None:
-    """The newest checkpoint that verifies; None when the run has none. Damaged ones are passed over with a warning."""
-    for uri in committed(run_uri):
+    """The newest checkpoint that verifies; None when the run has none. Damaged ones are passed over with a warning.
+
+    Raises StorageError when storage does not answer, for then the newest one is not known.
+    """
+    for uri in storage.patiently(lambda: committed(run_uri), warn):
         try:
             verify(uri)
             return uri
@@ -124,13 +128,18 @@ def resolve(uri: str) -> str:
 
 def load_state(uri: str) -> dict[str, Any]:
     """state.json of a checkpoint."""
-    return json.loads(storage.read(storage.join(uri, STATE)))
+    return json.loads(_read(uri, STATE))
+
+
+def _read(uri: str, name: str) -> bytes:
+    """A file of a checkpoint, waited for while storage is away."""
+    return storage.patiently(lambda: storage.read(storage.join(uri, name)), log.say)
 
 
 def load_model(uri: str) -> Tensors:
     """The weights and buffers of a checkpoint."""
     try:
-        return load_tensors(storage.read(storage.join(uri, MODEL)))
+        return load_tensors(_read(uri, MODEL))
     except SafetensorError as error:
         raise CheckpointError(f"{uri}: {MODEL} is damaged ({error})") from None
 
@@ -138,7 +147,7 @@ def load_model(uri: str) -> Tensors:
 def restore(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Puts a checkpoint into a model and its optimizer, both of the same architecture; the step it was taken after."""
     model.load_state_dict(load_model(uri))
-    stored = load_tensors(storage.read(storage.join(uri, OPTIMIZER)))
+    stored = load_tensors(_read(uri, OPTIMIZER))
     names = {p: name for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -242,24 +251,33 @@ class Keeper:
         self._outbox.put("checkpoint", lambda: self._commit(taken))
 
     def mark_best(self, step: int, miou: float, scored_on: str) -> None:
-        """Makes the newest checkpoint the best, if it is that of `step`; `scored_on` is the digest of the split."""
-        self._outbox.put("best", lambda: self._mark_best(step, miou, scored_on))
+        """Makes the newest checkpoint the best, if it is that of `step` and no committed one is better.
+
+        `scored_on` is the digest of the split.
+        """
+        self._outbox.put(f"best {step}", lambda: self._mark_best(step, miou, scored_on))
 
     def _commit(self, taken: Snapshot) -> None:
         if self._owns():
             self.newest = commit(self._run_uri, self._attempt, taken)
-            self._prune()
+            self._outbox.put("prune", self._prune)
 
     def _mark_best(self, step: int, miou: float, scored_on: str) -> None:
-        if self._owns() and step_of(self.newest) == step and self.newest is not None:
+        better = self.best is None or is_better(miou, self.best["miou"])
+        if better and self.newest is not None and step_of(self.newest) == step and self._owns():
             name = f"checkpoints/{self.newest.rsplit('/', 1)[1]}"
             best = {"step": step, "miou": miou, "checkpoint": name, "scored_on": scored_on}
             storage.write(storage.join(self._run_uri, BEST), record.to_json(best, indent=1).encode())
             self.best = best
-            self._prune()
+            self._outbox.put("prune", self._prune)
 
     def _prune(self) -> None:
         prune(self._run_uri, self._attempt, self._keep_last, self.best["checkpoint"] if self.best else None)
+
+
+def is_better(miou: float, best: float | None) -> bool:
+    """Whether a score beats the best one; one that could not be computed (NaN, or null in JSON) is beaten by any."""
+    return best is None or math.isnan(best) or miou > best
 
 
 def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | None:
@@ -271,7 +289,7 @@ def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | No
     if not storage.exists(address):
         return None
     try:
-        best = json.loads(storage.read(address))
+        best = json.loads(storage.patiently(lambda: storage.read(address), log.say))
         verify(storage.join(run_uri, best["checkpoint"]))
     except (CheckpointError, ValueError, KeyError):
         return None

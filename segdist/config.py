@@ -72,7 +72,8 @@ class Segformer(Section):
         None, "Random initial weights of this size; give this or `weights`. `tiny` is for demos and tests."
     )
     weights: str | None = identity(
-        None, "Initial weights: a Hub id such as nvidia/mit-b0, or a local folder in the Hugging Face layout."
+        None,
+        "Initial weights: a Hub id such as nvidia/mit-b0, or a folder (a path or s3://) in the Hugging Face layout.",
     )
     revision: str | None = identity(None, "Commit or tag of the Hub id.")
     dropout: float = identity(0.1, "Dropout before the classifier.", ge=0, lt=1)
@@ -91,7 +92,7 @@ class Unet(Section):
     name: Literal["unet"] = identity("unet", "U-Net (Ronneberger et al. 2015) through segmentation-models-pytorch.")
     encoder: str = identity("resnet34", "Encoder name, as segmentation-models-pytorch lists them.")
     weights: str | None = identity(
-        None, "Initial weights: `imagenet` (encoder only), a local folder in smp's layout, or null: random."
+        None, "Initial weights: `imagenet` (encoder only), a folder (a path or s3://) in smp's layout, or null: random."
     )
 
 
@@ -160,10 +161,48 @@ class Checkpoint(Section):
 
 
 class Scale(Section):
+    launcher: Literal["local", "ray"] = free(
+        "local", "local: this process, or the ranks of torchrun; ray: Ray Train, on RAY_ADDRESS or on this machine."
+    )
+    num_ranks: int = free(1, "Ranks that Ray starts (torchrun brings its own number).", ge=1)
     device: Literal["auto", "cpu", "cuda"] = free("auto", "Where to compute; auto: CUDA when there is one.")
     cpu_threads: int | None = free(
         None, "Threads of CPU arithmetic per rank; fix it when bits are compared. null: torch decides.", ge=1
     )
+    cpus_per_rank: float = free(1, "CPUs that Ray reserves for a rank.", gt=0)
+    gpus_per_rank: float | None = free(
+        None,
+        "GPUs that Ray reserves for a rank; null: 1 where the device is cuda, or auto and a node has one now.",
+        ge=0,
+        le=1,
+    )
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = free(
+        "pack", "Ray's placement of ranks on nodes: together, apart, or (strict) not at all otherwise."
+    )
+    start_seconds: int = free(
+        300, "How long Ray may look for nodes, at the start and after one was lost, before the run gives up.", ge=1
+    )
+    max_restarts: int = free(
+        10, "How often Ray starts the ranks again after one died, from the newest checkpoint.", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Scale:
+        if self.launcher == "local" and self.num_ranks > 1:
+            raise ValueError(
+                f"scale.num_ranks {self.num_ranks} needs scale.launcher=ray; without Ray, start several ranks by "
+                "`torchrun --nproc-per-node N -m segdist train CONFIG`"
+            )
+        if self.device == "cpu" and self.gpus_per_rank:
+            raise ValueError("scale.gpus_per_rank wants GPUs that scale.device=cpu would not use; remove one of them")
+        if self.device == "cuda" and self.gpus_per_rank == 0:
+            raise ValueError("scale.device=cuda needs GPUs, and scale.gpus_per_rank is 0; remove one of them")
+        if self.num_ranks > 1 and self.gpus_per_rank not in (None, 0, 1):
+            raise ValueError(
+                f"scale.gpus_per_rank {self.gpus_per_rank}: several ranks cannot share a GPU (NCCL refuses); give 1, or "
+                "scale.num_ranks=1"
+            )
+        return self
 
 
 class Io(Section):
@@ -212,9 +251,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError, naming file, key and nearest valid key.
     """
     try:
-        tree = _parse(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this config ({error.strerror}); examples are in configs/") from None
+    return loads(text, path, overrides)
+
+
+def loads(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """As `load`, of a config that was read already; `path` names it in errors."""
+    try:
+        tree = _parse(text.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(tree, dict):

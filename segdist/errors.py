@@ -8,6 +8,14 @@ class UserError(ValueError):
     """The request, the data or the machine is at fault, and the message says how to mend it."""
 
 
+class RanksError(Exception):
+    """The ranks of a run ended, more often than it allows; `exit_code` is 75 where the same command may do better."""
+
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
 class ConfigError(UserError):
     """A config is unreadable, unknown, of the wrong type, or contradicts itself or its run."""
 
@@ -26,3 +34,11 @@ class StorageError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to something else."""
+
+
+class MissingError(StorageError):
+    """There is nothing at that URI."""
+
+
+class UnavailableError(StorageError):
+    """Storage does not answer, or not now; the same request may succeed later."""

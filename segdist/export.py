@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from segdist import storage
 from segdist.checkpoint import Trained, load_state, scores_of
-from segdist.errors import UserError
+from segdist.errors import MissingError, UserError
 
-_MARK = "segdist.json"
+MARK = "segdist.json"  # written last: an export without it is not whole
 
 
 def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, Any]:
@@ -17,18 +19,11 @@ def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, An
 
     Raises UserError when DEST holds other things, or (unless `overwrite`) the export of another run.
     """
-    folder, run = Path(dest), trained.uri.rsplit("/checkpoints/", 1)[0]
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MARK).exists())):
-        raise UserError(f"{dest} exists and is no export of segdist; give an empty place")
-    if (folder / _MARK).exists() and not overwrite:
-        before = json.loads((folder / _MARK).read_text(encoding="utf-8")).get("run")
-        if before != run:
-            raise UserError(f"{dest} holds the export of {before}; give another place, or --overwrite")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{dest}: cannot be made a folder ({error.strerror}); give another place") from None
-    layout = {"segformer": _transformers, "unet": _smp}[trained.model.arch["name"]](trained, folder)
+    run = trained.uri.rsplit("/checkpoints/", 1)[0]
+    before = _before(dest)
+    if before is not None and not overwrite and before.get("run") != run:
+        raise UserError(f"{dest} holds the export of {before.get('run')}; give another place, or --overwrite")
+    storage.check_writable(dest)
     metrics = scores_of(trained.uri)
     about = {
         "run": run,
@@ -39,11 +34,25 @@ def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, An
         "checkpoint_step": load_state(trained.uri)["step"],
         "metrics": metrics,
     }
-    (folder / _MARK).write_text(json.dumps(about, indent=1), encoding="utf-8")
-    (folder / "README.md").write_text(_card(trained, layout, metrics), encoding="utf-8")
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes for its owner alone
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        layout = {"segformer": _transformers, "unet": _smp}[trained.model.arch["name"]](trained, folder)
+        (folder / "README.md").write_text(_card(trained, layout, metrics), encoding="utf-8")
+        storage.delete(storage.join(dest, MARK))  # while files are exchanged, it is no export
+        for path in sorted(folder.iterdir()):
+            storage.write(storage.join(dest, path.name), path.read_bytes())
+    storage.write(storage.join(dest, MARK), json.dumps(about, indent=1).encode())
     return {"path": dest, "layout": layout}
+
+
+def _before(dest: str) -> dict[str, Any] | None:
+    """What DEST's earlier export says of itself. Raises UserError when DEST holds something else."""
+    try:
+        return json.loads(storage.read(storage.join(dest, MARK)))
+    except MissingError:
+        if storage.names(dest):
+            raise UserError(f"{dest} exists and is no export of segdist; give an empty place") from None
+        return None
 
 
 def _transformers(trained: Trained, folder: Path) -> str:

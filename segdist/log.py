@@ -1,4 +1,4 @@
-"""What a person and a machine learn of a run while it goes: one live line, metrics in segments, and run.json.
+"""What a person and a machine learn of a run while it goes: one live line, metrics and log in segments, and run.json.
 
 Only rank 0 speaks; on other ranks a Logbook is silent. Everything written goes through the outbox.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from segdist import record
 from segdist.outbox import Outbox
@@ -22,9 +22,73 @@ _HEARTBEAT_SECONDS = 15.0
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class Screen(Protocol):
+    """Where people look."""
+
+    def say(self, text: str) -> None:
+        """One lasting message."""
+
+    def show(self, done: int, total: int, line: str) -> None:
+        """How far the run is."""
+
+    def close(self) -> None:
+        """Nothing more moves."""
+
+
+class Terminal:
+    """stderr: messages, and below them one live line; on something that is no terminal, a plain line each time."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def say(self, text: str) -> None:
+        console.print(text, markup=False)
+
+    def show(self, done: int, total: int, line: str) -> None:
+        if not console.is_terminal:
+            self.say(f"step {done}/{total}  {line}")
+            return
+        if self._progress is None:
+            columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[line]}", markup=False))
+            self._progress = Progress(*columns, console=console)
+            self._task = self._progress.add_task("", total=total, line=line)
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total, line=line)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+_screen: Screen = Terminal()
+_listeners: list[Callable[[str], None]] = []
+
+
+def use(screen: Screen) -> None:
+    """Everything said in this process from now on goes there."""
+    global _screen
+    _screen = screen
+
+
 def say(text: str) -> None:
-    """One line for people, on stderr."""
-    console.print(text, markup=False)
+    """One message for people."""
+    _screen.say(text)
+    for listener in _listeners:
+        listener(text)
+
+
+def show(done: int, total: int, line: str) -> None:
+    """The progress of the run, for people."""
+    _screen.show(done, total, line)
+    for listener in _listeners:
+        listener(f"step {done}/{total}  {line}")
+
+
+def close() -> None:
+    """The live line ends here."""
+    _screen.close()
 
 
 def bar(what: str, total: int | None) -> tuple[Progress, Callable[[int], None]]:
@@ -40,6 +104,38 @@ def bar(what: str, total: int | None) -> tuple[Progress, Callable[[int], None]]:
     return progress, lambda n: progress.advance(task, n)
 
 
+class Diary:
+    """What is said in this process while it is open; `flush` puts it on its way to `<run_uri>/logs/<name>-<part>.txt`."""
+
+    def __init__(self, run_uri: str, name: str, outbox: Outbox) -> None:
+        self._run_uri, self._name, self._outbox = run_uri, name, outbox
+        self._lines: list[str] = []
+        self._part = 0
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> Diary:
+        _listeners.append(self.note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _listeners.remove(self.note)
+        self.flush()
+
+    def note(self, text: str) -> None:
+        """Keeps a line that nobody said."""
+        self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}")
+
+    def flush(self, every_seconds: float = 0.0) -> None:
+        """At most so often."""
+        now = time.monotonic()
+        if not self._lines or now - self._flushed < every_seconds:
+            return
+        lines, self._lines, self._flushed = self._lines, [], now
+        self._part += 1
+        address = (self._run_uri, f"{self._name}-{self._part:05d}")
+        self._outbox.put(f"log {self._part}", lambda: record.write_log(*address, lines))
+
+
 class Logbook:
     """The diary of one attempt. Enter it as a context; an exception inside is recorded as the run's failure."""
 
@@ -53,22 +149,24 @@ class Logbook:
         self._flushed = self._beaten = time.monotonic()
         self.superseded = False  # a newer attempt owns the run
         self.outbox = Outbox(lambda text: say(f"warning: {text}"))
-        self._bar = Progress(
-            BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[line]}"), console=console,
-            disable=not (active and console.is_terminal),
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=num_steps, completed=start, line="")
+        self._diary = Diary(run_uri, f"{attempt:04d}", self.outbox) if active else None
 
     def __enter__(self) -> Logbook:
-        self._bar.start()
+        if self._diary:
+            self._diary.__enter__()
         self.update(state=record.RUNNING)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._bar.stop()
+        if self._active:
+            close()
         if error is not None:
             self.update(state=record.FAILED, error=f"{type(error).__name__}: {error}")
+            if self._diary:
+                self._diary.note(f"failed: {type(error).__name__}: {error}")
         self.flush()
+        if self._diary:
+            self._diary.__exit__()
         self.outbox.close()
 
     def say(self, text: str) -> None:
@@ -82,16 +180,14 @@ class Logbook:
             self.flush()
 
     def show(self, step: int, num_steps: int, row: dict[str, Any], commit: int | None, miou: float | None) -> None:
-        """The live line (on something that is no terminal, a plain line), and a sign of life in run.json."""
+        """The live line, and a sign of life in run.json."""
         line = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['images_per_second']:.1f} img/s  "
             f"wait {row['wait_share']:.0%}  commit {commit if commit is not None else '-'}  "
             f"mIoU {'-' if miou is None else format(miou, '.4f')}  eta {_clock(row['eta_seconds'])}"
         )
-        if self._active and console.is_terminal:
-            self._bar.update(self._task, completed=step, line=line)
-        else:
-            self.say(f"step {step}/{num_steps}  {line}")
+        if self._active:
+            show(step, num_steps, line)
         self._record["step"] = step
         if time.monotonic() - self._beaten > _HEARTBEAT_SECONDS:
             self.update()
@@ -114,13 +210,14 @@ class Logbook:
             record.save(self._run_uri, tree)
 
     def flush(self) -> None:
-        """Puts the rows so far on their way to storage."""
+        """Puts the rows and lines so far on their way to storage."""
         rows, self._rows, self._flushed = self._rows, [], time.monotonic()
         if rows and self._active:
             self._part += 1
-            part = self._part
-            name = f"metrics {part}"
-            self.outbox.put(name, lambda: record.write_metrics(self._run_uri, self._attempt, part, rows))
+            at = (self._run_uri, self._attempt, self._part)
+            self.outbox.put(f"metrics {self._part}", lambda: record.write_metrics(*at, rows))
+        if self._diary:
+            self._diary.flush()
 
 
 class Meter:

@@ -1,6 +1,7 @@
 """Writes on their way to storage: made in a thread, in order, retried, and never waited for by a step.
 
-A job that is still waiting when a newer one of its name comes is replaced by it, so that dead storage fills no memory.
+A job that is still waiting when a newer one of its name comes is replaced by it, so that dead storage fills no memory. What
+was given up is kept, to be tried once more at the end, and to be known as lost then.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Outbox:
     def __init__(self, warn: Callable[[str], None], pauses: tuple[float, ...] = _PAUSES) -> None:
         self._warn, self._pauses = warn, pauses
         self._jobs: dict[str, Callable[[], None]] = {}
+        self._lost: dict[str, Callable[[], None]] = {}
         self._busy = False
         self._closing = False
         self._changed = threading.Condition()
@@ -29,6 +31,7 @@ class Outbox:
     def put(self, name: str, job: Callable[[], None]) -> None:
         with self._changed:
             self._jobs.pop(name, None)
+            self._lost.pop(name, None)
             self._jobs[name] = job
             self._changed.notify_all()
 
@@ -36,6 +39,15 @@ class Outbox:
         """Waits until everything put so far is written or given up."""
         with self._changed:
             self._changed.wait_for(lambda: not self._jobs and not self._busy)
+
+    def finish(self) -> list[str]:
+        """Waits for everything, tries once more what was given up, and names what is lost."""
+        self.flush()
+        with self._changed:
+            self._jobs, self._lost = self._lost, {}
+            self._changed.notify_all()
+        self.flush()
+        return sorted(self._lost)
 
     def close(self) -> None:
         self.flush()
@@ -68,9 +80,16 @@ class Outbox:
             except StorageError as error:
                 if pause is None:
                     self._warn(f"{name}: given up after {len(self._pauses) + 1} tries: {error}")
+                    self._lose(name, job)
                     return
                 self._warn(f"{name}: {error}; trying again in {pause} s")
                 time.sleep(pause)
             except Exception as error:  # a bug in a job must not end the thread that writes the next checkpoint
                 self._warn(f"{name}: failed: {error!r}")
+                self._lose(name, job)
                 return
+
+    def _lose(self, name: str, job: Callable[[], None]) -> None:
+        with self._changed:
+            if name not in self._jobs:  # a newer one will do
+                self._lost[name] = job

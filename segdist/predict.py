@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from segdist import figures, log
+from segdist import figures, log, storage
 from segdist.checkpoint import Trained
 from segdist.data.augment import model_size, resize_image
-from segdist.data.importers import check_range
+from segdist.data.importers import IMAGE_SUFFIXES, check_range
 from segdist.errors import DataError, UserError
 from segdist.models.segmenter import infer
 from segdist.ops import resize
+
+_ENDS = (".png", "_overlay.png")
 
 
 def classify(trained: Trained, image: np.ndarray, device: torch.device) -> np.ndarray:
@@ -30,50 +33,67 @@ def classify(trained: Trained, image: np.ndarray, device: torch.device) -> np.nd
 def predict_files(trained: Trained, images: Sequence[str], out: str, device: torch.device) -> list[dict[str, Any]]:
     """Writes OUT/NAME.png (index mask) and OUT/NAME_overlay.png for every image; where they went.
 
-    Raises UserError before the first one when something would be overwritten, another picture's mask or a picture itself.
-    A picture that cannot be read does not stop the others: UserError names such pictures at the end.
+    `images` are URIs of pictures, or of folders whose pictures are all meant. Raises UserError before the first one when
+    something would be overwritten, another picture's mask or a picture itself. A picture that cannot be read does not
+    stop the others: UserError names such pictures at the end.
     """
-    paths, folder = [Path(image) for image in images], Path(out)
-    if missing := [str(p) for p in paths if not p.is_file()]:
-        what = "is a folder; name the pictures in it" if Path(missing[0]).is_dir() else "no such image"
-        raise UserError(f"{missing[0]}: {what} ({len(missing)} of {len(paths)} are no files)")
-    targets = [(folder / f"{p.stem}.png", folder / f"{p.stem}_overlay.png") for p in paths]
-    taken = {p.resolve() for p in paths}
-    for pair in targets:
-        for target in pair:
-            if target.resolve() in taken:
-                raise UserError(f"{target} would overwrite a picture, or the result of another one; give another --out")
-            taken.add(target.resolve())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be made a folder ({error.strerror}); give another place") from None
+    uris = [uri for given in images for uri in _pictures(given)]
+    targets = [tuple(storage.join(out, f"{PurePosixPath(uri).stem}{end}") for end in _ENDS) for uri in uris]
+    taken = {_place(uri) for uri in uris}
+    for target in (t for pair in targets for t in pair):
+        if _place(target) in taken:
+            raise UserError(f"{target} would overwrite a picture, or the result of another one; give another --out")
+        taken.add(_place(target))
+    storage.check_writable(out)
     done, failed = [], []
-    progress, advance = log.bar("predicting", len(paths))
+    progress, advance = log.bar("predicting", len(uris))
     with progress:
-        for path, (mask, drawn) in zip(paths, targets):
+        for uri, (mask, drawn) in zip(uris, targets):
             try:
-                done.append(_predict_file(trained, path, mask, drawn, device))
+                done.append(_predict_file(trained, uri, mask, drawn, device))
             except DataError as error:
                 failed.append(str(error))
             advance(1)
     if failed:
         raise UserError(
-            "\n".join([*failed, f"{len(failed)} of {len(paths)} images could not be read; the others are in {out}"])
+            "\n".join([*failed, f"{len(failed)} of {len(uris)} images could not be read; the others are in {out}"])
         )
     return done
 
 
-def _predict_file(trained: Trained, path: Path, mask: Path, drawn: Path, device: torch.device) -> dict[str, Any]:
+def _pictures(uri: str) -> list[str]:
+    """The picture, or those of the folder. Raises UserError when there is none."""
+    found = [e.name for e in storage.walk(uri) if PurePosixPath(e.name).suffix.lower() in IMAGE_SUFFIXES]
+    if found:
+        return [storage.join(uri, name) for name in found]
+    if not storage.exists(uri):
+        raise UserError(f"{uri}: no such image or folder")
+    if storage.is_local(uri) and Path(uri.removeprefix("file://")).is_dir():
+        raise UserError(f"{uri}: this folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return [uri]
+
+
+def _place(uri: str) -> str:
+    """What two URIs of one file have in common."""
+    return str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else uri
+
+
+def _predict_file(trained: Trained, uri: str, mask: str, drawn: str, device: torch.device) -> dict[str, Any]:
     try:
-        with Image.open(path) as opened:
-            check_range(opened, path)
+        with Image.open(io.BytesIO(storage.read(uri))) as opened:
+            check_range(opened, uri)
             image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not an image that can be read ({error})") from None
+        raise DataError(f"{uri}: not an image that can be read ({error})") from None
     classes = classify(trained, image, device)
-    figures.index_mask(classes, trained.labels).save(mask)
-    figures.overlay(image, classes, trained.labels).save(drawn)
+    storage.write(mask, _png(figures.index_mask(classes, trained.labels)))
+    storage.write(drawn, _png(figures.overlay(image, classes, trained.labels)))
     counts = np.bincount(classes.ravel(), minlength=trained.labels.num_classes)
     shares = {n: float(c / classes.size) for n, c in zip(trained.labels.names, counts)}
-    return {"image": str(path), "mask": str(mask), "overlay": str(drawn), "shares": shares}
+    return {"image": uri, "mask": mask, "overlay": drawn, "shares": shares}
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()

@@ -23,7 +23,7 @@ from segdist import log, storage
 from segdist.data import importers, labels, write
 from segdist.data import index as indices
 from segdist.data.codec import encode_mask
-from segdist.data.importers import LAYOUTS, Pair, Splits
+from segdist.data.importers import LAYOUTS, Listing, Pair, Splits
 from segdist.data.index import Index, Split
 from segdist.data.labels import Labels
 from segdist.data.order import Permutation, key
@@ -50,33 +50,36 @@ def prepare(
 
     Raises DataError or LabelError naming the first bad file and its remedy; DEST then counts as prepared, or not, as before.
     """
-    root = Path(source).expanduser()
-    if not root.is_dir():
+    if not storage.exists(source):
         raise DataError(f"{source}: this folder does not exist")
-    splits = {s: pairs[:limit] for s, pairs in LAYOUTS[layout].find(root, val_share, seed).items()}
+    splits = {s: pairs[:limit] for s, pairs in LAYOUTS[layout].find(Listing(source), val_share, seed).items()}
     for split, pairs in splits.items():
         if not pairs:
             raise DataError(f"{source}: split {split!r} is empty; put images and masks there, or remove its folder")
+    if source.rstrip("/") == dest.rstrip("/") or source.startswith(f"{dest.rstrip('/')}/"):
+        raise DataError(f"{dest} holds the source {source}; give the prepared data a folder of its own")
     storage.check_writable(dest)
     declared = _declared(layout, names, void)
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
     max_pixels = max_megapixels * 10**6
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_threads(source)) as pool:
         digest = _source_digest(splits, [layout, declared and declared.to_json(), void, seed, indices.FORMAT], pool)
         known = indices.load(dest) if storage.exists(storage.join(dest, indices.NAME)) else None
         if known and not overwrite:
             if known.source_digest != digest:
                 raise DataError(
-                    f"{dest} holds another prepared data set ({known.name!r}); give another place or --overwrite"
+                    f"{dest} holds another prepared data set ({known.name!r}), or one of a copy of this source in another "
+                    "store; give another place or --overwrite"
                 )
             log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
             return _summary(dest, known)
         contract = declared or _inferred(void, splits, pool, max_pixels)
         written = {s: _write_split(dest, s, pairs, contract, seed, pool, max_pixels) for s, pairs in splits.items()}
+    name = _name(source)
     index = Index(
         format=indices.FORMAT,
-        name=root.resolve().name,
-        source=f"{layout}: {root.name}",
+        name=name,
+        source=f"{layout}: {name}",
         source_digest=digest,
         licence=LAYOUTS[layout].licence,
         contract=contract.to_json(),
@@ -86,6 +89,19 @@ def prepare(
     _delete_stale(dest, index, {*splits, *(known.splits if known else ())})
     log.console.print(_class_table(index))
     return _summary(dest, index)
+
+
+def _name(source: str) -> str:
+    """What the data set is called: its folder."""
+    return (
+        Path(source).expanduser().resolve().name if storage.is_local(source) else source.rstrip("/").rsplit("/", 1)[-1]
+    )
+
+
+def _threads(source: str) -> int:
+    """Decoding wants a thread a core, waiting for a store wants more."""
+    cores = os.cpu_count() or 1
+    return cores if storage.is_local(source) else max(16, 2 * cores)
 
 
 def _declared(layout: str, names: str | None, void: Sequence[int] | None) -> Labels | None:
@@ -104,7 +120,7 @@ def _inferred(void: Sequence[int] | None, splits: Splits, pool: ThreadPoolExecut
     masks = [pair.mask for pairs in splits.values() for pair in pairs]
     progress, advance = log.bar("looking at masks", len(masks))
     with progress:
-        for values in ahead(pool, lambda path: np.unique(importers.read_mask(path, max_pixels)), masks, 16):
+        for values in ahead(pool, lambda mask: np.unique(importers.read_mask(mask, max_pixels)), masks, 16):
             found |= set(values.tolist())
             advance(1)
     contract = importers.infer_labels(found, tuple(void) if void is not None else (255,))
@@ -117,7 +133,8 @@ def _write_split(
 ) -> Split:
     shuffle = split not in _IN_ORDER
     order = Permutation(len(pairs), key(seed, 11))(np.arange(len(pairs))) if shuffle else np.arange(len(pairs))
-    largest = max(importers.stored_bytes(p.image) + p.mask.stat().st_size for p in pairs)
+    stored = ahead(pool, importers.stored_bytes, (p.image for p in pairs), 64)
+    largest = max(image + p.mask.num_bytes for image, p in zip(stored, pairs))
     rows = write.rows_per_group(largest, len(pairs), shuffle)
     writer = ShardWriter(dest, split, rows)
     raw: dict[int, int] = {}
@@ -148,7 +165,7 @@ def _encode(pair: Pair, contract: Labels, max_pixels: int) -> Row:
     """A pair as it will rest, checked against the contract."""
     mask = importers.read_mask(pair.mask, max_pixels)
     counts = labels.histogram(mask)
-    labels.check(counts, contract, pair.mask)
+    labels.check(counts, contract, pair.mask.uri)
     height, width = mask.shape
     image = importers.read_image(pair.image, (height, width), max_pixels)
     data, codec = encode_mask(mask)
@@ -156,7 +173,7 @@ def _encode(pair: Pair, contract: Labels, max_pixels: int) -> Row:
 
 
 def _source_digest(splits: Splits, settings: list[Any], pool: ThreadPoolExecutor) -> str:
-    """Of the settings and of every file's content: a touched or copied source is the same source."""
+    """Of the settings and of every file's content, or in a bucket its ETag: a touched source is the same source."""
     pairs = [(split, pair) for split, found in splits.items() for pair in found]
     digest = hashlib.sha256(json.dumps(settings, default=list).encode())
     progress, advance = log.bar("comparing", len(pairs))
@@ -168,7 +185,7 @@ def _source_digest(splits: Splits, settings: list[Any], pool: ThreadPoolExecutor
 
 
 def _content_digests(pair: Pair) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in (pair.image, pair.mask)]
+    return [importers.digest(file) for file in (pair.image, pair.mask)]
 
 
 def _delete_stale(dest: str, index: Index, splits: Iterable[str]) -> None:

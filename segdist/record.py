@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from segdist import __version__, storage
-from segdist.errors import StorageError
+from segdist.errors import MissingError, StorageError
 
 NAME = "run.json"
 RUNNING, PREEMPTED, FAILED, SUCCEEDED = "RUNNING", "PREEMPTED", "FAILED", "SUCCEEDED"
@@ -28,10 +28,8 @@ def load(run_uri: str) -> dict[str, Any] | None:
     address = storage.join(run_uri, NAME)
     try:
         tree = json.loads(storage.read(address))
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-            return None
-        raise
+    except MissingError:
+        return None
     except ValueError:
         raise StorageError(f"{address}: not a run's record (damaged JSON); give another run.uri or delete it") from None
     return tree
@@ -62,6 +60,11 @@ def write_metrics(run_uri: str, attempt: int, part: int, rows: list[dict[str, An
     """One immutable segment of metrics."""
     text = "".join(to_json(row) + "\n" for row in rows)
     storage.write(storage.join(run_uri, "metrics", f"{attempt:04d}-{part:05d}.jsonl"), text.encode())
+
+
+def write_log(run_uri: str, name: str, lines: list[str]) -> None:
+    """One immutable segment of what was said."""
+    storage.write(storage.join(run_uri, "logs", f"{name}.txt"), "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_metrics(run_uri: str) -> list[dict[str, Any]]:

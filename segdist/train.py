@@ -24,7 +24,7 @@ from segdist.data.index import Index
 from segdist.data.order import VERSION, Order, key
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream
-from segdist.errors import ConfigError, StorageError, UserError
+from segdist.errors import CheckpointError, ConfigError, StorageError, UserError
 from segdist.evaluate import evaluate, protocol, report
 from segdist.models.segmenter import Segmenter
 from segdist.strategy import Step, resolve
@@ -88,11 +88,14 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 with meter.paused():
                     best = score(cfg, model, run, world, book, keeper, tell, done, best)
 
-        book.outbox.flush()
+        book.flush()
+        lost = book.outbox.finish()
         if world.is_first and not book.superseded:
-            check_committed(keeper, done)
+            check_written(keeper, done, lost)
         summary = summarise(cfg, run.attempt, done, keeper) | meter.summary()
         book.update(**summary)
+        if world.is_first and not book.superseded:
+            check_written(keeper, done, book.outbox.finish())
         book.say(farewell(summary, book.superseded))
     return summary
 
@@ -113,37 +116,76 @@ class Opening:
     finished: dict[str, Any] | None = None  # the summary of a run that needs nothing more
 
 
-def open_run(cfg: Config, world: World) -> Opening:
-    """Checks everything that can be checked before the first step, and claims the next attempt. Rank 0 only."""
+@dataclass(frozen=True)
+class Found:
+    """What storage holds before an attempt begins."""
+
+    index: Index
+    identity: dict[str, Any]  # of the run as it is asked for
+    known: dict[str, Any] | None  # run.json, where the run was begun before
+    finished: dict[str, Any] | None  # the summary of a run that needs nothing more
+
+
+def look(cfg: Config, num_ranks: int) -> Found:
+    """Checks all that can be checked before the first step, and changes nothing. Raises UserError with the remedy."""
     index = indices.load(cfg.data.uri)
     for split in (cfg.data.train_split, cfg.data.val_split):
         Source(cfg.data.uri, index, split).check()
     training_order(cfg, index)
     loss.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
-    if world.num_ranks > cfg.train.num_groups:
+    if num_ranks > cfg.train.num_groups:
         raise ConfigError(
-            f"{world.num_ranks} ranks share {cfg.train.num_groups} micro-batches per step; start at most so many ranks, or "
-            "lower train.micro_batch_size (another run: batch statistics change with it)"
+            f"{num_ranks} ranks share {cfg.train.num_groups} micro-batches per step; start at most {cfg.train.num_groups} "
+            "rank(s) (scale.num_ranks, or torchrun's), or lower train.micro_batch_size or raise train.global_batch_size "
+            "(another run: its weights change with them)"
         )
     storage.check_writable(cfg.run.uri)
-    known = record.load(cfg.run.uri)
-    newest = checkpoint.newest(cfg.run.uri, log.say)
+    if storage.exists(storage.join(cfg.run.uri, indices.NAME)):
+        raise ConfigError(f"run.uri {cfg.run.uri} holds a prepared data set; give the run a folder of its own")
     identity = config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
-    before = known or (checkpoint.load_state(newest) if newest else None)
-    if before is not None:
-        refuse_changes(cfg.run.uri, before.get("identity", {}), identity)
-    if known and known["state"] == record.SUCCEEDED:
-        log.say(
-            f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri"
+    known = record.load(cfg.run.uri)
+    if known is None:
+        check_weights(cfg)
+        return Found(index, identity, None, None)
+    refuse_changes(cfg.run.uri, known.get("identity", {}), identity)
+    if known["state"] != record.SUCCEEDED:
+        return Found(index, identity, known, None)
+    log.say(f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri")
+    return Found(index, identity, known, {k: known.get(k) for k in SUMMARY})
+
+
+def check_weights(cfg: Config) -> None:
+    """Raises UserError when nothing is where a new run's weights should come from."""
+    parent, weights = cfg.train.init_from, cfg.model.weights
+    if parent and not storage.exists(parent):
+        raise CheckpointError(f"train.init_from {parent!r}: there is nothing; give the run.uri of a training")
+    if weights and "://" in weights and not storage.exists(weights):
+        raise ConfigError(f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights")
+
+
+def open_run(cfg: Config, world: World) -> Opening:
+    """Looks at what is there, and claims the next attempt at the run. Rank 0 only."""
+    found = look(cfg, world.num_ranks)
+    index, known, identity = found.index, found.known, found.identity
+    if found.finished:
+        return Opening(index, finished=found.finished)
+    newest = checkpoint.newest(cfg.run.uri, log.say)
+    if newest is None and checkpoint.committed(cfg.run.uri):
+        raise CheckpointError(
+            f"{cfg.run.uri}: none of its checkpoints is whole (see the warnings above). Mend them, delete its folder "
+            "`checkpoints` to begin at step 0, or give another run.uri"
         )
-        return Opening(index, finished={k: known.get(k) for k in SUMMARY})
-    if known and known["state"] == record.RUNNING and (silent := time.time() - known["heartbeat"]) < 60:
+    if known is None and newest is not None:  # run.json was lost
+        refuse_changes(cfg.run.uri, checkpoint.load_state(newest).get("identity", {}), identity)
+    again = known is not None and world.launch != "" and known.get("launch") == world.launch  # it has ended the others
+    if known and not again and known["state"] == record.RUNNING and (silent := time.time() - known["heartbeat"]) < 60:
         log.say(
             f"warning: attempt {known['attempt']} gave a sign of life {silent:.0f} s ago; if it still runs, it will stop now"
         )
     parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
     attempt = record.claim_attempt(cfg.run.uri)
     facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
+    facts["launch"] = world.launch
     text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
     storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
     contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
@@ -220,11 +262,11 @@ def score(
     scored = validate(cfg, model, run.index, world)
     book.log(step, "eval", scored)
     book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
-    if is_better(scored["miou"], best):
+    if world.is_first:
+        keeper.mark_best(step, scored["miou"], run.val_digest)
+    if checkpoint.is_better(scored["miou"], best):
         best = scored["miou"]
         book.update(miou=best, best_step=step)
-        if world.is_first:
-            keeper.mark_best(step, scored["miou"], run.val_digest)
     book.flush()
     tell({"step": step, "miou": scored["miou"], "loss": scored["loss"]})
     return best
@@ -241,11 +283,6 @@ def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[
     return scored
 
 
-def is_better(miou: float, best: float | None) -> bool:
-    """Whether a score beats the best one; one that could not be computed (NaN, or null in JSON) is beaten by any."""
-    return best is None or math.isnan(best) or miou > best
-
-
 def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
     """Raises UserError when the training has diverged."""
     if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
@@ -256,13 +293,15 @@ def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
         )
 
 
-def check_committed(keeper: checkpoint.Keeper, step: int) -> None:
-    """Raises StorageError when the last checkpoint could not be written."""
-    if checkpoint.step_of(keeper.newest) != step:
-        raise StorageError(
-            f"training reached step {step}, but its checkpoint could not be written (see the warnings above); the newest "
-            f"committed one is {keeper.newest}. Mend the storage and give the same command: the run goes on from there"
-        )
+def check_written(keeper: checkpoint.Keeper, step: int, lost: list[str]) -> None:
+    """Raises StorageError when the last checkpoint, or anything else of the run, could not be written."""
+    if checkpoint.step_of(keeper.newest) == step and not lost:
+        return
+    what = "its checkpoint" if checkpoint.step_of(keeper.newest) != step else ", ".join(lost)
+    raise StorageError(
+        f"training reached step {step}, but {what} could not be written (see the warnings above); the newest committed "
+        f"checkpoint is {keeper.newest}. Mend the storage and give the same command: the run goes on from there"
+    )
 
 
 SUMMARY = (
@@ -289,7 +328,7 @@ def farewell(summary: dict[str, Any], superseded: bool) -> str:
     if superseded:
         return f"{summary['run_uri']}: a newer attempt has taken this run over, so this one stops; leave it to that one"
     score = "" if summary["miou"] is None else f"; best mIoU {summary['miou']:.4f}, after step {summary['best_step']}"
-    more = "" if summary["state"] == record.SUCCEEDED else ". The same command goes on from here"
+    more = "" if summary["state"] == record.SUCCEEDED else ", as asked. The same command goes on from here"
     return f"{summary['run_uri']}: {summary['state']} at step {summary['step']}{score}{more}"
 
 

@@ -25,7 +25,7 @@ class SharedError(UserError):
     """Rank 0 failed and says why; this rank only stops."""
 
 
-_TIMEOUT = timedelta(minutes=5)
+TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class World:
     num_ranks: int
     device: torch.device
     owns_group: bool = False  # whether `leave` ends the process group
+    launch: str = ""  # who started these ranks, where that one may start them again
 
     @property
     def is_first(self) -> bool:
@@ -81,16 +82,21 @@ def choose_device(wish: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def join(device: str = "auto") -> World:
-    """This process's place among the ranks, as its environment tells it."""
+def backend(on_gpus: bool) -> str:
+    """What the ranks talk by: small counts and votes go by gloo on the CPU, so that no step waits for the device."""
+    return "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+
+
+def join(device: str = "auto", own: torch.device | None = None, launch: str = "") -> World:
+    """This process's place among the ranks, as its environment tells it; `own` is the device that a launcher gave it."""
     rank, num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    chosen = own or choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     owns_group = num_ranks > 1 and not dist.is_initialized()
-    if owns_group:  # small counts and votes go by gloo, so that no step waits for the device to answer
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
-    return World(rank, num_ranks, chosen, owns_group)
+    if owns_group:
+        dist.init_process_group(backend(chosen.type == "cuda"), timeout=TIMEOUT)
+    return World(rank, num_ranks, chosen, owns_group, launch)
 
 
 def leave(world: World, together: bool = True) -> None:

@@ -185,7 +185,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path, monkeypatc
     warnings: list[str] = []
     kept, outbox = keeper(run, 1, warnings.append, pauses=(0.01, 0.01))
     monkeypatch.setattr(
-        storage.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        storage.local.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     kept.put(taken(2))
     outbox.close()

@@ -201,7 +201,7 @@ def dies(handle):
         if writes == {moment}:
             os.kill(os.getpid(), signal.SIGKILL)
     fsync(handle)
-storage.os.fsync = dies
+storage.local.os.fsync = dies
 prepare({str(source)!r}, {str(out)!r}, names={NAMES!r})
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL

@@ -51,10 +51,23 @@ def test_make_demo_does_the_main_job(project: Path) -> None:
     assert result["miou"] >= 0.80
     assert result["num_samples"] == 53
     for line in ("checkpoint", "table", "export", "overlay"):
-        path = re.search(rf"^{line} +(\S+)", done.stderr, re.MULTILINE)
-        assert path, line
-        assert (project / path[1]).exists(), line
+        paths = re.findall(rf"^{line} +(\S+)", done.stderr, re.MULTILINE)  # the last one is the demo's own
+        assert paths, line
+        assert (project / paths[-1]).exists(), line
     assert "make demo DATA=FOLDER" in done.stderr
+    assert re.search(r"^rank 0 +\(process \d+\) was killed, and nothing was lost", done.stderr, re.MULTILINE)
+    assert "attempt 2: steps" in done.stderr
+    state = json.loads((project / "demo-out" / "streets" / "bucket" / "run" / "run.json").read_text(encoding="utf-8"))
+    assert (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 600)
+
+
+def test_the_demo_has_a_form_without_s3_and_ray(project: Path, tmp_path: Path) -> None:
+    assert "demo/demo.py --local" in (project / "Makefile").read_text(encoding="utf-8")
+    few = "train.num_steps=20 optim.warmup_steps=2 eval.every_steps=20"
+    done = run(f".venv/bin/python demo/demo.py --local --out {tmp_path}/out {few}", project)
+    assert "starting Ray" not in done.stderr and "s3://" not in done.stderr
+    assert (tmp_path / "out" / "run" / "run.json").exists()
+    assert (tmp_path / "out" / "export" / "config.json").exists()
 
 
 @pytest.mark.parametrize("block", BLOCKS[2:], ids=["step-by-step", "config-show"])

@@ -403,7 +403,7 @@ def test_more_ranks_than_groups_are_refused(make_config: Make) -> None:
 
 
 def test_a_parent_that_is_none_is_refused(make_config: Make, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing: there is nothing"):
+    with pytest.raises(CheckpointError, match=r"there is nothing; give the run\.uri"):
         fit(make_config(train={"init_from": str(tmp_path / "nothing")}), ALONE)
 
 

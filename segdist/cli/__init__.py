@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from segdist.errors import UserError
+from segdist.errors import RanksError, UserError
 
 app = typer.Typer(
     help="Fine-tune semantic segmentation models on your own images, and get a number you can trust.",
@@ -26,7 +26,9 @@ app.add_typer(config_app, name="config")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout at the end.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: CUDA when there is one.")]
-RunOrCheckpoint = Annotated[str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint folder.")]
+RunOrCheckpoint = Annotated[
+    str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint folder; a path or URI.")
+]
 
 
 def main() -> None:
@@ -41,6 +43,9 @@ def main() -> None:
         if type(error).__name__ != "SharedError":  # rank 0 has said it
             console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         _exit(2)
+    except RanksError as error:
+        console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        _exit(error.exit_code)
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise
@@ -62,8 +67,8 @@ def _exit(code: int) -> None:
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="Folder with images and masks.")],
-    dest: Annotated[str, typer.Argument(help="Where the prepared data set goes.")],
+    source: Annotated[str, typer.Argument(help="Folder with images and masks (path, s3:// or hf://).")],
+    dest: Annotated[str, typer.Argument(help="Where the prepared data set goes (path or s3://).")],
     format: Annotated[
         str, typer.Option(help="Layout of SOURCE: folder (images/ and masks/, also per split) or camvid.")
     ] = "folder",
@@ -112,7 +117,9 @@ def prepare(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML config; `segdist config show` explains its fields.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML config (path or URI); `segdist config show` explains its fields.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
     json: Json = False,
 ) -> None:
@@ -120,14 +127,14 @@ def train(
 
     Example: `segdist train configs/camvid_unet_r34.yaml data.uri=data/camvid train.num_steps=2000`
 
-    Several GPUs or processes: `torchrun --nproc-per-node 4 -m segdist train CONFIG`.
+    Several ranks: `torchrun --nproc-per-node 4 -m segdist train CONFIG`, or by Ray, on the cluster at RAY_ADDRESS or on this
+    machine: `segdist train CONFIG scale.launcher=ray scale.num_ranks=4`.
 
     Ctrl-C and SIGTERM commit a checkpoint and stop, with exit code 75: not finished, the same command goes on.
     """
-    from segdist import config as configs
-    from segdist.launch import run_here
+    from segdist.launch import run
 
-    summary, is_first = run_here(configs.load(config, overrides or []))
+    summary, is_first = run(_config(config, overrides))
     _machine(json and is_first, summary)
     if summary["state"] != "SUCCEEDED":
         raise typer.Exit(75)  # EX_TEMPFAIL of sysexits.h: try again
@@ -168,7 +175,7 @@ def evaluate(
 @app.command()
 def export(
     checkpoint: RunOrCheckpoint,
-    dest: Annotated[str, typer.Argument(help="Folder for the export.")],
+    dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],
     overwrite: Annotated[bool, typer.Option(help="Replace the export of another run.")] = False,
     json: Json = False,
 ) -> None:
@@ -192,12 +199,14 @@ def export(
 @app.command()
 def predict(
     checkpoint: RunOrCheckpoint,
-    images: Annotated[list[str], typer.Argument(help="Pictures.")],
-    out: Annotated[str, typer.Option(help="Folder for masks and overlays.")],
+    images: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures (paths or URIs).")],
+    out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Write an index mask (PNG with palette) and an overlay with a legend for each picture.
+
+    A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
 
     Example: `segdist predict runs/photos holiday/*.jpg --out predictions/`
     """
@@ -224,8 +233,19 @@ def config_show(
     from segdist import config as configs
     from segdist.record import to_json
 
-    cfg = configs.load(config, overrides or [])
+    cfg = _config(config, overrides)
     print(to_json(configs.to_tree(cfg)) if json else configs.explain(cfg))
+
+
+def _config(uri: str, overrides: list[str] | None) -> Any:
+    """The config at a path or URI."""
+    from segdist import config as configs
+
+    if "://" not in uri:
+        return configs.load(uri, overrides or [])
+    from segdist import storage
+
+    return configs.loads(storage.read(uri), uri, overrides or [])
 
 
 def _say(text: str) -> None:

@@ -5,14 +5,16 @@ Masks are read as indices with PIL, palette PNGs included (other decoders turn t
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from segdist import log, storage
 from segdist.data import labels as contracts
 from segdist.data.labels import Class, Labels
 from segdist.data.order import key
@@ -33,46 +35,76 @@ _SPLITS = {  # what people call them
 
 
 @dataclass(frozen=True)
+class File:
+    """A picture of the source; `tag` changes with its content, where the store tells."""
+
+    uri: str
+    num_bytes: int
+    tag: str | None
+
+
+@dataclass(frozen=True)
 class Pair:
     """One image with its mask; `sample_id` is unique in its split."""
 
     sample_id: str
-    image: Path
-    mask: Path
+    image: File
+    mask: File
 
 
 Splits = dict[str, list[Pair]]
 
 
+class Listing:
+    """The pictures below a source, by one listing."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._files = {
+            e.name: File(storage.join(source, e.name), e.num_bytes, e.tag)
+            for e in storage.patiently(lambda: storage.walk(source), log.say)
+            if PurePosixPath(e.name).suffix.lower() in IMAGE_SUFFIXES and not PurePosixPath(e.name).name.startswith(".")
+        }
+
+    def below(self, folder: str) -> dict[str, File]:
+        """The pictures of a folder, by their path in it."""
+        return {n.removeprefix(f"{folder}/"): f for n, f in self._files.items() if n.startswith(f"{folder}/")}
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names directly in a folder, or in the source itself; what holds nothing is among them."""
+        found = storage.names(storage.join(self.source, folder) if folder else self.source)
+        return [name for name in found if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES]
+
+
 # -- layouts ----------------------------------------------------------------------------------------------------------
 
 
-def folder(source: Path, val_share: float, seed: int) -> Splits:
+def folder(source: Listing, val_share: float, seed: int) -> Splits:
     """images/ and masks/ with equal names; per split, or one pair of folders and a seeded split.
 
     Layouts: SOURCE/{images,masks}/..., SOURCE/SPLIT/{images,masks}/..., SOURCE/{images,masks}/SPLIT/...
     """
-    if (source / "images").is_dir():
-        splits = sorted(p.name for p in (source / "images").iterdir() if p.is_dir() and p.name in _SPLITS)
+    tops = source.names()
+    if "images" in tops:
+        splits = [s for s in source.names("images") if s in _SPLITS]
         if splits:
-            return {_SPLITS[s]: pair_up(source / "images" / s, source / "masks" / s) for s in splits}
-        pairs = pair_up(source / "images", source / "masks")
-        return split_off(pairs, val_share, seed)
-    splits = sorted(p.parent.name for p in source.glob("*/images") if p.is_dir())
+            return {_SPLITS[s]: pair_up(source, f"images/{s}", f"masks/{s}") for s in splits}
+        return split_off(pair_up(source, "images", "masks"), val_share, seed)
+    splits = [s for s in tops if "images" in source.names(s)]
     if not splits:
         raise DataError(
-            f"{source}: found neither images/ and masks/ nor SPLIT/images and SPLIT/masks there; "
+            f"{source.source}: found neither images/ and masks/ nor SPLIT/images and SPLIT/masks there; "
             "put images and masks of equal names into such folders (or say --format camvid)"
         )
-    return {_SPLITS.get(s, s): pair_up(source / s / "images", source / s / "masks") for s in splits}
+    return {_SPLITS.get(s, s): pair_up(source, f"{s}/images", f"{s}/masks") for s in splits}
 
 
-def camvid(source: Path, val_share: float, seed: int) -> Splits:
+def camvid(source: Listing, val_share: float, seed: int) -> Splits:
     """CamVid as SegNet's authors laid it out: train/, trainannot/, val/, valannot/, and test/ if it is there."""
-    splits = [s for s in ("train", "val", "test") if (source / s).is_dir()]
+    splits = [s for s in ("train", "val", "test") if s in source.names()]
     if not splits:
-        raise DataError(f"{source}: not CamVid's layout (train/, trainannot/, val/, valannot/)")
-    return {s: pair_up(source / s, source / f"{s}annot") for s in splits}
+        raise DataError(f"{source.source}: not CamVid's layout (train/, trainannot/, val/, valannot/)")
+    return {s: pair_up(source, s, f"{s}annot") for s in splits}
 
 
 CAMVID = Labels(
@@ -102,7 +134,7 @@ CAMVID = Labels(
 class Layout:
     """An importer: how it finds pairs, and the contract and licence it knows, if any."""
 
-    find: Callable[[Path, float, int], Splits]
+    find: Callable[[Listing, float, int], Splits]
     labels: Labels | None
     licence: str
     about: str
@@ -114,33 +146,40 @@ LAYOUTS = {
 }
 
 
-def pair_up(images: Path, masks: Path) -> list[Pair]:
+def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
     """Pairs of equal names (without suffix) below two folders, sorted. Raises DataError for what has no partner."""
-    found_images, found_masks = _by_stem(images, images), _by_stem(masks, masks)
-    lonely = [(found_images[s], masks / s) for s in sorted(set(found_images) - set(found_masks))]
-    lonely += [(found_masks[s], images / s) for s in sorted(set(found_masks) - set(found_images))]
+    found = {folder: _by_stem(source, folder) for folder in (images, masks)}
+    for folder, other in ((images, masks), (masks, images)):
+        if found[other] and not found[folder]:
+            raise DataError(
+                f"{storage.join(source.source, folder)}: this folder does not exist, or holds no pictures; images/ and "
+                "masks/ stand side by side, with equal names"
+            )
+    lonely = [
+        (file, kind, other, f"{storage.join(source.source, place)}/{stem}")
+        for folder, kind, other, place in ((images, "image", "mask", masks), (masks, "mask", "image", images))
+        for stem, file in found[folder].items()
+        if stem not in found[place]
+    ]
     if lonely:
-        path, expected = lonely[0]
-        kind, other = ("image", "mask") if path.is_relative_to(images) else ("mask", "image")
+        file, kind, other, expected = lonely[0]
         more = f" ({len(lonely)} files are unpaired in all)" if len(lonely) > 1 else ""
         raise DataError(
-            f"{path}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}"
+            f"{file.uri}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}"
         )
-    return [Pair(stem, found_images[stem], found_masks[stem]) for stem in sorted(found_images)]
+    return [Pair(stem, file, found[masks][stem]) for stem, file in found[images].items()]
 
 
-def _by_stem(root: Path, named: Path) -> dict[str, Path]:
-    if not root.is_dir():
-        raise DataError(f"{named}: this folder does not exist; images/ and masks/ stand side by side, with equal names")
-    found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file() or path.name.startswith("."):
-            continue
-        stem = path.relative_to(root).with_suffix("").as_posix()
+def _by_stem(source: Listing, folder: str) -> dict[str, File]:
+    """Pictures by their path without suffix, sorted."""
+    found: dict[str, File] = {}
+    for name, file in sorted(source.below(folder).items()):
+        stem = str(PurePosixPath(name).with_suffix(""))
         if stem in found:
-            raise DataError(f"{path}: {found[stem].name} has the same name without suffix; rename one of them")
-        found[stem] = path
-    return found
+            twin = found[stem].uri.rsplit("/", 1)[-1]
+            raise DataError(f"{file.uri}: {twin} has the same name without suffix; rename one of them")
+        found[stem] = file
+    return dict(sorted(found.items()))
 
 
 def split_off(pairs: list[Pair], val_share: float, seed: int) -> Splits:
@@ -162,9 +201,10 @@ def split_off(pairs: list[Pair], val_share: float, seed: int) -> Splits:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_mask(path: Path, max_pixels: int) -> np.ndarray:
+def read_mask(file: File, max_pixels: int) -> np.ndarray:
     """(H, W) uint8 or uint16 raw values. Raises DataError or LabelError, with the remedy, for anything else."""
-    with _open(path, max_pixels) as image:
+    path = file.uri
+    with _open(_bytes(file), path, max_pixels) as image:
         if image.format in _LOSSY:
             raise LabelError(
                 f"{path}: a mask stored as {image.format} may be lossy, which changes class values; export masks as PNG"
@@ -185,14 +225,15 @@ def read_mask(path: Path, max_pixels: int) -> np.ndarray:
     )
 
 
-def read_image(path: Path, size: tuple[int, int], max_pixels: int) -> bytes:
+def read_image(file: File, size: tuple[int, int], max_pixels: int) -> bytes:
     """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
 
     `size` is its mask's (height, width). An EXIF rotation is applied when the turned picture fits the mask, as viewers and
     labelling tools show it, and left alone when only the unturned one fits. Raises DataError when neither does, or the
     file is broken.
     """
-    with _open(path, max_pixels) as image:
+    path, data = file.uri, _bytes(file)
+    with _open(data, path, max_pixels) as image:
         upright = image.size[::-1]
         turned = image.getexif().get(_ORIENTATION, 1) if image.format in ("JPEG", "MPO", "TIFF") else 1
         turned_size = image.size if turned in (5, 6, 7, 8) else upright
@@ -203,7 +244,7 @@ def read_image(path: Path, size: tuple[int, int], max_pixels: int) -> bytes:
             )
         turn = turned != 1 and turned_size == size
         if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not turn:
-            return path.read_bytes()
+            return data
         check_range(image, path)
         if turn:
             image = ImageOps.exif_transpose(image)
@@ -212,27 +253,36 @@ def read_image(path: Path, size: tuple[int, int], max_pixels: int) -> bytes:
         return out.getvalue()
 
 
-def check_range(image: Image.Image, path: Path) -> None:
+def check_range(image: Image.Image, path: str) -> None:
     """Raises DataError for pictures whose values have no agreed range, which converting would clip without a word."""
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{path}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel")
 
 
-def stored_bytes(path: Path) -> int:
+def stored_bytes(file: File) -> int:
     """About how many bytes an image will take at rest: its own, or if it must become a PNG, at most its pixels'."""
-    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-        return path.stat().st_size
+    if file.uri.lower().endswith((".jpg", ".jpeg", ".png")):
+        return file.num_bytes
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(_bytes(file))) as image:
             return 3 * image.width * image.height
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return path.stat().st_size  # reading it will say what is wrong
+        return file.num_bytes  # reading it will say what is wrong
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def digest(file: File) -> str:
+    """What changes with a file's content: its store's tag (which a copy may not keep), or the sha256 of its bytes."""
+    return file.tag or hashlib.sha256(_bytes(file)).hexdigest()
+
+
+def _bytes(file: File) -> bytes:
+    return storage.patiently(lambda: storage.read(file.uri), log.say)
+
+
+def _open(data: bytes, path: str, max_pixels: int) -> Image.Image:
     """A decoded picture. Raises DataError when it is none, is truncated, or is a bomb."""
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(data))
         if image.width * image.height > max_pixels:
             image.close()
             raise DataError(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segdist import storage
 from segdist.data.labels import Labels
-from segdist.errors import DataError, StorageError
+from segdist.errors import DataError, MissingError
 
 FORMAT = "segdist-1"
 NAME = "index.json"
@@ -94,12 +94,10 @@ def load(uri: str) -> Index:
     address = storage.join(uri, NAME)
     try:
         data = storage.read(address)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise DataError(
-                f"{uri}: no {NAME} there, so this is no prepared data set; make one with `segdist prepare SOURCE {uri}`"
-            ) from None
-        raise
+    except MissingError:
+        raise DataError(
+            f"{uri}: no {NAME} there, so this is no prepared data set; make one with `segdist prepare SOURCE {uri}`"
+        ) from None
     try:
         tree = json.loads(data)
         if tree.get("format") != FORMAT:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from segdist.errors import LabelError
+from segdist import storage
+from segdist.errors import LabelError, StorageError
 from segdist.ops import IGNORE
 
 MAX_CLASSES = 255
@@ -108,7 +108,7 @@ def histogram(mask: np.ndarray) -> np.ndarray:
     return np.bincount(mask.ravel(), minlength=np.iinfo(mask.dtype).max + 1)
 
 
-def check(counts: np.ndarray, labels: Labels, path: str | Path) -> None:
+def check(counts: np.ndarray, labels: Labels, path: str) -> None:
     """Raises LabelError when a mask with these value counts holds a value that the contract does not name."""
     values = np.flatnonzero(counts)
     known = labels.known
@@ -170,9 +170,8 @@ def parse_names(text: str, void: Sequence[int]) -> Labels:
 
     Files: one name per line (.txt), `{"0": "sky", ...}` as the Hub's id2label.json, or a whole contract (.yaml, .json).
     """
-    path = Path(text)
-    if path.suffix in (".txt", ".json", ".yaml", ".yml"):
-        return _read_names(path, void)
+    if text.endswith((".txt", ".json", ".yaml", ".yml")):
+        return _read_names(text, void)
     names, values = [], []
     for i, part in enumerate(p.strip() for p in text.split(",")):
         name, equals, value = part.partition("=")
@@ -185,14 +184,14 @@ def parse_names(text: str, void: Sequence[int]) -> Labels:
     return plain(names, void, values)
 
 
-def _read_names(path: Path, void: Sequence[int]) -> Labels:
+def _read_names(uri: str, void: Sequence[int]) -> Labels:
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".txt":
+        text = storage.read(uri).decode()
+        if uri.endswith(".txt"):
             return plain([line.strip() for line in text.splitlines() if line.strip()], void)
         tree = yaml.safe_load(text)  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LabelError(f"--names: cannot read {path}: {error}") from None
+    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LabelError(f"--names: cannot read {uri}: {error}") from None
     if isinstance(tree, list):
         return plain([str(n) for n in tree], void)
     if isinstance(tree, dict) and isinstance(tree.get("classes"), list):
@@ -202,7 +201,7 @@ def _read_names(path: Path, void: Sequence[int]) -> Labels:
     try:
         pairs = sorted((int(k), str(v)) for k, v in tree.items())
     except (AttributeError, ValueError):
-        raise LabelError(f"--names: {path} is neither a list, an id2label mapping, nor a contract") from None
+        raise LabelError(f"--names: {uri} is neither a list, an id2label mapping, nor a contract") from None
     return plain([n for _, n in pairs], void, [k for k, _ in pairs])
 
 

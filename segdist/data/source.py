@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segdist import storage
+from segdist import log, storage
 from segdist.data.index import Index, Shard
 from segdist.data.write import DIGESTS, SCHEMA
 from segdist.errors import DataError
@@ -85,7 +85,7 @@ class Source:
         meta, digests = self._footer(shard_number, shard, address)
         local = group - int(self._first_group[shard_number])
         start, length = _extent(meta.row_group(local))
-        data = storage.read_range(address, start, length)
+        data = _read(address, start, length)
         if hashlib.sha256(data).hexdigest() != digests[local]:
             raise DataError(f"{address}: row group {local} is not what was written (sha256 differs); prepare it again")
         file = pq.ParquetFile(pa.PythonFile(_Window(data, start, shard.bytes), mode="r"), metadata=meta)
@@ -94,7 +94,7 @@ class Source:
     def _footer(self, number: int, shard: Shard, address: str) -> tuple[pq.FileMetaData, list[str]]:
         known = self._footers.get(number)
         if known is None:
-            data = storage.read_range(address, shard.footer_offset, shard.footer_length)
+            data = _read(address, shard.footer_offset, shard.footer_length)
             if hashlib.sha256(data).hexdigest() != shard.footer_sha256:
                 raise DataError(f"{address}: the footer is not what was written (sha256 differs); prepare it again")
             meta = pq.read_metadata(pa.BufferReader(data))
@@ -104,6 +104,11 @@ class Source:
                     self._footers.pop(next(iter(self._footers)))
                 self._footers[number] = known
         return known
+
+
+def _read(address: str, offset: int, length: int) -> bytes:
+    """A range, waited for while storage is away: a stream outlives a short outage."""
+    return storage.patiently(lambda: storage.read_range(address, offset, length), log.say)
 
 
 def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segdist import storage
+from segdist import log, storage
 from segdist.data.index import Shard
 
 SCHEMA = pa.schema(
@@ -99,7 +99,8 @@ class ShardWriter:
         footer = data[offset:]
         digest = hashlib.sha256(footer).hexdigest()
         file = f"{self._split}/{len(self.shards):05d}-{digest[:12]}.parquet"
-        storage.write(storage.join(self._uri, file), data)
+        address = storage.join(self._uri, file)
+        storage.patiently(lambda: storage.write(address, data), log.say)
         self.shards.append(
             Shard(
                 file=file,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from segdist import storage
 from segdist.config import Segformer, Unet
 from segdist.models import segformer, unet
 from segdist.models.segmenter import Segmenter
@@ -17,6 +20,16 @@ def build(cfg: Segformer | Unet, class_names: Sequence[str]) -> Segmenter:
 
     Raises UserError when the weights are not to be had or do not fit.
     """
+    if cfg.weights is None or "://" not in cfg.weights:
+        return _build(cfg, class_names)
+    with tempfile.TemporaryDirectory() as place:
+        folder = str(storage.download(cfg.weights, Path(place)))
+        model = _build(cfg.model_copy(update={"weights": folder}), class_names)
+    model.notes = [note.replace(folder, cfg.weights) for note in model.notes]
+    return model
+
+
+def _build(cfg: Segformer | Unet, class_names: Sequence[str]) -> Segmenter:
     if isinstance(cfg, Segformer):
         return segformer.build(cfg, class_names)
     return unet.build(cfg, class_names)

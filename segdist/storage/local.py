@@ -1,8 +1,4 @@
-"""Bytes at a URI. Everything that segdist reads or leaves behind passes through these functions.
-
-Writing is atomic: a reader sees the old object or the new one, never half of one. `create` is the one primitive that
-two writers can race on and only one can win.
-"""
+"""Files on this machine, or on what is mounted there. Writing goes through a temporary name, fsync and a rename."""
 
 from __future__ import annotations
 
@@ -10,45 +6,33 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from segdist.errors import StorageError
+from segdist.errors import MissingError, StorageError
+from segdist.storage.entry import Entry
+
+_TEMPORARY = ".tmp-"
 
 
 def path_of(uri: str) -> Path:
-    """The local path of a URI. Raises StorageError for a scheme that is not served."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return Path(uri).expanduser()
-    if scheme == "file":
-        return Path(rest)
-    raise StorageError(f"{uri}: {scheme}:// is not served; give a local path")
-
-
-def join(uri: str, *parts: str) -> str:
-    """The URI of something below `uri`. Raises StorageError when it would escape it."""
-    for part in parts:
-        if part.startswith("/") or ".." in part.split("/"):
-            raise StorageError(f"{part!r} would escape {uri}")
-    return "/".join([uri.rstrip("/"), *parts])
+    """The path of a URI."""
+    return Path(uri.removeprefix("file://")).expanduser()
 
 
 def read(uri: str) -> bytes:
-    """All bytes. Raises StorageError, FileNotFoundError included as its cause."""
     try:
         return path_of(uri).read_bytes()
     except OSError as error:
-        raise StorageError(f"{uri}: cannot read ({error.strerror})") from error
+        raise _unread(uri, error) from error
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
-    """`length` bytes from `offset`. Raises StorageError when there are fewer."""
     try:
         with path_of(uri).open("rb") as file:
             data = os.pread(file.fileno(), length, offset)
     except OSError as error:
-        raise StorageError(f"{uri}: cannot read ({error.strerror})") from error
+        raise _unread(uri, error) from error
     if len(data) != length:
         raise StorageError(
             f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}; prepare the data again"
@@ -57,20 +41,17 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
 
 
 def exists(uri: str) -> bool:
-    """Whether something is there. Raises StorageError when that cannot be known."""
     try:
         return path_of(uri).exists()
     except OSError as error:
-        raise StorageError(f"{uri}: cannot read ({error.strerror})") from error
+        raise _unread(uri, error) from error
 
 
 def write(uri: str, data: bytes) -> None:
-    """Put the bytes, durably and atomically, making folders as needed. Raises StorageError."""
     _put(path_of(uri), data, os.replace, uri)
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Put the bytes only if nothing is there; False when something was. Of two racing writers one wins."""
     try:
         _put(path_of(uri), data, os.link, uri)
     except FileExistsError:
@@ -79,9 +60,8 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def names(uri: str) -> list[str]:
-    """Names directly below `uri`, sorted; none when it does not exist. Writes under way are not shown."""
     try:
-        return sorted(p.name for p in path_of(uri).iterdir() if not p.name.startswith(".tmp-"))
+        return sorted(p.name for p in path_of(uri).iterdir() if not p.name.startswith(_TEMPORARY))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -89,26 +69,33 @@ def names(uri: str) -> list[str]:
 
 
 def sizes(uri: str) -> dict[str, int]:
-    """Bytes of every file directly below `uri`; none when it does not exist."""
-    return {name: (path_of(uri) / name).stat().st_size for name in names(uri)}
+    return {name: (path_of(uri) / name).stat().st_size for name in names(uri) if (path_of(uri) / name).is_file()}
+
+
+def walk(uri: str) -> Iterator[Entry]:
+    root = path_of(uri)
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()
+        folders[:] = [f for f in folders if not here.is_relative_to((here / f).resolve())]  # links in a circle
+        for name in files:
+            path = Path(folder) / name
+            if not name.startswith(_TEMPORARY) and path.is_file():
+                yield Entry(path.relative_to(root).as_posix(), path.stat().st_size)
 
 
 def delete(uri: str) -> None:
-    """Remove a file, or a folder and all below it; nothing happens when it is not there."""
     path = path_of(uri)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sweep(uri: str) -> None:
-    """Removes what killed writers left directly below `uri`; only for a folder that nobody else is writing to."""
-    for leftover in path_of(uri).glob(".tmp-*"):
+    for leftover in path_of(uri).glob(f"{_TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
 
 
 def check_writable(uri: str) -> None:
-    """Raises StorageError unless something can be written below `uri`; leaves nothing behind but the folder."""
-    probe = join(uri, f".probe-{uuid.uuid4().hex}")
+    probe = f"{uri.rstrip('/')}/.probe-{uuid.uuid4().hex}"
     try:
         write(probe, b"segdist writes here")
     except StorageError as error:
@@ -117,8 +104,13 @@ def check_writable(uri: str) -> None:
     delete(probe)
 
 
+def _unread(uri: str, error: OSError) -> StorageError:
+    kind = MissingError if isinstance(error, FileNotFoundError | NotADirectoryError) else StorageError
+    return kind(f"{uri}: cannot read ({error.strerror})")
+
+
 def _put(path: Path, data: bytes, place: Callable[[Path, Path], None], uri: str) -> None:
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

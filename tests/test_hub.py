@@ -1,19 +1,24 @@
-"""Initial weights by Hub id, through the real clients and a Hub on loopback."""
+"""Initial weights and data by Hub id, through the real clients and a Hub on loopback."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import tree
 from hub_server import serving
 
-from segdist import models
+from segdist import config, models
 from segdist.config import Segformer, Unet
+from segdist.train import fit
+from segdist.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -74,3 +79,28 @@ def test_unet_takes_its_imagenet_encoder_from_the_hub(tmp_path: Path) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
     assert result["notes"] == ["encoder resnet18 from ImageNet; newly initialised: the decoder and the head"]
+
+
+def test_a_prepared_data_set_is_trained_on_from_the_hub(tmp_path: Path, street_data: str) -> None:
+    """hf:// is read by ranges, as a bucket is; and it is to read from only."""
+    shutil.copytree(street_data, tmp_path / "hub" / "datasets" / "someone" / "streets")
+    path = tmp_path / "run.yaml"
+    run = tree("hf://datasets/someone/streets@main", str(tmp_path / "run"), train={"num_steps": 2})
+    path.write_text(yaml.safe_dump(run), encoding="utf-8")
+    with serving(tmp_path / "hub") as (url, asked):
+        hub = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+
+        def segdist(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", "segdist", *arguments], capture_output=True, text=True, env={**os.environ, **hub}
+            )
+
+        done = segdist("train", str(path), "--json")
+        assert done.returncode == 0, done.stderr
+        missing = segdist("train", str(path), "data.uri=hf://datasets/someone/nothing")
+        written = segdist("train", str(path), "run.uri=hf://datasets/someone/run")
+    same = config.from_tree(tree(street_data, str(tmp_path / "local"), train={"num_steps": 2}), "test")
+    assert json.loads(done.stdout)["miou"] == fit(same, World(0, 1, torch.device("cpu")))["miou"]
+    assert any("/resolve/main/train/" in path for path in asked)
+    assert missing.returncode == 2 and "the Hub knows no such repository" in missing.stderr
+    assert written.returncode == 2 and "hf:// is to read from only" in written.stderr

@@ -1,4 +1,4 @@
-"""Where a run happens: in this process, as its only rank or as one of torchrun's."""
+"""The wish to end, as signals bring it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,11 @@ import signal
 import threading
 from typing import Any
 
-import torch
-
 from segdist import log
-from segdist.config import Config
-from segdist.train import fit
-from segdist.world import join, leave
-
-
-def run_here(cfg: Config) -> tuple[dict[str, Any], bool]:
-    """(summary of the run, whether this process is rank 0). SIGTERM and Ctrl-C stop it with a commit; twice, at once."""
-    if cfg.scale.cpu_threads is not None:
-        torch.set_num_threads(cfg.scale.cpu_threads)
-    notice = StopSignal()
-    world = join(cfg.scale.device)
-    try:
-        with notice:
-            summary = fit(cfg, world, notice=notice)
-    except BaseException:
-        leave(world, together=False)
-        raise
-    leave(world)
-    return summary, world.is_first
 
 
 class StopSignal:
-    """A `notice` that says "stop" once the process was asked to end."""
+    """A `notice` that says "stop" once the process was asked to end. Enter it as a context."""
 
     def __init__(self) -> None:
         self._asked = False

@@ -1,0 +1,11 @@
+"""`segdist evaluate` for `ray job submit`: one process, where the job's driver runs.
+
+ray job submit --working-dir . --entrypoint-num-gpus 1 -- python jobs/eval.py s3://BUCKET/runs/photos --split val
+"""
+
+import sys
+
+from segdist.cli import main
+
+sys.argv[1:] = ["evaluate", *sys.argv[1:]]
+main()

@@ -1,0 +1,18 @@
+"""`segdist train` for `ray job submit`: the ranks run on the cluster that the job was submitted to.
+
+    ray job submit --working-dir . -- python jobs/train.py configs/camvid_segformer_b0.yaml \\
+        data.uri=s3://BUCKET/data run.uri=s3://BUCKET/run scale.num_ranks=4
+
+The same command again continues the run. `ray job stop` commits a checkpoint first if it is given the time: submit with
+--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}'.
+"""
+
+import sys
+
+from segdist.cli import main
+
+arguments = sys.argv[1:]
+if arguments[:1] and not arguments[0].startswith("-"):
+    arguments.insert(1, "scale.launcher=ray")  # before the user's own overrides, which win
+sys.argv[1:] = ["train", *arguments]
+main()

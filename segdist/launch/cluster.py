@@ -1,0 +1,135 @@
+"""The Ray cluster: joining it or starting one here, what it has, and what it lacks."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from segdist import log
+from segdist.config import Scale
+from segdist.errors import UserError
+
+_FORWARDED = (  # to the ranks of another machine, by the job's runtime environment; never files, which are not there
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET",
+)  # fmt: skip
+_RAY_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a dead rank is noticed, and how long a report waits
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # a submitted job may have been given the same variables
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # it prints what the raylet has to say on stdout, which is for our JSON
+}
+_STORE_BYTES = 100 << 20  # of Ray's object store on a cluster of our own: pixels never pass through it
+
+
+def connect() -> None:
+    """Joins the cluster at RAY_ADDRESS, which a submitted job has; without one, starts Ray on this machine.
+
+    Raises UserError when that cluster is not there or does not let us in.
+    """
+    for name, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)  # before Ray is imported
+    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
+        for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+            os.environ.setdefault(name, "when_required")  # as our own client has it; Ray's reads these
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS={address}: Ray Train needs a driver inside the cluster; use `ray job submit` instead"
+        )
+    if not address:
+        log.say("starting Ray on this machine (set RAY_ADDRESS, or use `ray job submit`, for a cluster)")
+        ray.init(
+            "local",
+            include_dashboard=False,
+            object_store_memory=_STORE_BYTES,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        return
+    _check_address(address)
+    own = Path("~/.ray/auth_token").expanduser()  # where `ray start` and `ray get-auth-token` leave it
+    if own.exists() or "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    try:
+        ray.init(address, runtime_env={"env_vars": variables}, logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: this Ray cluster does not let us in ({error}). One with tokens needs RAY_AUTH_MODE=token "
+            "and the token here too; Ray and Python must be the cluster's versions"
+        ) from None
+
+
+def _check_address(address: str) -> None:
+    """Raises UserError when nothing listens there; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start one (`ray start --head`), or unset it to "
+            "use this machine alone"
+        ) from None
+
+
+def needs(scale: Scale, cluster_gpus: float) -> dict[str, float]:
+    """What Ray reserves for one rank, when the cluster has so many GPUs now."""
+    gpus = scale.gpus_per_rank
+    if gpus is None:
+        gpus = 1.0 if scale.device == "cuda" or (scale.device == "auto" and cluster_gpus > 0) else 0.0
+    return {"CPU": scale.cpus_per_rank, **({"GPU": gpus} if gpus else {})}
+
+
+def shortage(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> str | None:
+    """Why these nodes cannot hold the ranks, with the remedy; None when they can (be it after others have left)."""
+    fits = [min(int(node["Resources"].get(name, 0) / amount) for name, amount in need.items()) for node in nodes]
+    most = {
+        "strict_pack": max(fits, default=0),
+        "strict_spread": sum(fit > 0 for fit in fits),
+    }.get(scale.placement, sum(fits))
+    if most >= scale.num_ranks:
+        return None
+    wanted = " and ".join(f"{amount:g} {name}" for name, amount in need.items())
+    there = "; ".join(
+        f"{node['NodeManagerAddress']}: " + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in need)
+        for node in nodes
+    )
+    return (
+        f"{scale.num_ranks} rank(s) with {wanted} each ({scale.placement}) are asked for, and the cluster has room for {most}: "
+        f"{there or 'no node'}. Lower scale.num_ranks, scale.cpus_per_rank or scale.gpus_per_rank, or add nodes"
+    )
+
+
+def in_use(need: dict[str, float]) -> str:
+    """What to say where ranks would fit and yet do not start."""
+    import ray
+
+    free = ray.available_resources()
+    now = ", ".join(f"{free.get(name, 0):g} {name}" for name in need)
+    return (
+        f"the cluster has the room, but only {now} are free now (others use the rest, or processes are still starting)"
+    )
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Ray's account of the nodes that are alive."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def log_folder() -> str:
+    """Where Ray keeps its logs on this machine."""
+    import ray
+
+    return os.path.join(ray._private.worker.global_worker.node.get_session_dir_path(), "logs")

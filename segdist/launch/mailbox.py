@@ -1,0 +1,114 @@
+"""What the driver and its ranks tell each other while Ray runs them: lines for people one way, wishes the other.
+
+An actor on the driver's node, so that it lives as long as the driver does. No step waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from typing import Any
+
+_POLL_SECONDS = 1.0
+Post = tuple[Any, ...]
+
+
+class Mailbox:
+    """The actor. Posts are ("say", text), ("show", done, total, line), ("start",) and ("broken", text)."""
+
+    def __init__(self) -> None:
+        self._posts: list[Post] = []
+        self._wish: str | None = None
+        self._mistake: str | None = None
+        self._alive = -math.inf
+
+    def post(self, *post: Any) -> None:
+        if post[0] == "show" and self._posts and self._posts[-1][0] == "show":
+            self._posts.pop()  # only where the run stands now is of interest
+        self._posts.append(post)
+
+    def take(self) -> tuple[list[Post], str | None, float]:
+        """(all posts since the last time, a user's mistake that a rank met, seconds since a rank's last sign of life)."""
+        posts, self._posts = self._posts, []
+        return posts, self._mistake, time.monotonic() - self._alive
+
+    def ask(self, wish: str) -> None:
+        """Lets every rank's notice say this from now on."""
+        self._wish = wish
+
+    def wish(self) -> str | None:
+        """What the driver wishes; a rank that asks is alive."""
+        self._alive = time.monotonic()
+        return self._wish
+
+    def confess(self, text: str) -> None:
+        """A rank met a user's mistake, which no restart mends; the first one counts."""
+        self._mistake = self._mistake or text
+
+    def mistake(self) -> str | None:
+        return self._mistake
+
+
+class PostedScreen:
+    """The log.Screen of a rank: what it says appears where the driver is."""
+
+    def __init__(self, mailbox: Any, rank: int) -> None:
+        self._mailbox, self._prefix = mailbox, "" if rank == 0 else f"rank {rank}: "
+
+    def say(self, text: str) -> None:
+        self._mailbox.post.remote("say", self._prefix + text)
+
+    def show(self, done: int, total: int, line: str) -> None:
+        self._mailbox.post.remote("show", done, total, line)
+
+    def close(self) -> None:
+        pass
+
+
+class PolledNotice:
+    """The `notice` of a rank: asks the mailbox, and whether this node is being drained, in a thread; never waits."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._wish: Any = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="notice", daemon=True)
+
+    def __enter__(self) -> PolledNotice:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=10)
+
+    def __call__(self) -> Any:
+        wish = self._wish
+        if wish == "checkpoint":
+            self._wish = None
+        return wish
+
+    def _work(self) -> None:
+        import ray
+
+        warned = False
+        while not self._ended.wait(_POLL_SECONDS):
+            with contextlib.suppress(ray.exceptions.RayError):
+                if ray.get(self._mailbox.wish.remote(), timeout=10) == "stop":
+                    self._wish = "stop"
+                elif not warned and is_draining():
+                    warned, self._wish = True, "checkpoint"
+                    self._mailbox.post.remote("say", "a node is about to go: a checkpoint is committed after this step")
+
+
+def is_draining() -> bool:
+    """Whether the node of this process was told to go (a spot instance's notice, a scaled-down cluster)."""
+    import ray
+
+    try:  # Ray Train's own watcher asks the same; there is no public call
+        draining = ray._private.state.state.get_draining_nodes()
+    except AttributeError:
+        return False
+    return ray.get_runtime_context().get_node_id() in (draining or {})

@@ -1,0 +1,245 @@
+"""A run on ranks that Ray Train starts; this is the driver's side.
+
+Ray gives processes, places and restarts. It keeps nothing of ours: checkpoints, metrics and the record go to the run's URI
+by our own hand, and Ray's files, in which nothing is trusted, lie below `<run_uri>/.ray`. Ray prints nothing here; what
+people see comes from rank 0 through a mailbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from typing import Any
+
+from segdist import config, log, record, storage
+from segdist.config import Config
+from segdist.errors import RanksError, UserError
+from segdist.launch.cluster import connect, in_use, log_folder, needs, nodes, shortage
+from segdist.launch.mailbox import Mailbox
+from segdist.launch.ray_rank import rank_main
+from segdist.launch.stop import StopSignal
+from segdist.outbox import Outbox
+from segdist.train import look
+from segdist.world import TIMEOUT, backend
+
+_LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS = 10, 60, 15
+
+
+def run_on_ray(cfg: Config) -> dict[str, Any]:
+    """The summary of the run. Raises UserError, before Ray is started where it can be known, when it cannot be made."""
+    if "/working_dir_files/" in os.getcwd() and (lost := [u for u in (cfg.run.uri, cfg.data.uri) if _is_relative(u)]):
+        raise UserError(
+            f"{', '.join(lost)}: in a submitted job a relative path lies in Ray's copy of your folder, which Ray deletes; give "
+            "s3://, or an absolute path on a file system that all nodes share"
+        )
+    found = look(cfg, cfg.scale.num_ranks)
+    if found.finished:
+        return found.finished
+    connect()
+    import ray
+
+    try:
+        return _Driver(cfg).run()
+    finally:
+        ray.shutdown()
+
+
+def _is_relative(uri: str) -> bool:
+    return storage.is_local(uri) and not uri.startswith(("/", "~", "file:"))
+
+
+class _Driver:
+    """One launch: starts the ranks, shows what they say, passes on the wish to stop, and gives up when none can start."""
+
+    def __init__(self, cfg: Config) -> None:
+        import ray
+
+        self._cfg = cfg
+        gpus = sum(node["Resources"].get("GPU", 0) for node in nodes())
+        self._need = needs(cfg.scale, gpus)
+        on_cluster = bool(os.environ.get("RAY_ADDRESS"))
+        if not on_cluster and (lack := shortage(cfg.scale, self._need, nodes())):
+            raise UserError(lack)  # this machine will not grow
+        if on_cluster and cfg.scale.device == "auto" and cfg.scale.gpus_per_rank is None and not gpus:
+            log.say(
+                "no node has a GPU now, so the ranks will compute on CPUs; scale.gpus_per_rank=1 waits for nodes with GPUs"
+            )
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        self._launch = f"{record.newest_attempt(cfg.run.uri) + 1:04d}-{uuid.uuid4().hex[:6]}"
+        self._alive = False  # whether ranks run now
+        self._idle_since = time.monotonic()
+        self._said = 0.0
+        self._starts = self._deaths = 0
+        self._told: tuple[int, str] | None = None  # the start, and how it ended
+        self._outcome: Any = None
+
+    def run(self) -> dict[str, Any]:
+        """The summary of the run. Raises UserError for a mistake, RanksError when the ranks failed too often."""
+        mark = storage.join(self._cfg.run.uri, ".ray", self._launch, "driver")
+        storage.patiently(lambda: storage.write(mark, self._launch.encode()), log.say)
+        thread = threading.Thread(target=self._fit, args=(mark,), name="ray train", daemon=True)
+        outbox = Outbox(warn=lambda text: None, pauses=(1, 4))
+        with (
+            contextlib.closing(outbox),
+            log.Diary(self._cfg.run.uri, self._launch, outbox) as diary,
+            StopSignal() as notice,
+        ):
+            thread.start()
+            asked = False
+            while thread.is_alive():
+                thread.join(0.25)
+                self._show()
+                if notice():
+                    if not self._alive:
+                        raise SystemExit(75)  # there is nothing that could commit
+                    if not asked:
+                        self._mailbox.ask.remote("stop")
+                    asked = True
+                self._check_start()
+                diary.flush(_REPEAT_SECONDS)
+            self._show()
+            log.close()
+            if isinstance(self._outcome, BaseException):
+                raise self._post_mortem(self._outcome) from self._outcome
+        return self._outcome
+
+    def _fit(self, mark: str) -> None:
+        try:
+            self._outcome = self._trainer(mark).fit().return_value
+        except BaseException as error:
+            self._outcome = error
+
+    def _trainer(self, mark: str) -> Any:
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        scale, on_gpus = self._cfg.scale, self._need.get("GPU", 0) > 0
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(max(60, scale.start_seconds))
+        home = storage.join(self._cfg.run.uri, ".ray")
+        return TorchTrainer(
+            rank_main,
+            train_loop_config={
+                "config": config.to_tree(self._cfg),
+                "where": "the driver's config",
+                "mailbox": self._mailbox,
+                "launch": self._launch,
+                "folder": os.getcwd(),
+                "mark": mark,
+                "on_gpus": on_gpus,
+            },
+            torch_config=TorchConfig(backend=backend(on_gpus), timeout_s=int(TIMEOUT.total_seconds())),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scale.num_ranks,
+                use_gpu=on_gpus,
+                resources_per_worker=self._need,
+                placement_strategy=scale.placement.upper(),
+            ),
+            run_config=ray.train.RunConfig(
+                name=self._launch,
+                storage_path=str(storage.local_path(home)) if storage.is_local(home) else home,
+                failure_config=ray.train.FailureConfig(max_failures=scale.max_restarts),
+                callbacks=[_reporter(self._mailbox)],
+            ),
+        )
+
+    def _show(self) -> None:
+        """Shows what the ranks have posted. Raises UserError when one of them met a mistake that no restart mends."""
+        import ray
+
+        try:
+            posts, mistake, silent = ray.get(self._mailbox.take.remote(), timeout=60)
+        except ray.exceptions.RayError:
+            return  # the mailbox is started again
+        alive = silent < _SILENT_SECONDS
+        if self._alive and not alive:
+            self._idle_since = time.monotonic()
+        self._alive = alive
+        for kind, *rest in posts:
+            if kind == "say":
+                log.say(*rest)
+            elif kind == "show":
+                log.show(*rest)
+            elif kind == "start":
+                self._starts += 1
+            elif not mistake:
+                self._tell_death(*rest)
+        if mistake:
+            log.close()
+            raise UserError(mistake)
+
+    def _tell_death(self, what: str) -> None:
+        """Once for each start, though Ray's controller may tell it every second."""
+        if self._told == (self._starts, what):
+            return
+        self._told = (self._starts, what)
+        self._deaths += 1
+        most = self._cfg.scale.max_restarts
+        ahead = f"restart {self._deaths} of {most}, from the newest checkpoint"
+        log.say(f"{what}; {ahead if self._deaths <= most else f'all {most} restarts are used up'}")
+
+    def _check_start(self) -> None:
+        """Says what the cluster lacks while no rank runs. Raises UserError when that has lasted for too long."""
+        if self._alive:
+            return
+        now, scale = time.monotonic(), self._cfg.scale
+        waited = now - self._idle_since
+        if waited < min(_LOOK_SECONDS, scale.start_seconds) or now - self._said < 1:
+            return
+        lack = shortage(scale, self._need, nodes())
+        if waited > scale.start_seconds and lack:
+            raise UserError(f"given up after {waited:.0f} s: {lack}")
+        if waited > scale.start_seconds + 120:
+            raise UserError(
+                f"the ranks did not start in {waited:.0f} s: {in_use(self._need)}. Ray's logs: {log_folder()}"
+            )
+        if now - self._said > _REPEAT_SECONDS and (lack or waited > 3 * _LOOK_SECONDS):
+            self._said = now
+            log.say(f"waiting for the ranks to start: {lack or in_use(self._need)}")
+
+    def _post_mortem(self, error: BaseException) -> RanksError:
+        failures = getattr(error, "worker_failures", None) or {}
+        told, mortal = _obituary(failures) if failures else (_last_line(error), False)
+        traces = [] if mortal else [f"rank {r}: {str(e)[-3000:]}" for r, e in sorted(failures.items())[:2]]
+        text = [
+            *traces,
+            f"the run ended after {self._starts} start(s) of its ranks: {told}",
+            f"Ray's logs: {log_folder()}",
+        ]
+        return RanksError("\n".join(text), 75 if mortal else 1)
+
+
+def _reporter(mailbox: Any) -> Any:
+    """What tells the mailbox, from Ray's controller, that ranks have ended."""
+    import ray.train
+
+    class Reporter(ray.train.UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            mailbox.post.remote("broken", _obituary(worker_exceptions)[0])
+
+    return Reporter()
+
+
+def _obituary(failures: dict[int, Exception]) -> tuple[str, bool]:
+    """(which ranks ended, and how; whether processes died). Where some died, what the others met is but the consequence."""
+    from ray.exceptions import RayActorError
+
+    def died(error: BaseException) -> bool:
+        return isinstance(getattr(error, "health_check_failure", error), RayActorError)
+
+    dead = sorted(rank for rank, error in failures.items() if died(error))
+    if dead:
+        by_node = all("its node has died" in str(failures[rank]) for rank in dead)
+        how = "the node died" if by_node else "the process died (killed, out of memory, or crashed)"
+        return f"rank {', '.join(map(str, dead))}: {how}", True
+    return "; ".join(f"rank {rank} failed: {_last_line(error)}" for rank, error in sorted(failures.items())), False
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else repr(error)

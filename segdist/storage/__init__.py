@@ -1,0 +1,152 @@
+"""Bytes at a URI. Everything that segdist reads or leaves behind passes through these functions.
+
+Served: local paths and file://, s3:// (any S3 store; see `s3`), and hf:// (the Hugging Face Hub, to read from). Writing is
+atomic: a reader sees the old object or the new one, never half of one. `create` is the one primitive that two writers can
+race on and only one can win. All raise StorageError with a remedy: MissingError where nothing is there, UnavailableError
+where the same request may succeed later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from segdist.errors import MissingError, StorageError, UnavailableError
+from segdist.storage import hf, local, s3
+from segdist.storage.entry import Entry
+
+__all__ = [
+    "Entry", "check_writable", "create", "delete", "download", "exists", "is_local", "join", "local_path",
+    "names", "patiently", "read",
+    "read_range", "sizes", "sweep", "walk", "write",
+]  # fmt: skip
+
+T = TypeVar("T")
+_STORES = {"": local, "file": local, "s3": s3, "hf": hf}
+_PATIENCE_SECONDS = 120.0
+_WARN_SECONDS = 30.0
+_warned = -_WARN_SECONDS  # when; many threads meet the same outage
+
+
+def _store(uri: str) -> ModuleType:
+    scheme, separator, _ = uri.partition("://")
+    try:
+        return _STORES[scheme if separator else ""]
+    except KeyError:
+        raise StorageError(f"{uri}: {scheme}:// is not served; give a local path, s3:// or hf://") from None
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a path on this machine."""
+    return _store(uri) is local
+
+
+def local_path(uri: str) -> Path:
+    """The absolute path of a local URI."""
+    return local.path_of(uri).absolute()
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of something below `uri`. Raises StorageError when it would escape it."""
+    if uri.endswith("://"):
+        raise StorageError(f"{uri}: nothing behind the scheme; write {uri}BUCKET/FOLDER")
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise StorageError(f"{part!r} would escape {uri}")
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def read(uri: str) -> bytes:
+    """All bytes."""
+    return _store(uri).read(uri)
+
+
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset`. Raises StorageError when there are fewer."""
+    return _store(uri).read_range(uri, offset, length)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder is there. Raises StorageError when that cannot be known."""
+    return _store(uri).exists(uri)
+
+
+def write(uri: str, data: bytes) -> None:
+    """Put the bytes, durably and atomically, making folders as needed; returns once they are known to be there."""
+    _store(uri).write(uri, data)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Put the bytes only if nothing is there; False when something was. Of two racing writers one wins.
+
+    The bytes of two writers must differ: where an answer is lost, what is there then tells who won.
+    """
+    return _store(uri).create(uri, data)
+
+
+def names(uri: str) -> list[str]:
+    """Names directly below `uri`, files and folders, sorted; none when it does not exist. Writes under way are not shown."""
+    return _store(uri).names(uri)
+
+
+def sizes(uri: str) -> dict[str, int]:
+    """Bytes of every file directly below `uri`; none when it does not exist."""
+    return _store(uri).sizes(uri)
+
+
+def walk(uri: str) -> list[Entry]:
+    """All files below `uri`, at any depth, sorted by name; none when it does not exist."""
+    return sorted(_store(uri).walk(uri), key=lambda entry: entry.name)
+
+
+def delete(uri: str) -> None:
+    """Remove a file, or a folder and all below it; nothing happens when it is not there."""
+    _store(uri).delete(uri)
+
+
+def sweep(uri: str) -> None:
+    """Removes what killed writers left directly below `uri`; only for a folder that nobody else is writing to."""
+    _store(uri).sweep(uri)
+
+
+def check_writable(uri: str) -> None:
+    """Raises StorageError unless something can be written below `uri`; leaves nothing behind but the folder."""
+    _store(uri).check_writable(uri)
+
+
+def download(uri: str, folder: Path) -> Path:
+    """A local copy of the folder at `uri`: itself when it is local, else all its files in `folder`.
+
+    Raises MissingError when there are none.
+    """
+    if is_local(uri):
+        return local_path(uri)
+    found = walk(uri)
+    if not found:
+        raise MissingError(f"{uri}: no files are there")
+    for entry in found:
+        target = local.path_of(join(str(folder), entry.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(read(join(uri, entry.name)))
+    return folder
+
+
+def patiently(work: Callable[[], T], warn: Callable[[str], None]) -> T:
+    """work(), tried again while storage does not answer, for two minutes; `warn` hears of it now and then."""
+    global _warned
+    pause, deadline = 1.0, time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return work()
+        except UnavailableError as error:
+            now = time.monotonic()
+            if now + pause > deadline:
+                raise
+            if now - _warned > _WARN_SECONDS:
+                _warned = now
+                warn(f"warning: {error}; trying again for {deadline - now:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, 16.0)

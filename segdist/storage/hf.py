@@ -1,0 +1,132 @@
+"""The Hugging Face Hub, to read from: hf://datasets/OWNER/NAME/PATH, or hf://OWNER/NAME/PATH of a model; NAME@REVISION pins it.
+
+Through huggingface_hub's own file system: HF_TOKEN, HF_ENDPOINT and the rest of its settings hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from segdist.errors import MissingError, StorageError, UnavailableError
+from segdist.storage.entry import Entry
+
+T = TypeVar("T")
+
+
+def read(uri: str) -> bytes:
+    return _ask(uri, lambda: _hub().cat_file(_path(uri)))
+
+
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    def once() -> bytes:
+        with _hub().open(_path(uri), "rb", cache_type="none") as file:  # no read-ahead: the range is all that is wanted
+            file.seek(offset)
+            return file.read(length)
+
+    data = _ask(uri, once)
+    if len(data) != length:
+        raise StorageError(f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}")
+    return data
+
+
+def exists(uri: str) -> bool:
+    try:
+        _ask(uri, lambda: _hub().info(_path(uri)))
+    except MissingError:
+        return False
+    return True
+
+
+def names(uri: str) -> list[str]:
+    return sorted(item["name"].rsplit("/", 1)[-1] for item in _children(uri))
+
+
+def sizes(uri: str) -> dict[str, int]:
+    return {item["name"].rsplit("/", 1)[-1]: item["size"] for item in _children(uri) if item["type"] == "file"}
+
+
+def walk(uri: str) -> Iterator[Entry]:
+    try:
+        top = _ask(uri, lambda: _hub().info(_path(uri)))
+    except MissingError:
+        return
+    if top["type"] == "file":
+        return
+    root = top["name"]
+    found: dict[str, Any] = _ask(uri, lambda: _hub().find(_path(uri), detail=True))
+    for name, item in found.items():
+        tag = (item.get("lfs") or {}).get("sha256") or item.get("blob_id")
+        yield Entry(name.removeprefix(f"{root}/"), item["size"], tag)
+
+
+def write(uri: str, data: bytes) -> None:
+    raise _read_only(uri)
+
+
+def create(uri: str, data: bytes) -> bool:
+    raise _read_only(uri)
+
+
+def delete(uri: str) -> None:
+    raise _read_only(uri)
+
+
+def sweep(uri: str) -> None:
+    raise _read_only(uri)
+
+
+def check_writable(uri: str) -> None:
+    raise _read_only(uri)
+
+
+def _read_only(uri: str) -> StorageError:
+    return StorageError(f"{uri}: hf:// is to read from only; write to a local folder or s3://")
+
+
+def _path(uri: str) -> str:
+    return uri.removeprefix("hf://").rstrip("/")
+
+
+def _children(uri: str) -> list[dict[str, Any]]:
+    try:
+        return _ask(uri, lambda: _hub().ls(_path(uri), detail=True))
+    except MissingError:
+        return []
+
+
+@functools.cache
+def _hub_of(pid: int) -> Any:
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem()
+
+
+def _hub() -> Any:
+    return _hub_of(os.getpid())
+
+
+def _ask(uri: str, work: Callable[[], T]) -> T:
+    """work(), with the errors of huggingface_hub told in our words."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+
+    try:
+        return work()
+    except (RepositoryNotFoundError, FileNotFoundError) as error:
+        if isinstance(error.__cause__ or error, RepositoryNotFoundError):
+            raise StorageError(
+                f"{uri}: the Hub knows no such repository; correct the name (data sets: hf://datasets/OWNER/NAME), or set "
+                "HF_TOKEN if it is private or gated"
+            ) from error
+        raise MissingError(f"{uri}: nothing is there") from error
+    except HTTPError as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
+        if status == 404:
+            raise MissingError(f"{uri}: nothing is there") from error
+        if status == 0 or status >= 500 or status == 429:
+            raise UnavailableError(f"{uri}: the Hub does not answer ({status or error})") from error
+        raise StorageError(f"{uri}: the Hub refuses ({error}); set HF_TOKEN to a token that may read this") from error
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{uri}: cannot read ({error})") from error

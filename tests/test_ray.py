@@ -1,0 +1,461 @@
+"""Real Ray: a cluster of its own with tokens, data and runs on an S3 server, processes that are killed.
+
+Two processes of torch share the machine with Ray, so these tests are slow; each starts as few runs as it can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import guarded_s3
+import pytest
+import ray_head
+import s3_server
+import torch
+import yaml
+from conftest import ROOT, SEGFORMER, UNET, tree
+from ray_head import BIN, Head
+
+from segdist import checkpoint, config, record, storage
+from segdist.checkpoint import load_trained
+from segdist.config import Scale
+from segdist.data import index as indices
+from segdist.evaluate import evaluate
+from segdist.launch.cluster import needs, shortage
+from segdist.storage import s3
+from segdist.train import fit
+from segdist.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+ALONE = World(0, 1, torch.device("cpu"))
+ON_RAY = {"launcher": "ray", "num_ranks": 2, "device": "cpu", "cpu_threads": 1}
+TEN = {"num_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[dict[str, str]]:
+    """The environment of an S3 server with the bucket `tests`; this process uses it too."""
+    with s3_server.serving() as address, pytest.MonkeyPatch.context() as patch:
+        environment = s3_server.settings(address)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        s3._client_of.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="tests")
+        yield environment
+    s3._client_of.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def data(store: dict[str, str], street_data: str) -> str:
+    for entry in storage.walk(street_data):
+        storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+    return "s3://tests/data"
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with ray_head.running() as head:
+        yield head
+
+
+@pytest.fixture
+def begin(head: Head, store: dict[str, str], data: str, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """begin(run, section={...}) -> `segdist train` of a small run, on the cluster."""
+
+    def begin(run: str, on: Head = head, **sections: Any) -> subprocess.Popen[str]:
+        path = tmp_path / "run.yaml"
+        scale = {**ON_RAY, **sections.pop("scale", {})}
+        path.write_text(yaml.safe_dump(tree(data, run, scale=scale, **sections)), encoding="utf-8")
+        return subprocess.Popen(
+            [sys.executable, "-m", "segdist", "train", str(path), "--json"],
+            env={**os.environ, **on.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return begin
+
+
+def end(process: subprocess.Popen[str], code: int = 0) -> tuple[dict[str, Any], str]:
+    """(the JSON, everything people saw) of a command that ends with this code."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert out.count("\n") == (code in (0, 75)), out
+    return json.loads(out) if out else {}, err
+
+
+def reference(data: str, folder: Path, **sections: Any) -> str:
+    """The run of one local process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fit(config.from_tree(tree(data, str(folder), **sections), "reference"), ALONE)
+    torch.set_num_threads(before)
+    return str(folder)
+
+
+def assert_same_bits(run: str, other: str) -> None:
+    ours, theirs = (checkpoint.load_model(str(checkpoint.newest(uri, print))) for uri in (run, other))
+    assert ours.keys() == theirs.keys()
+    assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
+
+
+def rows(run: str, kind: str, *keys: str) -> list[list[Any]]:
+    return [[row[k] for k in ("step", *keys)] for row in record.read_metrics(run) if row["kind"] == kind]
+
+
+@pytest.mark.parametrize(("model", "numbers"), [(SEGFORMER, (1, 2, 3)), (UNET, (3,))], ids=["segformer", "unet"])
+def test_1_2_and_3_ray_ranks_are_one_local_process_bit_for_bit(
+    begin: Callable[..., subprocess.Popen[str]],
+    data: str,
+    tmp_path: Path,
+    model: dict[str, Any],
+    numbers: tuple[int, ...],
+) -> None:
+    fields = {"model": model, "train": {"num_steps": 5, "global_batch_size": 8, "micro_batch_size": 2}}
+    local = reference(data, tmp_path / "local", **fields)
+    for num in numbers:
+        run = f"s3://tests/{model['name']}-{num}"
+        summary, said = end(begin(run, scale={"num_ranks": num}, **fields))
+        assert summary["state"] == "SUCCEEDED"
+        assert f"{num} rank(s) on cpu, strategy exact" in said
+        assert_same_bits(run, local)
+        assert rows(run, "train", "loss", "grad_norm") == rows(local, "train", "loss", "grad_norm")
+        exact = ("miou", "iou", "accuracy", "num_samples")
+        assert rows(run, "eval", *exact) == rows(local, "eval", *exact)
+        assert said.count("SUCCEEDED at step 5") == 1  # nothing doubled, nothing of Ray's
+        assert "(pid=" not in said and "INFO" not in said
+
+
+def test_the_pair_table_of_ray_ranks_is_that_of_one_process(
+    head: Head, store: dict[str, str], data: str, tmp_path: Path
+) -> None:
+    run = reference(data, tmp_path / "run")
+    trained = load_trained(run, ALONE.device)
+    table = evaluate(trained.model, data, indices.load(data), "val", None, trained.cfg.io, 3, ALONE).table
+    for num in (2, 3):
+        program = str(Path(__file__).with_name("ray_table.py"))
+        command = [sys.executable, program, run, data, "val", str(num), f"s3://tests/table-{num}.json"]
+        done = subprocess.run(command, env={**os.environ, **head.environment}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        ranks, counts = json.loads(storage.read(f"s3://tests/table-{num}.json"))
+        assert ranks == num
+        assert counts == table.flatten().tolist()
+
+
+def wait_for_commit(run: str, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any((checkpoint.step_of(u) or 0) >= step for u in checkpoint.committed(run)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_costs_a_restart_and_no_bit(
+    begin: Callable[..., subprocess.Popen[str]], head: Head, data: str, tmp_path: Path, rank: int
+) -> None:
+    fields = {"train": {"num_steps": 40}, "eval": {"every_steps": 20}, "checkpoint": {"every_steps": 5}}
+    run = f"s3://tests/killed-{rank}"
+    process = begin(run, **fields)
+    wait_for_commit(run, 5, process)
+    first = json.loads(storage.read(f"{run}/attempts/0001.json"))["pid"]
+    victims = {first} if rank == 0 else ray_head.ranks(head) - {first}
+    assert len(victims) == 1
+    os.kill(victims.pop(), signal.SIGKILL)
+    summary, said = end(process)
+    assert (summary["state"], summary["restarts"], summary["step"]) == ("SUCCEEDED", 1, 40)
+    assert f"rank {rank}: the process died (killed, out of memory, or crashed); restart 1 of 10" in said
+    assert "sign of life" not in said  # Ray has ended the others
+    assert_same_bits(run, reference(data, tmp_path / "straight", **fields))
+    lost = {"attempt 1", "attempt 2"} - {w for w in ("attempt 1", "attempt 2") if w in said}
+    assert lost == set()
+
+
+def test_after_the_driver_died_the_same_command_goes_on(
+    begin: Callable[..., subprocess.Popen[str]], head: Head, data: str, tmp_path: Path
+) -> None:
+    fields = {"train": {"num_steps": 40}, "eval": {"every_steps": 20}, "checkpoint": {"every_steps": 5}}
+    run = "s3://tests/orphan"
+    process = begin(run, **fields)
+    wait_for_commit(run, 5, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    summary, said = end(begin(run, **fields))
+    state = record.load(run)
+    assert state is not None
+    assert (summary["state"], state["attempt"], len(storage.names(f"{run}/attempts"))) == ("SUCCEEDED", 2, 2)
+    assert "continues s3://tests/orphan/checkpoints/step-" in said
+    assert_same_bits(run, reference(data, tmp_path / "straight", **fields))
+
+
+def test_sigterm_on_the_driver_commits_first(begin: Callable[..., subprocess.Popen[str]]) -> None:
+    fields = {"train": {"num_steps": 5000}, "eval": {"every_steps": 5000}, "checkpoint": {"every_steps": 5000}}
+    process = begin("s3://tests/stopped", log={"every_steps": 20}, **fields)
+    deadline = time.monotonic() + 120
+    while not storage.exists("s3://tests/stopped/attempts"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(3)
+    process.terminate()
+    summary, said = end(process, 75)
+    assert summary["state"] == "PREEMPTED"
+    assert checkpoint.step_of(checkpoint.newest("s3://tests/stopped", print)) == summary["step"] > 0
+    assert "The same command goes on from here" in said
+
+
+def test_a_node_that_is_told_to_go_makes_its_ranks_commit(begin: Callable[..., subprocess.Popen[str]]) -> None:
+    """What a spot instance's notice becomes in Ray: a drain with a deadline, until which the ranks train on."""
+    fields = {"train": {"num_steps": 5000}, "eval": {"every_steps": 5000}, "checkpoint": {"every_steps": 5000}}
+    run = "s3://tests/drained"
+    with ray_head.running(num_cpus=2) as doomed:
+        process = begin(run, on=doomed, log={"every_steps": 50}, **fields)
+        while not storage.exists(f"{run}/attempts"):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.2)
+        command = [str(BIN / "ray"), "drain-node", "--address", doomed.environment["RAY_ADDRESS"]]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command += ["--deadline-remaining-seconds", "120"]
+        subprocess.run(command, env={**os.environ, **doomed.environment}, check=True, capture_output=True)
+        wait_for_commit(run, 1, process)
+        process.terminate()
+        summary, said = end(process, 75)
+    assert "a node is about to go: a checkpoint is committed after this step" in said
+    assert summary["state"] == "PREEMPTED"
+
+
+def test_a_mistake_that_only_a_rank_can_see_is_one_message(
+    begin: Callable[..., subprocess.Popen[str]], data: str
+) -> None:
+    for entry in storage.walk(data):
+        storage.write(f"s3://tests/rotten/{entry.name}", storage.read(f"{data}/{entry.name}"))
+    shard = next(e.name for e in storage.walk("s3://tests/rotten/train"))
+    whole = bytearray(storage.read(f"s3://tests/rotten/train/{shard}"))
+    for at in range(200, len(whole) // 2, 500):
+        whole[at] ^= 255
+    storage.write(f"s3://tests/rotten/train/{shard}", bytes(whole))
+    _, said = end(begin("s3://tests/rotten-run", data={"uri": "s3://tests/rotten"}), 2)
+    assert said.count("error:") == 1
+    assert "restart" not in said  # no restart mends it
+    assert f"s3://tests/rotten/train/{shard}: row group" in said
+    assert "is not what was written" in said
+
+
+@pytest.mark.parametrize(
+    ("sections", "environment", "message"),
+    [
+        ({"data": {"uri": "s3://no-such-bucket/data"}}, {}, "there is no bucket 'no-such-bucket'"),
+        ({"run": {"uri": "s3://no-such-bucket/run"}}, {}, "there is no bucket 'no-such-bucket'"),
+        ({}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
+        ({"scale": {"num_ranks": 9}}, {}, "start at most 2 rank(s)"),
+    ],
+    ids=["data", "run", "endpoint", "ranks"],
+)
+def test_a_mistake_is_told_before_ray_is_asked(
+    begin: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    sections: dict[str, Any],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = sections.pop("run", {"uri": "s3://tests/never"})["uri"]
+    began = time.monotonic()
+    _, said = end(begin(run, **sections), 2)
+    assert said.startswith("error:") and said.count("error:") == 1
+    assert message in said.replace("\n", " ")
+    assert time.monotonic() - began < 30
+
+
+def test_credentials_and_rights_are_checked_before_ray_is_asked(
+    begin: Callable[..., subprocess.Popen[str]], street_data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with guarded_s3.serving() as (address, reader):
+        root = boto3.client("s3", endpoint_url=address, **guarded_s3.ROOT)
+        for name in ("data", "runs"):
+            root.create_bucket(Bucket=name)
+        for entry in storage.walk(street_data):
+            root.put_object(Bucket="data", Key=entry.name, Body=storage.read(f"{street_data}/{entry.name}"))
+        guarded_s3.lock(address)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for name, value in reader.items():
+            monkeypatch.setenv(name, value)
+        _, said = end(begin("s3://runs/run", data={"uri": "s3://data"}), 2)
+        assert said.startswith("error:") and said.count("error:") == 1
+        assert "s3://runs/run: not allowed to write there (AccessDenied)" in said
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        _, said = end(begin("s3://runs/run", data={"uri": "s3://data"}), 2)
+        assert said.startswith("error:") and said.count("error:") == 1
+        assert "refuses these credentials (SignatureDoesNotMatch)" in said
+
+
+def test_a_driver_without_the_token_is_told(
+    begin: Callable[..., subprocess.Popen[str]], head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(head.environment, "RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, said = end(begin("s3://tests/locked-out"), 2)
+    assert "this Ray cluster does not let us in" in said
+    assert "RAY_AUTH_MODE=token" in said
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_run_on_files_that_all_ranks_see(
+    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, scheme: str
+) -> None:
+    summary, _ = end(begin(f"{scheme}{tmp_path / 'run'}", train={"num_steps": 1}, optim={"warmup_steps": 0}))
+    assert summary["state"] == "SUCCEEDED"
+    assert {"run.json", ".ray", "logs"} <= set(storage.names(str(tmp_path / "run")))
+    kept = storage.names(str(tmp_path / "run" / "logs"))
+    assert any(re.fullmatch(r"0001-[0-9a-f]{6}-\d{5}\.txt", name) for name in kept)  # the driver's
+    assert any(re.fullmatch(r"0001-\d{5}\.txt", name) for name in kept)  # rank 0's
+
+
+def test_what_the_cluster_cannot_give_is_told(begin: Callable[..., subprocess.Popen[str]]) -> None:
+    scale = {"num_ranks": 2, "cpus_per_rank": 3, "start_seconds": 3}
+    _, said = end(begin("s3://tests/greedy", scale=scale), 2)
+    assert "2 rank(s) with 3 CPU each (pack) are asked for, and the cluster has room for 1: " in said
+    assert ": 4 CPU. Lower scale.num_ranks" in said
+    assert not storage.exists("s3://tests/greedy/attempts")
+
+
+def test_a_cluster_that_is_not_there_is_told(
+    begin: Callable[..., subprocess.Popen[str]], head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(head.environment, "RAY_ADDRESS", f"127.0.0.1:{ray_head.free_ports(1)[0]}")
+    _, said = end(begin("s3://tests/nowhere"), 2)
+    assert "no Ray cluster answers there" in said
+
+
+NODES = [
+    {"NodeManagerAddress": "a", "Resources": {"CPU": 8, "GPU": 2}},
+    {"NodeManagerAddress": "b", "Resources": {"CPU": 4}},
+]
+
+
+@pytest.mark.parametrize(
+    ("scale", "fits"),
+    [
+        ({"num_ranks": 12}, True),
+        ({"num_ranks": 13}, False),
+        ({"num_ranks": 8, "placement": "strict_pack"}, True),
+        ({"num_ranks": 9, "placement": "strict_pack"}, False),
+        ({"num_ranks": 2, "placement": "strict_spread"}, True),
+        ({"num_ranks": 3, "placement": "strict_spread"}, False),
+        ({"num_ranks": 2, "gpus_per_rank": 1}, True),
+        ({"num_ranks": 3, "gpus_per_rank": 1}, False),
+        ({"num_ranks": 1, "gpus_per_rank": 0.5}, True),
+        ({"num_ranks": 2, "gpus_per_rank": 1, "cpus_per_rank": 5}, False),
+    ],
+)
+def test_a_shortage_is_known_from_the_nodes(scale: dict[str, Any], fits: bool) -> None:
+    wanted = Scale.model_validate({"launcher": "ray", "device": "auto", "gpus_per_rank": 0, **scale})
+    assert (shortage(wanted, needs(wanted, 2), NODES) is None) == fits
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "cluster", "expected"),
+    [
+        ("auto", None, 0, 0),
+        ("auto", None, 4, 1),
+        ("cuda", None, 0, 1),
+        ("cpu", None, 4, 0),
+        ("auto", 0.5, 0, 0.5),
+        ("auto", 0, 4, 0),
+    ],
+)
+def test_gpus_are_reserved_where_they_are_used(
+    device: str, gpus: float | None, cluster: float, expected: float
+) -> None:
+    scale = Scale.model_validate({"launcher": "ray", "device": device, "gpus_per_rank": gpus})
+    assert needs(scale, cluster).get("GPU", 0) == expected
+
+
+# -- ray job submit ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def submit(
+    head: Head, store: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """submit(script, *arguments, ray=[...]): `ray job submit` of the project's folder; S3 comes in the runtime environment."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("segdist", "jobs", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def submit(script: str, *arguments: str, ray: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        environment = json.dumps({"env_vars": {**store, "RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+        return subprocess.run(
+            [
+                str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", str(folder), *ray,
+                "--runtime-env-json", environment, "--", "python", f"jobs/{script}.py", *arguments,
+            ],
+            env={**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return submit
+
+
+SMALL = ["data.crop_size=[32,48]", "train.global_batch_size=4", "train.micro_batch_size=2", "optim.warmup_steps=1"]
+
+
+def test_ray_job_submit_does_the_whole_road(
+    submit: Callable[..., subprocess.CompletedProcess[str]], street_folder: Path, tmp_path: Path
+) -> None:
+    for entry in storage.walk(str(street_folder)):
+        storage.write(f"s3://tests/photos/{entry.name}", storage.read(f"{street_folder}/{entry.name}"))
+    train = [
+        "train", "configs/demo.yaml", "data.uri=s3://tests/prepared", "run.uri=s3://tests/job", "scale.num_ranks=2",
+        "train.num_steps=6", *SMALL,
+    ]  # fmt: skip
+    for script, *arguments in (
+        ["prepare", "s3://tests/photos", "s3://tests/prepared", "--names", "s3://tests/photos/names.txt"],
+        train,
+        ["eval", "s3://tests/job", "--split", "val", "--json"],
+        ["export", "s3://tests/job", "s3://tests/job-export"],
+    ):
+        done = submit(script, *arguments)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+        assert "Traceback" not in done.stdout
+        if script == "train":
+            assert "s3://tests/job: SUCCEEDED at step 6" in done.stdout
+            assert "2 rank(s) on cpu" in done.stdout
+    assert {"model.safetensors", "config.json", "segdist.json"} <= set(storage.names("s3://tests/job-export"))
+    again = submit(*train)
+    assert "is finished since step 6; nothing to do" in again.stdout
+
+
+def test_ray_job_stop_commits_first(
+    submit: Callable[..., subprocess.CompletedProcess[str]], head: Head, data: str
+) -> None:
+    run = "s3://tests/job-stopped"
+    started = submit(
+        "train", "configs/demo.yaml", f"data.uri={data}", f"run.uri={run}", "train.num_steps=5000",
+        "checkpoint.every_steps=5000", "eval.every_steps=5000", *SMALL, ray=("--no-wait", "--submission-id", "stopped"),
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    deadline = time.monotonic() + 120
+    while not storage.exists(f"{run}/attempts"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(3)
+    environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
+    command = [str(BIN / "ray"), "job", "stop", "--address", head.dashboard, "stopped"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    state = record.load(run)
+    assert state is not None and state["state"] == "PREEMPTED"
+    assert checkpoint.step_of(checkpoint.newest(run, print)) == state["step"] > 0
