@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from segdist import figures, log, storage
 from segdist.checkpoint import Trained
 from segdist.data.augment import model_size, resize_image
-from segdist.data.importers import IMAGE_SUFFIXES, check_range
+from segdist.data.importers.files import IMAGE_SUFFIXES, check_range
 from segdist.errors import DataError, UserError
 from segdist.models.segmenter import infer
 from segdist.ops import resize

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from rich.table import Table
 from rich.text import Text
 
 from segdist import log, storage
-from segdist.data import importers, labels, write
+from segdist.data import causes, importers, labels, names, write
 from segdist.data import index as indices
 from segdist.data.codec import encode_mask
-from segdist.data.importers import LAYOUTS, Listing, Pair, Splits
+from segdist.data.importers import files
+from segdist.data.importers.files import Rules
+from segdist.data.importers.folder import infer_labels
+from segdist.data.importers.layout import Ask, Found, Pair, Splits
 from segdist.data.index import Index, Split
-from segdist.data.labels import Labels
+from segdist.data.labels import Color, Labels
 from segdist.data.order import Permutation, key
 from segdist.data.write import Row, ShardWriter
 from segdist.errors import DataError, LabelError
@@ -34,15 +38,23 @@ from segdist.threads import ahead
 _IN_ORDER = ("val", "test")  # evaluation reads these as the source lists them; all else is shuffled once, here
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What a person says of the masks."""
+
+    names: str | None = None  # see data.names.parse_names
+    void: Sequence[int | Color] | None = None
+    first: int = 0  # mask value of the first class
+    palette: str | None = None  # display colours
+    color_tolerance: int = 0  # see importers.files.Rules
+
+
 def prepare(
     source: str,
     dest: str,
     layout: str = "folder",
-    names: str | None = None,
-    void: Sequence[int] | None = None,
-    val_share: float = 0.2,
-    seed: int = 0,
-    limit: int | None = None,
+    declared: Declared = Declared(),
+    ask: Ask = Ask(),
     overwrite: bool = False,
     max_megapixels: int = 200,
 ) -> dict[str, Any]:
@@ -50,20 +62,23 @@ def prepare(
 
     Raises DataError or LabelError naming the first bad file and its remedy; DEST then counts as prepared, or not, as before.
     """
-    if not storage.exists(source):
+    importer = importers.LAYOUTS[layout]
+    if not importer.hub and not storage.exists(source):
         raise DataError(f"{source}: this folder does not exist")
-    splits = {s: pairs[:limit] for s, pairs in LAYOUTS[layout].find(Listing(source), val_share, seed).items()}
+    if source.rstrip("/") == dest.rstrip("/") or source.startswith(f"{dest.rstrip('/')}/"):
+        raise DataError(f"{dest} holds the source {source}; give the prepared data a folder of its own")
+    Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
+    found = importer.find(source, ask)
+    splits = {s: pairs[: ask.limit] for s, pairs in found.splits.items()}
     for split, pairs in splits.items():
         if not pairs:
             raise DataError(f"{source}: split {split!r} is empty; put images and masks there, or remove its folder")
-    if source.rstrip("/") == dest.rstrip("/") or source.startswith(f"{dest.rstrip('/')}/"):
-        raise DataError(f"{dest} holds the source {source}; give the prepared data a folder of its own")
     storage.check_writable(dest)
-    declared = _declared(layout, names, void)
-    Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
-    max_pixels = max_megapixels * 10**6
+    contract = _contract(declared, found)
+    rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
     with ThreadPoolExecutor(_threads(source)) as pool:
-        digest = _source_digest(splits, [layout, declared and declared.to_json(), void, seed, indices.FORMAT], pool)
+        settings = [layout, contract and contract.to_json(), asdict(declared), ask.seed, indices.FORMAT]
+        digest = _source_digest(splits, settings, pool)
         known = indices.load(dest) if storage.exists(storage.join(dest, indices.NAME)) else None
         if known and not overwrite:
             if known.source_digest != digest:
@@ -73,16 +88,17 @@ def prepare(
                 )
             log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
             return _summary(dest, known)
-        contract = declared or _inferred(void, splits, pool, max_pixels)
-        written = {s: _write_split(dest, s, pairs, contract, seed, pool, max_pixels) for s, pairs in splits.items()}
-    name = _name(source)
+        contract = contract or _inferred(declared.void, splits, pool, rules)
+        rules = replace(rules, labels=_colored(contract, declared.palette, splits))
+        written = {s: _write_split(dest, s, pairs, rules, ask.seed, pool) for s, pairs in splits.items()}
+    assert rules.labels is not None
     index = Index(
         format=indices.FORMAT,
-        name=name,
-        source=f"{layout}: {name}",
+        name=_name(source),
+        source=found.source or f"{layout}: {_name(source)}",
         source_digest=digest,
-        licence=LAYOUTS[layout].licence,
-        contract=contract.to_json(),
+        licence=found.licence or importer.licence,
+        contract=rules.labels.to_json(),
         splits=written,
     )
     indices.save(dest, index)
@@ -93,9 +109,10 @@ def prepare(
 
 def _name(source: str) -> str:
     """What the data set is called: its folder."""
-    return (
+    name = (
         Path(source).expanduser().resolve().name if storage.is_local(source) else source.rstrip("/").rsplit("/", 1)[-1]
     )
+    return name.removesuffix(".json")
 
 
 def _threads(source: str) -> int:
@@ -104,36 +121,57 @@ def _threads(source: str) -> int:
     return cores if storage.is_local(source) else max(16, 2 * cores)
 
 
-def _declared(layout: str, names: str | None, void: Sequence[int] | None) -> Labels | None:
-    """The contract that the user or the layout declares, if any."""
-    if names is not None:
-        return labels.parse_names(names, tuple(void) if void is not None else (255,))
-    known = LAYOUTS[layout].labels
-    if known is not None and void is not None:
-        raise LabelError(f"--format {layout} knows its void values; leave --void out, or give --names as well")
-    return known
+def _contract(declared: Declared, found: Found) -> Labels | None:
+    """The contract that the user or the source declares, if any."""
+    if declared.names is not None:
+        return names.parse_names(declared.names, declared.void, declared.first)
+    if declared.first:
+        raise LabelError("--first says which value --names begin at; give --names as well")
+    if found.labels is not None and declared.void is not None:
+        raise LabelError("this source declares its void values itself; leave --void out, or give --names as well")
+    return found.labels
 
 
-def _inferred(void: Sequence[int] | None, splits: Splits, pool: ThreadPoolExecutor, max_pixels: int) -> Labels:
+def _inferred(void: Sequence[int | Color] | None, splits: Splits, pool: ThreadPoolExecutor, rules: Rules) -> Labels:
     """A contract from the values that the masks hold."""
+    values = names.DEFAULT_VOID if void is None else tuple(v for v in void if isinstance(v, int))
+    if void is not None and len(values) < len(void):
+        raise LabelError("--void names a colour; say which colours are classes with --names name=#rrggbb,...")
     found: set[int] = set()
-    masks = [pair.mask for pairs in splits.values() for pair in pairs]
-    progress, advance = log.bar("looking at masks", len(masks))
+    pairs = [pair for some in splits.values() for pair in some]
+    progress, advance = log.bar("looking at masks", len(pairs))
     with progress:
-        for values in ahead(pool, lambda mask: np.unique(importers.read_mask(mask, max_pixels)), masks, 16):
-            found |= set(values.tolist())
+        for present in ahead(pool, lambda pair: np.unique(_mask(pair, rules)), pairs, 16):
+            found |= set(present.tolist())
             advance(1)
-    contract = importers.infer_labels(found, tuple(void) if void is not None else (255,))
+    contract = infer_labels(found, values)
     log.say(f"no --names given: the masks hold {sorted(found)}, so {contract.num_classes} classes are named by number")
     return contract
 
 
-def _write_split(
-    dest: str, split: str, pairs: list[Pair], contract: Labels, seed: int, pool: ThreadPoolExecutor, max_pixels: int
-) -> Split:
+def _colored(contract: Labels, palette: str | None, splits: Splits) -> Labels:
+    """The contract in the colours that are asked for, else its own, else those of the first mask's palette."""
+    if palette:
+        return contract.colored(names.palette(palette, contract.num_classes))
+    if [c.color for c in contract.classes] != labels.generated_colors(contract.num_classes):
+        return contract
+    shown = files.palette_of(next(iter(splits.values()))[0].mask.read())
+    if shown is None or any(c.raw[0] >= len(shown) for c in contract.classes):
+        return contract
+    colors = [shown[c.raw[0]] for c in contract.classes]
+    return contract.colored(colors) if len(set(colors)) == len(colors) else contract
+
+
+def _mask(pair: Pair, rules: Rules) -> np.ndarray:
+    return pair.decode(pair.mask.read(), pair.mask.name, rules)
+
+
+def _write_split(dest: str, split: str, pairs: list[Pair], rules: Rules, seed: int, pool: ThreadPoolExecutor) -> Split:
+    contract = rules.labels
+    assert contract is not None
     shuffle = split not in _IN_ORDER
     order = Permutation(len(pairs), key(seed, 11))(np.arange(len(pairs))) if shuffle else np.arange(len(pairs))
-    stored = ahead(pool, importers.stored_bytes, (p.image for p in pairs), 64)
+    stored = ahead(pool, files.stored_bytes, (p.image for p in pairs), 64)
     largest = max(image + p.mask.num_bytes for image, p in zip(stored, pairs))
     rows = write.rows_per_group(largest, len(pairs), shuffle)
     writer = ShardWriter(dest, split, rows)
@@ -141,7 +179,7 @@ def _write_split(
     sizes = set()
     progress, advance = log.bar(f"preparing {split}", len(pairs))
     with progress:
-        encode = partial(_encode, contract=contract, max_pixels=max_pixels)
+        encode = partial(_encode, rules=rules)
         for row in ahead(pool, encode, (pairs[i] for i in order), 4 * (os.cpu_count() or 1)):
             writer.add(row)
             sizes.add((row.height, row.width))
@@ -161,13 +199,14 @@ def _write_split(
     )
 
 
-def _encode(pair: Pair, contract: Labels, max_pixels: int) -> Row:
+def _encode(pair: Pair, rules: Rules) -> Row:
     """A pair as it will rest, checked against the contract."""
-    mask = importers.read_mask(pair.mask, max_pixels)
+    assert rules.labels is not None
+    mask = _mask(pair, rules)
     counts = labels.histogram(mask)
-    labels.check(counts, contract, pair.mask.uri)
+    causes.check(counts, rules.labels, pair.mask.name)
     height, width = mask.shape
-    image = importers.read_image(pair.image, (height, width), max_pixels)
+    image = files.read_image(pair.image, (height, width), rules.max_pixels)
     data, codec = encode_mask(mask)
     return Row(pair.sample_id, image, data, codec, height, width, write.sparse_counts(counts))
 
@@ -185,7 +224,7 @@ def _source_digest(splits: Splits, settings: list[Any], pool: ThreadPoolExecutor
 
 
 def _content_digests(pair: Pair) -> list[str]:
-    return [importers.digest(file) for file in (pair.image, pair.mask)]
+    return [content.digest() for content in (pair.image, pair.mask)]
 
 
 def _delete_stale(dest: str, index: Index, splits: Iterable[str]) -> None:

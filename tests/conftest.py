@@ -23,7 +23,9 @@ import streets
 
 from segdist import config
 from segdist.config import Config
-from segdist.prepare import prepare
+from segdist.data.importers.layout import Ask
+from segdist.prepare import Declared
+from segdist.prepare import prepare as segdist_prepare
 
 SEGFORMER = {"name": "segformer", "size": "tiny", "dropout": 0.1, "drop_path": 0.3}
 UNET = {"name": "unet", "encoder": "resnet18"}
@@ -46,6 +48,14 @@ def tree(data: str, run: str, /, **sections: dict[str, Any]) -> dict[str, Any]:
     for name, fields in sections.items():
         base[name] = fields if name == "model" else {**base.get(name, {}), **fields}
     return base
+
+
+def prepare(
+    source: str, dest: str, layout: str = "folder", overwrite: bool = False, max_megapixels: int = 200, **said: Any
+) -> dict[str, Any]:
+    """`segdist prepare`, with what a person says as keywords of Declared and Ask."""
+    asked = {k: said.pop(k) for k in list(said) if k in Ask.__dataclass_fields__}
+    return segdist_prepare(source, dest, layout, Declared(**said), Ask(**asked), overwrite, max_megapixels)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SEGFORMER, UNET, plain_folder, tree
+from conftest import SEGFORMER, UNET, plain_folder, prepare, tree
 from PIL import Image
 
 from segdist import config, record
@@ -25,7 +25,6 @@ from segdist.evaluate import evaluate, evaluate_checkpoint
 from segdist.export import export
 from segdist.figures import index_mask, overlay
 from segdist.metric import pair_table
-from segdist.prepare import prepare
 from segdist.train import fit
 from segdist.world import World
 

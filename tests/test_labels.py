@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdist.data import labels
+from segdist.data import causes, labels
+from segdist.data import names as names_of
 from segdist.data.labels import Class, Labels
 from segdist.errors import LabelError
 
@@ -35,7 +36,7 @@ def test_a_contract_survives_its_json() -> None:
 )
 def test_a_wrong_contract_is_refused(names: str, void: list[int], message: str) -> None:
     with pytest.raises(LabelError, match=message):
-        labels.parse_names(names, void)
+        names_of.parse_names(names, void)
 
 
 def test_names_come_from_every_usual_file(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_names_come_from_every_usual_file(tmp_path: Path) -> None:
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-        contract = labels.parse_names(str(tmp_path / name), [255])
+        contract = names_of.parse_names(str(tmp_path / name), [255])
         assert contract.names == ["sky", "road"], name
         assert contract.table(np.uint8)[[0, 1, 255]].tolist() == [0, 1, 255], name
 
@@ -65,7 +66,7 @@ def test_names_come_from_every_usual_file(tmp_path: Path) -> None:
 def test_an_unknown_value_names_file_count_and_likely_cause(mask: list[int], message: str) -> None:
     contract = labels.plain(["a", "b"], void=())
     with pytest.raises(LabelError, match=message) as error:
-        labels.check(labels.histogram(np.array(mask, np.uint8)), contract, "masks/x.png")
+        causes.check(labels.histogram(np.array(mask, np.uint8)), contract, "masks/x.png")
     assert "masks/x.png" in str(error.value)
 
 

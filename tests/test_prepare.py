@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import plain_folder, write_pair
+from conftest import plain_folder, prepare, write_pair
 from PIL import Image
 
 from segdist.data import codec, index
 from segdist.data.source import Source
 from segdist.errors import DataError, LabelError, StorageError
-from segdist.prepare import prepare
 
 NAMES = "a,b,c"
 
@@ -192,7 +191,7 @@ def test_killed_at_a_write_it_leaves_no_data_set_and_can_be_repeated(tmp_path: P
     code = f"""
 import os, signal
 from segdist import storage
-from segdist.prepare import prepare
+from segdist.prepare import Declared, prepare
 writes, fsync = 0, os.fsync
 def dies(handle):
     global writes
@@ -202,7 +201,7 @@ def dies(handle):
             os.kill(os.getpid(), signal.SIGKILL)
     fsync(handle)
 storage.local.os.fsync = dies
-prepare({str(source)!r}, {str(out)!r}, names={NAMES!r})
+prepare({str(source)!r}, {str(out)!r}, declared=Declared({NAMES!r}))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     assert list(out.rglob(".tmp-*"))
@@ -223,7 +222,7 @@ def test_explicit_void_is_never_a_class(tmp_path: Path) -> None:
     assert loaded.split("train").void_pixels > 0
     with pytest.raises(LabelError, match="raw value 0 is declared twice: 'a' and 'void'"):
         prepare(source, str(tmp_path / "other"), names="a,b,c,d", void=(0,))
-    with pytest.raises(LabelError, match="--format camvid knows its void values"):
+    with pytest.raises(LabelError, match="declares its void values itself"):
         prepare(camvid_folder(tmp_path / "camvid"), str(tmp_path / "third"), "camvid", void=(0,))
 
 

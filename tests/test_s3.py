@@ -13,7 +13,7 @@ import guarded_s3
 import pytest
 import s3_server
 import torch
-from conftest import SEGFORMER, UNET, tree
+from conftest import SEGFORMER, UNET, prepare, tree
 from fault_proxy import Fault, spoiling
 
 from segdist import checkpoint, config, models, record, storage
@@ -23,7 +23,6 @@ from segdist.errors import DataError, MissingError, StorageError, UnavailableErr
 from segdist.export import export
 from segdist.outbox import Outbox
 from segdist.predict import predict_files
-from segdist.prepare import prepare
 from segdist.storage import s3
 from segdist.train import fit
 from segdist.world import World

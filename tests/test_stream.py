@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_pair
+from conftest import prepare, write_pair
 
 from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream, eval_batches, eval_units
 from segdist.errors import DataError
-from segdist.prepare import prepare
 from segdist.train import train_stream, training_order
 from segdist.world import World
 

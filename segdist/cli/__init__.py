@@ -65,21 +65,49 @@ def _exit(code: int) -> None:
     sys.exit(code)
 
 
+def _list_layouts(wanted: bool) -> None:
+    """What `--list` prints."""
+    if not wanted:
+        return
+    from segdist.cli.tables import layouts
+    from segdist.data.importers import LAYOUTS
+    from segdist.log import console
+
+    console.print(layouts(LAYOUTS))
+    raise typer.Exit
+
+
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="Folder with images and masks (path, s3:// or hf://).")],
+    source: Annotated[
+        str, typer.Argument(help="Folder with images and masks (path, s3:// or hf://), or what --format expects.")
+    ],
     dest: Annotated[str, typer.Argument(help="Where the prepared data set goes (path or s3://).")],
-    format: Annotated[
-        str, typer.Option(help="Layout of SOURCE: folder (images/ and masks/, also per split) or camvid.")
-    ] = "folder",
+    list_layouts: Annotated[
+        bool, typer.Option("--list", callback=_list_layouts, is_eager=True, help="Explain all formats, and end.")
+    ] = False,
+    format: Annotated[str, typer.Option(help="Layout of SOURCE; --list explains them.")] = "folder",
     names: Annotated[
         str | None,
         typer.Option(
-            help="Class names in order of mask values (sky,road), or name=value pairs (road=7,car=26), "
-            "or a .txt, .json or .yaml file."
+            help="Class names in order of mask values (sky,road), or name=value pairs (road=7,car=26), or for masks of "
+            "colours name=#rrggbb; a .txt, .json or .yaml file (path or URI); a Hub data set OWNER/NAME with an "
+            "id2label.json; or a preset (ade20k, camvid, cityscapes, pets, pets-binary, voc)."
         ),
     ] = None,
-    void: Annotated[str | None, typer.Option(help="Mask values that count for nothing. [default: 255]")] = None,
+    void: Annotated[
+        str | None, typer.Option(help="Mask values (or #rrggbb colours) that count for nothing. [default: 255]")
+    ] = None,
+    first: Annotated[
+        int,
+        typer.Option(min=0, help="Mask value of the first name; values below it are void. 1 for ADE20K's way."),
+    ] = 0,
+    palette: Annotated[
+        str | None, typer.Option(help="Display colours of the classes: ade20k, cityscapes, voc or generated.")
+    ] = None,
+    color_tolerance: Annotated[
+        int, typer.Option(min=0, max=64, help="Take the nearest declared colour, if each channel is at most this far.")
+    ] = 0,
     val_share: Annotated[
         float,
         typer.Option(
@@ -91,6 +119,10 @@ def prepare(
     ] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")] = None,
+    revision: Annotated[str | None, typer.Option(help="hub: commit, branch or tag.")] = None,
+    subset: Annotated[str | None, typer.Option(help="hub: configuration of the data set.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")] = None,
+    mask_column: Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what DEST holds.")] = False,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 200,
     json: Json = False,
@@ -102,13 +134,15 @@ def prepare(
     Safe to interrupt and to repeat: DEST counts as prepared once its index.json is there.
     """
     from segdist.data.importers import LAYOUTS
+    from segdist.data.importers.layout import Ask
+    from segdist.prepare import Declared
     from segdist.prepare import prepare as run
 
     if format not in LAYOUTS:
-        raise UserError(
-            f"--format {format!r} is unknown; there are {', '.join(f'{k} ({v.about})' for k, v in LAYOUTS.items())}"
-        )
-    summary = run(source, dest, format, names, _values(void), val_share, seed, limit, overwrite, max_megapixels)
+        raise UserError(f"--format {format!r} is unknown; there are {', '.join(LAYOUTS)} (--list explains them)")
+    ask = Ask(val_share, seed, limit, revision, subset, image_column, mask_column)
+    declared = Declared(names, _values(void), first, palette, color_tolerance)
+    summary = run(source, dest, format, declared, ask, overwrite, max_megapixels)
     for name, split in summary["splits"].items():
         _say(f"{name}: {split['samples']} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:.1f} MB")
     _say(f"prepared: {summary['uri']}")
@@ -261,10 +295,13 @@ def _machine(wanted: bool, tree: Any) -> None:
         print(to_json(tree), flush=True)
 
 
-def _values(text: str | None) -> list[int] | None:
+def _values(text: str | None) -> list[int | tuple[int, int, int]] | None:
+    """The mask values, or colours, of a comma list."""
+    from segdist.data.labels import color_of
+
     if text is None:
         return None
     parts = [p.strip() for p in text.split(",") if p.strip()]
-    if not all(p.isdigit() for p in parts):
-        raise UserError(f"--void {text!r}: give mask values, for example --void 11,255")
-    return [int(p) for p in parts]
+    if not all(p.isdigit() or p.startswith("#") for p in parts):
+        raise UserError(f"--void {text!r}: give mask values, for example --void 11,255, or colours as #rrggbb")
+    return [color_of(p) if p.startswith("#") else int(p) for p in parts]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from segdist.data.importers.layout import Layout
 
 
 def scores(result: dict[str, Any]) -> Table:
@@ -24,6 +27,16 @@ def scores(result: dict[str, Any]) -> Table:
     for k, name in enumerate(result["iou"]):  # names may hold brackets, which rich would read as markup
         pixels = sum(result["confusion"][k])
         table.add_row(Text(name), _number(result["iou"][name]), _number(result["accuracy"][name]), f"{pixels:,}")
+    return table
+
+
+def layouts(known: dict[str, Layout]) -> Table:
+    """What `segdist prepare --format` can read."""
+    table = Table(title="segdist prepare SOURCE DEST --format ...", show_lines=True)
+    for column in ("format", "what it is", "what SOURCE holds", "licence"):
+        table.add_column(column)
+    for name, layout in known.items():
+        table.add_row(name, Text(layout.about), Text(layout.expects), Text(layout.licence))
     return table
 
 

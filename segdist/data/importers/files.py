@@ -1,0 +1,240 @@
+"""What a source is made of, and how its pictures are read: nothing is taken over that was not understood.
+
+Masks are read as indices with PIL, palette PNGs included (other decoders turn their indices into colours without a word).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from segdist import log, storage
+from segdist.data.causes import strange_colors
+from segdist.data.labels import Color, Labels
+from segdist.errors import DataError, LabelError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_LOSSY = {"JPEG", "MPO", "WEBP", "JPEG2000"}
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may be read, and as what."""
+
+    max_pixels: int
+    labels: Labels | None = None  # its colours are those of RGB masks; None: the contract is still to be inferred
+    color_tolerance: int = 0  # a colour may be this far, in each channel, from a declared one
+
+
+class Content(Protocol):
+    """Bytes of the source, wherever they lie. Safe to read from several threads."""
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def read(self) -> bytes: ...
+
+    def digest(self) -> str:
+        """What changes with the content."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the source; `tag` changes with its content, where the store tells."""
+
+    uri: str
+    num_bytes: int
+    tag: str | None
+
+    @property
+    def name(self) -> str:
+        return self.uri
+
+    def read(self) -> bytes:
+        return storage.patiently(lambda: storage.read(self.uri), log.say)
+
+    def digest(self) -> str:
+        """The store's tag (which a copy may not keep), or the sha256 of its bytes."""
+        return self.tag or hashlib.sha256(self.read()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Text:
+    """Bytes that the importer has at hand, such as one picture's part of a large annotation file."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.data)
+
+    def read(self) -> bytes:
+        return self.data
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+Decode = Callable[[bytes, str, Rules], np.ndarray]  # (bytes, name, rules) -> (H, W) uint8 or uint16 raw values
+
+
+def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
+    """(H, W) uint8 or uint16 raw values of a mask picture. Raises DataError or LabelError, with the remedy, for all else."""
+    by_color = rules.labels is not None and bool(rules.labels.rgb)
+    with open_picture(data, name, rules.max_pixels) as image:
+        if image.format in _LOSSY and not (by_color and rules.color_tolerance):
+            raise LabelError(
+                f"{name}: a mask stored as {image.format} may be lossy, which changes class values; export masks as PNG"
+            )
+        mode = image.mode
+        if by_color and mode in ("RGB", "P", "RGBA"):
+            pixels = np.asarray(_opaque(image, name).convert("RGB"))
+        else:
+            pixels = np.asarray(_opaque(image, name))
+    if by_color:
+        assert rules.labels is not None
+        return _by_colors(pixels, rules.labels, rules.color_tolerance, name)
+    if mode in ("L", "P", "1", "LA"):
+        return pixels.astype(np.uint8)
+    if mode.startswith("I"):  # 16 bits, and 32 bits that hold no more
+        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 65535:
+            raise LabelError(
+                f"{name}: mask values {pixels.min()}..{pixels.max()} do not fit 16 bits; remap them to 0..65535"
+            )
+        return pixels.astype(np.uint16)
+    if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "HSV"):
+        raise LabelError(
+            f"{name}: this mask is {mode}: its pixels are colours, not class values{_colors_in(pixels)}. Say which colour is "
+            "which class with --names name=#rrggbb,... or a contract file, or export index masks"
+        )
+    raise LabelError(
+        f"{name}: masks of mode {mode} are not understood; export one channel of 8 or 16 bits, without alpha"
+    )
+
+
+def _opaque(image: Image.Image, name: str) -> Image.Image:
+    """The picture without its alpha channel. Raises LabelError unless that is opaque everywhere."""
+    if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
+        return image
+    alpha = np.asarray(image.getchannel("A" if image.mode[-1] == "A" else "a"))
+    if num := int((alpha != 255).sum()):
+        raise LabelError(
+            f"{name}: this mask has an alpha channel, and {num} of its pixels are not opaque ({num / alpha.size:.2%}): what "
+            "they mean is not clear. Export masks without alpha"
+        )
+    return image.convert({"L": "L", "P": "P", "R": "RGB"}[image.mode[0]])
+
+
+def _by_colors(pixels: np.ndarray, labels: Labels, tolerance: int, name: str) -> np.ndarray:
+    """uint8 or uint16 (H, W): position in the contract of the colour of each pixel of uint8 (H, W, 3)."""
+    if pixels.ndim != 3:
+        raise LabelError(
+            f"{name}: the contract declares colours, but this mask has one channel; declare values instead"
+        )
+    codes = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(2, dtype=np.uint32)
+    found, inverse = np.unique(codes, return_inverse=True)
+    colors = np.stack([found >> 16, found >> 8 & 255, found & 255], 1).astype(np.int64)
+    away = np.abs(colors[:, None] - np.array(labels.rgb, np.int64)).max(2)  # (found, declared)
+    nearest = away.argmin(1)
+    strange = away.min(1) > tolerance
+    if strange.any():
+        raise strange_colors(pixels, strange[inverse].reshape(codes.shape), labels, name)
+    return nearest[inverse].reshape(codes.shape).astype(np.uint8 if len(labels.rgb) <= 256 else np.uint16)
+
+
+def _colors_in(pixels: np.ndarray) -> str:
+    """The colours of a mask that holds few of them, for a message."""
+    found = np.unique(pixels.reshape(-1, pixels.shape[2])[:, :3], axis=0)
+    return f" ({', '.join('#' + bytes(c).hex() for c in found)})" if len(found) <= 12 else f" ({len(found)} of them)"
+
+
+def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> bytes:
+    """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
+
+    `size` is its mask's (height, width). An EXIF rotation is applied when the turned picture fits the mask, as viewers and
+    labelling tools show it, and left alone when only the unturned one fits. Raises DataError when neither does, or the
+    file is broken.
+    """
+    name, data = content.name, content.read()
+    with open_picture(data, name, max_pixels) as image:
+        upright = image.size[::-1]
+        turned = orientation(image)
+        turned_size = image.size if turned in (5, 6, 7, 8) else upright
+        if size not in (upright, turned_size):
+            raise DataError(
+                f"{name}: the image is {upright[0]}x{upright[1]} but its mask is {size[0]}x{size[1]} (height x width); "
+                "they must agree: export the mask at the image's size"
+            )
+        turn = turned != 1 and turned_size == size
+        if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not turn:
+            return data
+        check_range(image, name)
+        if turn:
+            image = ImageOps.exif_transpose(image)
+        out = io.BytesIO()
+        image.convert("RGB").save(out, "PNG", compress_level=3)
+        return out.getvalue()
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where none is said."""
+    return image.getexif().get(_ORIENTATION, 1) if image.format in ("JPEG", "MPO", "TIFF") else 1
+
+
+def check_range(image: Image.Image, name: str) -> None:
+    """Raises DataError for pictures whose values have no agreed range, which converting would clip without a word."""
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{name}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel")
+
+
+def stored_bytes(content: Content) -> int:
+    """About how many bytes an image will take at rest: its own, or if it must become a PNG, at most its pixels'."""
+    if content.name.lower().endswith((".jpg", ".jpeg", ".png")):
+        return content.num_bytes
+    try:
+        with Image.open(io.BytesIO(content.read())) as image:
+            return content.num_bytes if image.format in ("JPEG", "PNG") else 3 * image.width * image.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return content.num_bytes  # reading it will say what is wrong
+
+
+def palette_of(data: bytes) -> list[Color] | None:
+    """The colours of a palette picture by value, if it is one."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            flat = image.getpalette("RGB") if image.mode == "P" else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)] if flat else None
+
+
+def open_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """A decoded picture. Raises DataError when it is none, is truncated, or is a bomb."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > max_pixels:
+            image.close()
+            raise DataError(
+                f"{name}: {image.width}x{image.height} pixels exceed --max-megapixels {max_pixels // 10**6}; "
+                "raise it if you trust this file"
+            )
+        image.load()
+        return image
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image that can be read; replace or remove it") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name}: broken image ({error}); replace or remove it") from None

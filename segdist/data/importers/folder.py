@@ -1,0 +1,68 @@
+"""images/ and masks/ with equal names, and CamVid, which is laid out almost so."""
+
+from __future__ import annotations
+
+from segdist.data import labels as contracts
+from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, pair_up, split_off
+from segdist.data.labels import Labels
+from segdist.data.presets import CONTRACTS
+from segdist.errors import DataError, LabelError
+
+
+def find(source: str, ask: Ask) -> Found:
+    """The pairs of SOURCE/{images,masks}/..., SOURCE/SPLIT/{images,masks}/..., or SOURCE/{images,masks}/SPLIT/..."""
+    listing = Listing(source)
+    tops = listing.names()
+    if "images" in tops:
+        splits = [s for s in listing.names("images") if s in SPLIT_NAMES]
+        if splits:
+            return Found({SPLIT_NAMES[s]: pair_up(listing, f"images/{s}", f"masks/{s}") for s in splits})
+        return Found(split_off(pair_up(listing, "images", "masks"), ask))
+    splits = [s for s in tops if "images" in listing.names(s)]
+    if not splits:
+        raise DataError(
+            f"{source}: found neither images/ and masks/ nor SPLIT/images and SPLIT/masks there; put images and masks of "
+            "equal names into such folders (or name another layout with --format: see `segdist prepare --list`)"
+        )
+    return Found({SPLIT_NAMES.get(s, s): pair_up(listing, f"{s}/images", f"{s}/masks") for s in splits})
+
+
+def find_camvid(source: str, ask: Ask) -> Found:
+    """The pairs of CamVid as SegNet's authors laid it out."""
+    listing = Listing(source)
+    splits = [s for s in ("train", "val", "test") if s in listing.names()]
+    if not splits:
+        raise DataError(f"{source}: not CamVid's layout (train/, trainannot/, val/, valannot/)")
+    return Found({s: pair_up(listing, s, f"{s}annot") for s in splits}, CONTRACTS["camvid"])
+
+
+def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:
+    """A contract for masks without names: values 0..most are classes, `void` is void. Raises LabelError when unlikely."""
+    values = sorted(found - set(void))
+    if values in ([0], []) and 255 in found:
+        raise LabelError(
+            "the masks hold only 0 and 255, and 255 is void unless declared; did you mean a class? "
+            "Say --names background=0,object=255"
+        )
+    if len(values) < 2:
+        raise LabelError(f"the masks hold only the values {sorted(found)}; at least two classes are needed")
+    if len(values) < (values[-1] + 1) / 2 or values[-1] >= contracts.MAX_CLASSES:
+        shown = ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
+        raise LabelError(
+            f"the masks hold the values {shown}, which are not 0, 1, 2, ...; say what they mean with --names name=value,..."
+        )
+    raw = [v for v in range(values[-1] + 1) if v not in void]
+    return contracts.plain([f"class {v}" for v in raw], void, raw)
+
+
+FOLDER = Layout(
+    find,
+    "your own images and masks, of equal names",
+    "images/ and masks/, with train/ and val/ above or below, or none",
+)
+CAMVID = Layout(
+    find_camvid,
+    "CamVid: street scenes, 11 classes, 11 = void",
+    "train/, trainannot/, val/, valannot/ (and test/, testannot/)",
+    "research use (CamVid, Brostow et al. 2009)",
+)

@@ -1,0 +1,147 @@
+"""What every importer shares: the source's listing, pairs of image and mask, and what an importer finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from segdist import log, storage
+from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, decode_mask
+from segdist.data.labels import Labels
+from segdist.data.order import key
+from segdist.errors import DataError
+
+SPLIT_NAMES = {  # what people call them
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image with its mask; `sample_id` is unique in its split. `decode` makes raw values of the mask's bytes."""
+
+    sample_id: str
+    image: Content
+    mask: Content
+    decode: Decode = decode_mask
+
+
+Splits = dict[str, list[Pair]]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a person may ask of an importer."""
+
+    val_share: float = 0.2
+    seed: int = 0
+    limit: int | None = None  # samples per split; the rest need not be read
+    revision: str | None = None  # of a Hub data set
+    subset: str | None = None  # configuration of a Hub data set
+    image_column: str | None = None
+    mask_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an importer found. `labels` is the contract that the source declares, if it does."""
+
+    splits: Splits
+    labels: Labels | None = None
+    licence: str = ""
+    source: str = ""  # what it is, for the record: name, version, address
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An importer, and what `segdist prepare --list` says of it."""
+
+    find: Callable[[str, Ask], Found]  # (source, what is asked)
+    about: str
+    expects: str  # the files it looks for
+    licence: str = ""
+    hub: bool = False  # whether SOURCE is no folder, and the Hub's options mean something
+
+
+class Listing:
+    """The files below a source, by one listing."""
+
+    def __init__(self, source: str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> None:
+        self.source = source
+        self._suffixes = set(suffixes)
+        self._files = {
+            e.name: File(storage.join(source, e.name), e.num_bytes, e.tag)
+            for e in storage.patiently(lambda: storage.walk(source), log.say)
+            if PurePosixPath(e.name).suffix.lower() in self._suffixes and not PurePosixPath(e.name).name.startswith(".")
+        }
+
+    def get(self, name: str) -> File | None:
+        """One file, by its path below the source."""
+        return self._files.get(name)
+
+    def below(self, folder: str) -> dict[str, File]:
+        """The files of a folder, by their path in it."""
+        return {n.removeprefix(f"{folder}/"): f for n, f in self._files.items() if n.startswith(f"{folder}/")}
+
+    def by_stem(self, folder: str) -> dict[str, File]:
+        """The files of a folder by their path in it without suffix, sorted. Raises DataError for two of one name."""
+        found: dict[str, File] = {}
+        for name, file in sorted(self.below(folder).items()):
+            stem = str(PurePosixPath(name).with_suffix(""))
+            if stem in found:
+                twin = found[stem].uri.rsplit("/", 1)[-1]
+                raise DataError(f"{file.uri}: {twin} has the same name without suffix; rename one of them")
+            found[stem] = file
+        return dict(sorted(found.items()))
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names directly in a folder, or in the source itself; what holds nothing is among them."""
+        found = storage.names(storage.join(self.source, folder) if folder else self.source)
+        return [name for name in found if PurePosixPath(name).suffix.lower() not in self._suffixes]
+
+
+def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
+    """Pairs of equal names (without suffix) below two folders, sorted. Raises DataError for what has no partner."""
+    found = {folder: source.by_stem(folder) for folder in (images, masks)}
+    for folder, other in ((images, masks), (masks, images)):
+        if found[other] and not found[folder]:
+            raise DataError(
+                f"{storage.join(source.source, folder)}: this folder does not exist, or holds no pictures; {images}/ and "
+                f"{masks}/ stand side by side, with equal names"
+            )
+    lonely = [
+        (file, kind, other, f"{storage.join(source.source, place)}/{stem}")
+        for folder, kind, other, place in ((images, "image", "mask", masks), (masks, "mask", "image", images))
+        for stem, file in found[folder].items()
+        if stem not in found[place]
+    ]
+    if lonely:
+        file, kind, other, expected = lonely[0]
+        more = f" ({len(lonely)} files are unpaired in all)" if len(lonely) > 1 else ""
+        raise DataError(
+            f"{file.uri}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}"
+        )
+    return [Pair(stem, file, found[masks][stem]) for stem, file in found[images].items()]
+
+
+def split_off(pairs: list[Pair], ask: Ask) -> Splits:
+    """train and val by the digest of each name alone, so that adding pictures later moves no other picture.
+
+    The share is therefore met on average; each split gets at least one picture where there are two.
+    """
+    rank = {p.sample_id: int(key(ask.seed, 12, *p.sample_id.encode())) for p in pairs}
+    chosen = {sample_id for sample_id, r in rank.items() if r < ask.val_share * 2**64}
+    if len(pairs) > 1:
+        chosen = chosen or {min(rank, key=rank.__getitem__)}
+        chosen = chosen if len(chosen) < len(pairs) else chosen - {max(rank, key=rank.__getitem__)}
+    return {
+        "train": [p for p in pairs if p.sample_id not in chosen],
+        "val": [p for p in pairs if p.sample_id in chosen],
+    }
