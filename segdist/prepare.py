@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,8 @@ def prepare(
     contract = _contract(declared, found)
     rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
     with ThreadPoolExecutor(_threads(source)) as pool:
-        settings = [layout, contract and contract.to_json(), asdict(declared), ask.seed, indices.FORMAT]
+        said = [declared.void, declared.palette, declared.color_tolerance]
+        settings = [layout, contract and contract.to_json(), said, ask.seed, indices.FORMAT]
         digest = _source_digest(splits, settings, pool)
         known = indices.load(dest) if storage.exists(storage.join(dest, indices.NAME)) else None
         if known and not overwrite:

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from segdist.data import causes, labels
 from segdist.data import names as names_of
 from segdist.data.labels import Class, Labels
+from segdist.data.presets import CONTRACTS
 from segdist.errors import LabelError
+from segdist.metric import pair_table, scores
 
 
 def test_one_table_applies_the_contract() -> None:
@@ -31,7 +34,7 @@ def test_a_contract_survives_its_json() -> None:
         ("a=1,b=1", [255], "raw value 1 is declared twice: 'a' and 'b'"),
         ("a=x,b=1", [255], "cannot read 'a=x'"),
         ("a=1,b=70000", [255], "outside 0..65535"),
-        ("missing.txt", [255], "cannot read missing.txt"),
+        ("missing.txt", [255], "no such file: missing.txt"),
     ],
 )
 def test_a_wrong_contract_is_refused(names: str, void: list[int], message: str) -> None:
@@ -68,6 +71,64 @@ def test_an_unknown_value_names_file_count_and_likely_cause(mask: list[int], mes
     with pytest.raises(LabelError, match=message) as error:
         causes.check(labels.histogram(np.array(mask, np.uint8)), contract, "masks/x.png")
     assert "masks/x.png" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "void", "values", "message"),
+    [
+        ("a=0,b=300", [], [0, 255], "16 bits clipped"),
+        ("a=1,b=2", [], [0, 1, 2], "--void 0"),
+        ("a,b,c,d", [], [0, 50, 100, 150], "multiples of 50"),
+        ("a=24,b=26", [0], [0, 24, 24001, 26002], "instance ids"),
+    ],
+)
+def test_the_cause_is_told_from_the_values(names: str, void: list[int], values: list[int], message: str) -> None:
+    with pytest.raises(LabelError, match=message):
+        causes.check(labels.histogram(np.array(values, np.uint16)), names_of.parse_names(names, void), "x.png")
+
+
+def test_names_may_begin_at_one_with_void_below() -> None:
+    contract = names_of.parse_names("wall,building", first=1)
+    assert contract.table(np.uint8)[[0, 1, 2, 255]].tolist() == [255, 0, 1, 255]
+    assert contract.known == {0, 1, 2, 255}
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACTS))
+def test_a_preset_is_whole_and_its_perfect_predictor_scores_one(name: str) -> None:
+    contract = names_of.parse_names(name)
+    raw = np.array(sorted(contract.known), np.uint16)
+    classes = contract.table(np.uint16)[raw]
+    assert set(classes.tolist()) - {255} == set(range(contract.num_classes))
+    assert (classes == 255).sum() == len(contract.void)
+    table = pair_table(torch.from_numpy(classes), torch.from_numpy(classes))
+    assert scores(table, contract.num_classes).miou == 1.0
+    assert Labels.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+
+
+def test_known_contracts_hold_their_authors_facts() -> None:
+    """A few that are easily got wrong: the first and last class, values that differ from class numbers, colours."""
+    classes = {name: {c.name: (c.raw, c.color) for c in contract.classes} for name, contract in CONTRACTS.items()}
+    assert {name: len(c) for name, c in classes.items()} == {
+        "ade20k": 150, "camvid": 11, "cityscapes": 19, "pets": 3, "pets-binary": 2, "voc": 21,
+    }  # fmt: skip
+    assert classes["ade20k"]["wall"] == ((1,), (120, 120, 120))
+    assert classes["ade20k"]["flag"] == ((150,), (92, 0, 255))
+    assert classes["cityscapes"]["road"] == ((7,), (128, 64, 128))
+    assert classes["cityscapes"]["bicycle"] == ((33,), (119, 11, 32))
+    assert classes["cityscapes"]["train"] == ((31,), (0, 80, 100))
+    assert classes["voc"]["tv monitor"] == ((20,), (0, 64, 128))
+    assert classes["pets"]["border"][0] == (3,)
+
+
+def test_a_contract_by_colours_comes_from_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "contract.yaml"
+    path.write_text("classes: [{name: a, rgb: ['#010203', [4, 5, 6]]}, {name: b, rgb: [7, 8, 9]}]\nvoid: ['#000000']")
+    contract = names_of.parse_names(str(path))
+    assert contract.rgb == ((1, 2, 3), (4, 5, 6), (7, 8, 9), (0, 0, 0))
+    assert contract.table(np.uint8)[:4].tolist() == [0, 0, 1, 255]
+    path.write_text("classes: [{name: a, rgb: '#010203'}, {name: b, rgb: '#010203'}]")
+    with pytest.raises(LabelError, match=r"\[1, 2, 3\] is declared twice"):
+        names_of.parse_names(str(path))
 
 
 def test_generated_colours_differ() -> None:

@@ -128,6 +128,64 @@ def test_palette_masks_are_read_as_indices_and_16_bits_stay(tmp_path: Path) -> N
     assert found["p1"][1][0, :4].tolist() == [0, 1, 700, 700]
 
 
+def colour_folder(folder: Path, mode: str = "RGB", noise: int = 0) -> Path:
+    """Four pairs whose masks show sky blue, road purple and black."""
+    rng, other = np.random.default_rng(0), np.random.default_rng(1)
+    colors = np.array([[70, 130, 180], [128, 64, 128], [0, 0, 0]])
+    for i in range(4):
+        mask = colors[rng.integers(0, 3, (8, 12))] + other.integers(0, noise + 1, (8, 12, 3))
+        write_pair(folder, f"p{i}", np.zeros((8, 12, 3), np.uint8), mask.astype(np.uint8))
+        path = folder / "masks" / f"p{i}.png"
+        image = Image.open(path)
+        (image.quantize(4) if mode == "P" else image.convert(mode)).save(path)
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_masks_of_colours_are_read_by_the_colours_declared(tmp_path: Path, mode: str) -> None:
+    source = colour_folder(tmp_path / "src", mode)
+    prepare(str(source), str(tmp_path / "out"), names="road=#804080,sky=#4682b4", void=[(0, 0, 0)])
+    contract = index.load(str(tmp_path / "out")).labels
+    found = read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val")
+    for name, (_, raw) in found.items():
+        pixels = np.asarray(Image.open(source / "masks" / f"{name}.png").convert("RGB"))
+        want = np.where(pixels[..., 2] == 128, 0, np.where(pixels[..., 2] == 180, 1, 255))
+        assert (contract.table(raw.dtype)[raw] == want).all()
+    assert contract.classes[1].color == (70, 130, 180)
+
+
+def test_a_colour_without_a_class_is_named_with_its_pixels_and_its_likely_cause(tmp_path: Path) -> None:
+    source = colour_folder(tmp_path / "src")
+    with pytest.raises(LabelError, match=r"p\d.png: colours without a class: #000000 \(\d+ pixels\).*--void '#rrggbb'"):
+        prepare(str(source), str(tmp_path / "out"), names="road=#804080,sky=#4682b4")
+    noisy = str(colour_folder(tmp_path / "noisy", noise=6))
+    with pytest.raises(LabelError, match="--color-tolerance 6"):
+        prepare(noisy, str(tmp_path / "out"), names="road=#804080,sky=#4682b4,black=#000000")
+    prepare(noisy, str(tmp_path / "out"), names="road=#804080,sky=#4682b4,black=#000000", color_tolerance=6)
+    exact = str(tmp_path / "exact")
+    prepare(str(source), exact, names="road=#804080,sky=#4682b4,black=#000000")
+    for split in ("train", "val"):
+        pixels = [index.load(uri).split(split).class_pixels for uri in (exact, str(tmp_path / "out"))]
+        assert pixels[0] == pixels[1]
+
+
+def test_display_colours_are_those_asked_for_else_the_masks_own(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", 4, values=(0, 1, 2))
+    for path in (source / "masks").iterdir():
+        mask = Image.open(path)
+        mask.putpalette([9, 8, 7, 0, 255, 0, 0, 0, 255])
+        mask.save(path)
+    colors = {}
+    for palette in (None, "voc", "ade20k"):
+        prepare(str(source), str(tmp_path / "out"), names=NAMES, palette=palette, overwrite=True)
+        colors[palette] = [c.color for c in index.load(str(tmp_path / "out")).labels.classes]
+    assert colors[None] == [(9, 8, 7), (0, 255, 0), (0, 0, 255)]
+    assert colors["voc"] == [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
+    assert colors["ade20k"] == [(120, 120, 120), (180, 120, 120), (6, 230, 230)]
+    with pytest.raises(LabelError, match="--palette 'pink' is unknown"):
+        prepare(str(source), str(tmp_path / "out"), names=NAMES, palette="pink", overwrite=True)
+
+
 def test_an_exif_rotation_is_applied_when_only_the_turned_picture_fits(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src", 4)
     pixels = np.zeros((12, 8, 3), np.uint8)
@@ -314,7 +372,7 @@ def test_lossy_coloured_and_alpha_masks_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 12), np.uint8)).save(path.with_suffix(".jpg"))
     assert "stored as JPEG may be lossy" in mistaken(tmp_path)
     path.with_suffix(".jpg").unlink()
-    for mode, said in (("RGB", "its pixels are colours"), ("LA", "without alpha"), ("RGBA", "its pixels are colours")):
+    for mode, said in (("RGB", "its pixels are colours"), ("LA", "not opaque"), ("RGBA", "not opaque")):
         Image.new(mode, (12, 8)).save(path)
         assert said in mistaken(tmp_path)
 

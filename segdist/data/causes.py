@@ -26,12 +26,12 @@ def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str
     k, known = labels.num_classes, labels.known
     declared = f"The contract declares {k} classes with values {ranges(known)}."
     void = "--void " + ",".join(map(str, sorted({*labels.void, *unknown[:_SHOWN]})))  # it replaces the default
-    if set(values.tolist()) <= {0, 255} and 255 in unknown:
-        return f"{declared} The only foreground value is 255; did you mean class 1? Say --names background=0,object=255"
     if 255 in unknown and max(known) > 255:
         return (
             f"{declared} 255 is where 8 bits end: were masks of 16 bits clipped when saved? Export them as 16-bit PNG"
         )
+    if set(values.tolist()) <= {0, 255} and 255 in unknown:
+        return f"{declared} The only foreground value is 255; did you mean class 1? Say --names background=0,object=255"
     if unknown == [255]:
         return f"{declared} 255 usually means void: say {void}"
     if unknown == [k] and sorted(known - set(labels.void)) == list(range(k)):

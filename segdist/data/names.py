@@ -109,7 +109,7 @@ def _from_file(uri: str, void: Sequence[int | Color] | None, first: int) -> Labe
         text = storage.read(uri).decode()
         tree = text.splitlines() if uri.endswith(".txt") else yaml.safe_load(text)  # JSON is YAML
     except MissingError as error:
-        raise LabelError(f"--names: there is no {uri} ({error})") from None
+        raise LabelError(f"--names: there is no such file: {error}") from None
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LabelError(f"--names: cannot read {uri}: {error}") from None
     if isinstance(tree, dict) and isinstance(tree.get("id2label"), dict):
