@@ -126,6 +126,11 @@ def resolve(uri: str) -> str:
     return chosen
 
 
+def digest(uri: str) -> str:
+    """sha256 of a checkpoint's COMMITTED, which lists the digests of its weights and of all else it holds."""
+    return hashlib.sha256(_read(uri, COMMITTED)).hexdigest()
+
+
 def load_state(uri: str) -> dict[str, Any]:
     """state.json of a checkpoint."""
     return json.loads(_read(uri, STATE))

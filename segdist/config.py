@@ -152,7 +152,19 @@ class Train(Section):
 
 class Eval(Section):
     every_steps: int = free(500, "Evaluate (and commit a checkpoint) every so many steps, and at the end.", ge=1)
-    batch_size: int = free(4, "Images per forward pass; they must be of one size to share it.", ge=1)
+    batch_size: int = free(4, "Images, or windows, per forward pass; images must be of one size to share it.", ge=1)
+    mode: Literal["whole", "sliding"] = free(
+        "whole", "whole: the model sees an image at once; sliding: in overlapping windows, in bounded memory."
+    )
+    window_size: Size | None = free(None, "Sliding window [height, width], px; null: data.crop_size.")
+    window_overlap: float = free(0.5, "Share of a window that the next one covers again.", ge=0, le=0.95)
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = free(
+        (1.0,), "See every image at these scales, and average the class probabilities.", min_length=1
+    )
+    flip: bool = free(False, "See every image mirrored, too, and average.")
+    num_samples: int | None = free(
+        None, "In training, score so many samples, the same each time, spread over the split; null: all.", ge=1
+    )
 
 
 class Checkpoint(Section):

@@ -16,26 +16,26 @@ from segdist.checkpoint import Trained
 from segdist.data.augment import model_size, resize_image
 from segdist.data.importers.files import IMAGE_SUFFIXES, check_range
 from segdist.errors import DataError, UserError
-from segdist.models.segmenter import infer
-from segdist.ops import resize
+from segdist.inference import look, recipe
 
 _ENDS = (".png", "_overlay.png")
 
 
-def classify(trained: Trained, image: np.ndarray, device: torch.device) -> np.ndarray:
-    """uint8 (H, W) classes of a uint8 (H, W, 3) image, at its own size, as evaluation would see it."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    size = model_size(trained.cfg.data.image_size, *image.shape[:2])
-    logits = infer(trained.model, resize_image(pixels, size)[None].to(device))
-    return resize.predict(logits, image.shape[:2], trained.model.traits.align_corners)[0].cpu().numpy()
+def classify(trained: Trained, image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W) classes of a uint8 (H, W, 3) image, at its own size, as the run's evaluation would see it."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    cfg, size = trained.cfg, image.shape[:2]
+    seen = resize_image(pixels, model_size(cfg.data.image_size, *size))[None]
+    pred, _ = look(trained.model, seen, size, recipe(cfg.eval, cfg.data.crop_size), cfg.eval.batch_size)
+    return pred[0].cpu().numpy()
 
 
-def predict_files(trained: Trained, images: Sequence[str], out: str, device: torch.device) -> list[dict[str, Any]]:
+def predict_files(trained: Trained, images: Sequence[str], out: str, max_megapixels: int = 200) -> list[dict[str, Any]]:
     """Writes OUT/NAME.png (index mask) and OUT/NAME_overlay.png for every image; where they went.
 
     `images` are URIs of pictures, or of folders whose pictures are all meant. Raises UserError before the first one when
-    something would be overwritten, another picture's mask or a picture itself. A picture that cannot be read does not
-    stop the others: UserError names such pictures at the end.
+    something would be overwritten, another picture's mask or a picture itself. A picture that cannot be read, or is larger
+    than `max_megapixels`, does not stop the others: UserError names such pictures at the end.
     """
     uris = [uri for given in images for uri in _pictures(given)]
     targets = [tuple(storage.join(out, f"{PurePosixPath(uri).stem}{end}") for end in _ENDS) for uri in uris]
@@ -50,7 +50,7 @@ def predict_files(trained: Trained, images: Sequence[str], out: str, device: tor
     with progress:
         for uri, (mask, drawn) in zip(uris, targets):
             try:
-                done.append(_predict_file(trained, uri, mask, drawn, device))
+                done.append(_predict_file(trained, uri, mask, drawn, max_megapixels))
             except DataError as error:
                 failed.append(str(error))
             advance(1)
@@ -78,19 +78,30 @@ def _place(uri: str) -> str:
     return str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else uri
 
 
-def _predict_file(trained: Trained, uri: str, mask: str, drawn: str, device: torch.device) -> dict[str, Any]:
-    try:
-        with Image.open(io.BytesIO(storage.read(uri))) as opened:
-            check_range(opened, uri)
-            image = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{uri}: not an image that can be read ({error})") from None
-    classes = classify(trained, image, device)
+def _predict_file(trained: Trained, uri: str, mask: str, drawn: str, max_megapixels: int) -> dict[str, Any]:
+    image = _image(uri, max_megapixels)
+    classes = classify(trained, image)
     storage.write(mask, _png(figures.index_mask(classes, trained.labels)))
     storage.write(drawn, _png(figures.overlay(image, classes, trained.labels)))
     counts = np.bincount(classes.ravel(), minlength=trained.labels.num_classes)
     shares = {n: float(c / classes.size) for n, c in zip(trained.labels.names, counts)}
     return {"image": uri, "mask": mask, "overlay": drawn, "shares": shares}
+
+
+def _image(uri: str, max_megapixels: int) -> np.ndarray:
+    """uint8 (H, W, 3) pixels, upright. Raises DataError when they cannot be read, or are too many."""
+    Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before the decode
+    try:
+        with Image.open(io.BytesIO(storage.read(uri))) as opened:
+            if opened.width * opened.height > max_megapixels * 10**6:
+                raise DataError(
+                    f"{uri}: {opened.width}x{opened.height} pixels exceed --max-megapixels {max_megapixels}; raise it if you "
+                    "trust this file"
+                )
+            check_range(opened, uri)
+            return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(f"{uri}: not an image that can be read ({error})") from None
 
 
 def _png(picture: Image.Image) -> bytes:

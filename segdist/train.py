@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from segdist import checkpoint, config, log, loss, models, optim, record, storage
+from segdist.alarm import DeadClasses
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.index import Index
@@ -25,7 +26,7 @@ from segdist.data.order import VERSION, Order, key
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream
 from segdist.errors import CheckpointError, ConfigError, StorageError, UserError
-from segdist.evaluate import evaluate, protocol, report
+from segdist.evaluate import scored_on, validate
 from segdist.models.segmenter import Segmenter
 from segdist.strategy import Step, resolve
 from segdist.world import World
@@ -60,9 +61,10 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
         meter = log.Meter(cfg.train.global_batch_size, num_steps)
         best: float | None = run.best["miou"] if run.best else None
         done, stop = start, False
-        book.say(describe(cfg, world, model, run, start))
+        alarm = DeadClasses(cfg, run.index)
+        book.say("\n".join([describe(cfg, world, model, run, start), *alarm.before()]))
         if run.unscored:  # the attempt before ended between its commit and its evaluation
-            best = score(cfg, model, run, world, book, keeper, tell, done, best)
+            best = score(cfg, model, run, world, book, keeper, alarm, tell, done, best)
         while done < num_steps and not stop:
             with meter.waiting():
                 batch = next(batches)
@@ -86,7 +88,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 book.flush()
             if evaluates:  # all ranks
                 with meter.paused():
-                    best = score(cfg, model, run, world, book, keeper, tell, done, best)
+                    best = score(cfg, model, run, world, book, keeper, alarm, tell, done, best)
 
         book.flush()
         lost = book.outbox.finish()
@@ -110,7 +112,7 @@ class Opening:
     best: dict[str, Any] | None = None
     unscored: bool = False  # the checkpoint was due for an evaluation that never ended
     parent: str | None = None  # checkpoint whose weights begin a new run
-    val_digest: str = ""  # of the split that scores are made on
+    val_digest: str = ""  # of the split that scores are made on, and how
     contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
     facts: dict[str, Any] = field(default_factory=dict)  # into run.json
     finished: dict[str, Any] | None = None  # the summary of a run that needs nothing more
@@ -189,12 +191,12 @@ def open_run(cfg: Config, world: World) -> Opening:
     text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
     storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
     contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
-    scored_on = index.digest(cfg.data.val_split)
-    best = checkpoint.read_best(cfg.run.uri, scored_on)
+    val_digest = scored_on(cfg, index)
+    best = checkpoint.read_best(cfg.run.uri, val_digest)
     step = checkpoint.step_of(newest)
     due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
     unscored = newest is not None and due and checkpoint.scores_of(newest) is None
-    return Opening(index, attempt, newest, best, unscored, parent, scored_on, contract, facts)
+    return Opening(index, attempt, newest, best, unscored, parent, val_digest, contract, facts)
 
 
 def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -254,6 +256,7 @@ def score(
     world: World,
     book: log.Logbook,
     keeper: checkpoint.Keeper,
+    alarm: DeadClasses,
     tell: Tell,
     step: int,
     best: float | None,
@@ -262,6 +265,8 @@ def score(
     scored = validate(cfg, model, run.index, world)
     book.log(step, "eval", scored)
     book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
+    for warning in alarm.hear(scored["accuracy"]):
+        book.say(warning)
     if world.is_first:
         keeper.mark_best(step, scored["miou"], run.val_digest)
     if checkpoint.is_better(scored["miou"], best):
@@ -270,17 +275,6 @@ def score(
     book.flush()
     tell({"step": step, "miou": scored["miou"], "loss": scored["loss"]})
     return best
-
-
-def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
-    """The report of the model on the validation split, without the confusion matrix. All ranks must call it."""
-    result = evaluate(
-        model, cfg.data.uri, index, cfg.data.val_split, cfg.data.image_size, cfg.io, cfg.eval.batch_size,
-        world,
-    )  # fmt: skip
-    scored = report(result, index.labels.names) | {"protocol": protocol(cfg.data.image_size)}
-    del scored["confusion"]
-    return scored
 
 
 def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:

@@ -6,9 +6,10 @@ made already it is used; alone, every collective is the identity.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -45,6 +46,13 @@ class World:
         if self.num_ranks > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in their order. All ranks must call it."""
+        values: list[T] = [value] * self.num_ranks
+        if self.num_ranks > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def from_first(self, make: Callable[[], T]) -> T:
         """make() of rank 0, on every rank. What it raises is raised there, and stops the others with SharedError."""
@@ -97,6 +105,18 @@ def join(device: str = "auto", own: torch.device | None = None, launch: str = ""
     if owns_group:
         dist.init_process_group(backend(chosen.type == "cuda"), timeout=TIMEOUT)
     return World(rank, num_ranks, chosen, owns_group, launch)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[World]:
+    """This process among the ranks of its launcher, if it has one, for as long as the context is open."""
+    world = join(device)
+    try:
+        yield world
+    except BaseException:
+        leave(world, together=False)
+        raise
+    leave(world)
 
 
 def leave(world: World, together: bool = True) -> None:

@@ -15,7 +15,7 @@ FLOORS = [
     {"__init__", "errors", "config"},
     {"storage", "world", "log", "record", "outbox", "threads", "ops"},
     {"data", "models", "metric", "optim", "loss"},
-    {"strategy", "checkpoint", "figures"},
+    {"strategy", "checkpoint", "figures", "inference", "alarm"},
     {"evaluate", "predict", "export"},
     {"train"},
     {"launch", "prepare"},

@@ -179,7 +179,26 @@ def evaluate(
     checkpoint: RunOrCheckpoint,
     data: Annotated[str | None, typer.Option(help="Prepared data set. [default: the one it was trained on]")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 4,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images, or windows, per forward pass. [default: the run's own]")
+    ] = None,
+    mode: Annotated[
+        Literal["whole", "sliding"] | None,
+        typer.Option(help="See an image at once, or in overlapping windows. [default: the run's own]"),
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Sliding window, HEIGHTxWIDTH px. [default: the run's own, or its training crop]")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Share of a window that the next one covers again. [default: the run's own]")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Average over these scales, such as 0.5,1,1.5. [default: the run's own]")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Average with mirrored images. [default: the run's own]")
+    ] = None,
+    pictures: Annotated[bool, typer.Option(help="Put the pixel counts of every picture into the JSON.")] = False,
     device: Device = "auto",
     out: Annotated[
         str | None, typer.Option(help="Also write the JSON, with the confusion matrix, to this file.")
@@ -189,6 +208,9 @@ def evaluate(
     """Score a model on a split: every picture once, at its mask's own size.
 
     Example: `segdist evaluate runs/photos --data data/photos --split val`
+
+    Large pictures: `--mode sliding --window 512x512 --overlap 0.5`. Several ranks share the pictures:
+    `torchrun --nproc-per-node 4 -m segdist evaluate RUN`.
     """
     from segdist import storage
     from segdist.cli.tables import scores
@@ -196,9 +218,20 @@ def evaluate(
     from segdist.log import console
     from segdist.record import to_json
 
-    if out:
+    given = {
+        "mode": mode,
+        "window_size": _parts("--window", window, "x", int, "512x512"),
+        "window_overlap": overlap,
+        "scales": _parts("--scales", scales, ",", float, "0.5,1,1.5"),
+        "flip": flip,
+    }
+    is_first = os.environ.get("RANK", "0") == "0"
+    if out and is_first:
         storage.write(out, b"{}")  # before the work: can it be written?
-    result = evaluate_checkpoint(checkpoint, data, split, batch_size, device)
+    changes = {key: value for key, value in given.items() if value is not None}
+    result = evaluate_checkpoint(checkpoint, data, split, batch_size, device, changes, pictures)
+    if not is_first:
+        return
     console.print(scores(result))
     if out:
         storage.write(out, to_json(result, indent=1).encode())
@@ -235,6 +268,7 @@ def predict(
     checkpoint: RunOrCheckpoint,
     images: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures (paths or URIs).")],
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 200,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -248,8 +282,7 @@ def predict(
     from segdist.predict import predict_files
     from segdist.world import choose_device
 
-    where = choose_device(device)
-    done = predict_files(load_trained(checkpoint, where), images, out, where)
+    done = predict_files(load_trained(checkpoint, choose_device(device)), images, out, max_megapixels)
     _say(f"{len(done)} masks and overlays: {out}")
     _machine(json, {"out": out, "images": done})
 
@@ -293,6 +326,14 @@ def _machine(wanted: bool, tree: Any) -> None:
 
     if wanted:
         print(to_json(tree), flush=True)
+
+
+def _parts(option: str, text: str | None, between: str, kind: type, example: str) -> list[Any] | None:
+    """The numbers in an option's text."""
+    try:
+        return None if text is None else [kind(part) for part in text.lower().split(between)]
+    except ValueError:
+        raise UserError(f"{option} {text!r}: give numbers such as {example}") from None
 
 
 def _values(text: str | None) -> list[int | tuple[int, int, int]] | None:

@@ -40,18 +40,41 @@ def decode_mask(data: pa.Buffer | bytes, codec: str, height: int, width: int) ->
         raise DataError(f"mask does not decode to {height}x{width} {dtype}: {error}") from None
 
 
+def size_of(data: pa.Buffer | bytes) -> tuple[int, int]:
+    """(height, width) of JPEG or PNG bytes, by their header alone. Raises DataError when they have none."""
+    view = memoryview(data).cast("B")
+    try:
+        if _is_jpeg(view):
+            height, width = simplejpeg.decode_jpeg_header(view)[:2]
+            return int(height), int(width)
+        with _opened(view) as image:
+            return image.height, image.width
+    except (ValueError, OSError, SyntaxError) as error:
+        raise DataError(f"image does not decode: {error}") from None
+
+
 def decode_image(data: pa.Buffer | bytes) -> torch.Tensor:
     """(3, H, W) uint8 RGB of JPEG or PNG bytes. Raises DataError when they do not decode.
 
     JPEG by libjpeg-turbo through simplejpeg: the same bits as Pillow and torchvision, in 0.7 of Pillow's time.
+    Pictures of any size: whoever does not know them looks at `size_of` first.
     """
     view = memoryview(data).cast("B")
     try:
-        if bytes(view[:2]) == b"\xff\xd8":
+        if _is_jpeg(view):
             pixels = simplejpeg.decode_jpeg(view, "RGB")
         else:
-            with Image.open(io.BytesIO(view)) as image:
+            with _opened(view) as image:
                 pixels = np.array(image.convert("RGB"))
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (ValueError, OSError, SyntaxError) as error:
         raise DataError(f"image does not decode: {error}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _is_jpeg(view: memoryview) -> bool:
+    return bytes(view[:2]) == b"\xff\xd8"
+
+
+def _opened(view: memoryview) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # `prepare --max-megapixels` has decided what is too large
+    return Image.open(io.BytesIO(view))

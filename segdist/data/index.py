@@ -31,6 +31,7 @@ class Shard(_Part):
     footer_offset: int
     footer_length: int
     footer_sha256: str
+    group_pixels: tuple[int, ...] = ()  # mask pixels of each row group; empty in data of an earlier version
 
 
 class Split(_Part):
@@ -54,6 +55,12 @@ class Split(_Part):
             if tail:
                 parts[-1][-1] = tail
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def group_pixels(self) -> np.ndarray:
+        """int64 mask pixels of every row group; where they are not known, its rows, which serve to compare groups."""
+        known = [n for shard in self.shards for n in shard.group_pixels]
+        sizes = self.group_sizes()
+        return np.array(known, np.int64) if len(known) == len(sizes) else sizes
 
 
 class Index(_Part):
@@ -85,7 +92,8 @@ class Index(_Part):
 
     def digest(self, split: str) -> str:
         """What a model trained or scored on this split depends on: the contract and the rows, not their address."""
-        tree = {"labels": self.contract, "split": self.split(split).model_dump(mode="json")}
+        told_by_footers = {"shards": {"__all__": {"group_pixels"}}}
+        tree = {"labels": self.contract, "split": self.split(split).model_dump(mode="json", exclude=told_by_footers)}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -38,6 +38,10 @@ class Group:
         self._columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
         self.num_rows = table.num_rows
 
+    def size(self, row: int) -> tuple[int, int]:
+        """(height, width) of a row's mask, px."""
+        return self._columns["height"][row].as_py(), self._columns["width"][row].as_py()
+
     def sample(self, row: int) -> Sample:
         c = self._columns
         return Sample(

@@ -6,6 +6,7 @@ a split once. Neither has state: a step number (or nothing) says where it stands
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +17,10 @@ import torch
 
 from segdist.config import Data, Io
 from segdist.data import augment
-from segdist.data.codec import decode_image, decode_mask
+from segdist.data.codec import decode_image, decode_mask, size_of
+from segdist.data.index import Split
 from segdist.data.labels import Labels
-from segdist.data.order import Order
+from segdist.data.order import Order, key
 from segdist.data.source import Group, Sample, Source
 from segdist.errors import DataError
 from segdist.ops import IGNORE
@@ -45,6 +47,7 @@ class EvalBatch:
     images: torch.Tensor  # uint8 (b, 3, h, w), at the size the model sees
     masks: torch.Tensor  # uint8 (b, H, W), at their own size
     sample_ids: list[str]
+    rows: list[int]  # their places in the split
 
 
 class Decoder:
@@ -55,15 +58,14 @@ class Decoder:
 
     def __call__(self, sample: Sample) -> tuple[torch.Tensor, np.ndarray]:
         """((3, H, W) uint8 image, (H, W) uint8 classes). Raises DataError naming the sample."""
+        size = (sample.height, sample.width)
         try:
+            if (found := size_of(sample.image)) != size:  # before a pixel is decoded: it may be a bomb
+                raise DataError(f"image {found} and mask {size} differ in size")
             image = decode_image(sample.image)
-            raw = decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
+            raw = decode_mask(sample.mask, sample.mask_codec, *size)
         except DataError as error:
             raise DataError(f"sample {sample.sample_id!r}: {error}") from None
-        if image.shape[1:] != raw.shape:
-            raise DataError(
-                f"sample {sample.sample_id!r}: image {tuple(image.shape[1:])} and mask {raw.shape} differ in size"
-            )
         return image, self._tables[raw.dtype][raw]
 
 
@@ -173,21 +175,46 @@ class TrainStream:
         into.sample_ids[slot] = sample.sample_id
 
 
-def eval_units(sizes: np.ndarray, batch_size: int) -> list[tuple[int, int, int]]:
-    """(row group, first row, rows) of every unit of evaluation.
+Unit = tuple[int, tuple[int, ...]]  # (row group, rows in it): what is evaluated together
+_AHEAD_PIXELS = 1 << 26  # decoded ahead of the model, about: at four bytes each, image and mask
+_BATCH_PIXELS = 1 << 26  # in a batch, where it holds more than one picture
+
+
+def eval_units(sizes: np.ndarray, batch_size: int, num_samples: int | None = None) -> list[Unit]:
+    """The units of evaluation: every row once, or of `num_samples` rows, always the same.
 
     Units do not depend on the number of ranks, which take whole ones: so each picture meets the same neighbours in its
     forward pass, and the same arithmetic, on any number of ranks.
     """
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    chosen = _spread(int(first[-1]), num_samples)
+    bounds = np.searchsorted(chosen, first)
     return [
-        (group, first, min(batch_size, int(size) - first))
-        for group, size in enumerate(sizes)
-        for first in range(0, int(size), batch_size)
+        (group, tuple((chosen[i : min(i + batch_size, bounds[group + 1])] - first[group]).tolist()))
+        for group in range(len(sizes))
+        for i in range(bounds[group], bounds[group + 1], batch_size)
     ]
 
 
+def _spread(num_rows: int, num: int | None) -> np.ndarray:
+    """int64 rows, ascending: all, or one drawn from each of `num` equal parts, so that no period of a video is met."""
+    if num is None or num >= num_rows:
+        return np.arange(num_rows)
+    part = np.arange(num + 1, dtype=np.int64) * num_rows // num
+    return part[:-1] + (key(0, np.arange(num)) % np.diff(part).astype(np.uint64)).astype(np.int64)
+
+
+def eval_share(units: list[Unit], split: Split, rank: int, num_ranks: int) -> list[Unit]:
+    """This rank's part of the units, contiguous; the parts hold about equally many pixels, and may be empty."""
+    pixels, sizes = split.group_pixels(), split.group_sizes()
+    cost = np.array([pixels[group] * len(rows) // sizes[group] for group, rows in units], np.int64)
+    middle = 2 * np.cumsum(cost) - cost
+    owner = middle * num_ranks // (2 * cost.sum())
+    return [unit for unit, one in zip(units, owner.tolist()) if one == rank]
+
+
 def eval_batches(
-    source: Source, labels: Labels, image_size: int | tuple[int, int] | None, io: Io, units: list[tuple[int, int, int]]
+    source: Source, labels: Labels, image_size: int | tuple[int, int] | None, io: Io, units: list[Unit]
 ) -> Iterator[EvalBatch]:
     """Every sample of the units once, in order; neighbours in a unit share a batch when their sizes agree."""
     decode = Decoder(labels)
@@ -196,33 +223,54 @@ def eval_batches(
     decoders = ThreadPoolExecutor(io.loader_threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
     fetcher = _Fetcher(source, fetchers)
     depth = io.loader_threads + io.prefetch_steps
+    first = np.concatenate([[0], np.cumsum(source.sizes)]).tolist()
 
-    def planned() -> Iterator[tuple[Future[Group], int, int]]:
-        for i, (group, first, rows) in enumerate(units):
+    def planned() -> Iterator[_Piece]:
+        for i, (number, rows) in enumerate(units):
             fetcher.need(i, [u[0] for u in units[i : i + depth]])
             fetcher.forget_before(i - depth)
-            yield fetcher.future(group), first, rows
+            yield from _pieces(fetcher.future(number).result(), first[number], rows)
 
-    def load(unit: tuple[Future[Group], int, int]) -> list[EvalBatch]:
-        group, first, rows = unit
-        batches: list[EvalBatch] = []
-        for row in range(first, first + rows):
-            sample = group.result().sample(row)
-            image, mask = decode(sample)
-            image = augment.resize_image(image, augment.model_size(image_size, *mask.shape))[None]
-            masks = torch.from_numpy(mask)[None]
-            last = batches[-1] if batches else None
-            if last and last.images.shape[1:] == image.shape[1:] and last.masks.shape[1:] == masks.shape[1:]:
-                last.images = torch.cat([last.images, image])
-                last.masks = torch.cat([last.masks, masks])
-                last.sample_ids.append(sample.sample_id)
-            else:
-                batches.append(EvalBatch(image, masks, [sample.sample_id]))
-        return batches
+    def load(piece: _Piece) -> EvalBatch:
+        size = augment.model_size(image_size, *piece.size)
+        samples = [piece.group.sample(row) for row in piece.rows]
+        pairs = [(augment.resize_image(image, size), torch.from_numpy(mask)) for image, mask in map(decode, samples)]
+        images, masks = ([part[None] for part in parts] for parts in zip(*pairs))
+        return EvalBatch(
+            images[0] if len(pairs) == 1 else torch.cat(images),  # a large picture is not copied
+            masks[0] if len(pairs) == 1 else torch.cat(masks),
+            [sample.sample_id for sample in samples],
+            [piece.first + row for row in piece.rows],
+        )
+
+    def cost(piece: _Piece) -> int:
+        return max(1, piece.pixels * depth // _AHEAD_PIXELS)
 
     try:
-        for batches in ahead(decoders, load, planned(), depth):
-            yield from batches
+        yield from ahead(decoders, load, planned(), depth, cost)
     finally:
         decoders.shutdown(wait=True, cancel_futures=True)
         fetchers.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a group whose masks are of one (height, width), px; `first` is the group's first row in the split."""
+
+    group: Group
+    first: int
+    rows: tuple[int, ...]
+    size: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        return len(self.rows) * self.size[0] * self.size[1]
+
+
+def _pieces(group: Group, first: int, rows: tuple[int, ...]) -> Iterator[_Piece]:
+    """The batches of a unit, in order."""
+    for size, run in itertools.groupby(rows, group.size):
+        alike = tuple(run)
+        most = max(1, _BATCH_PIXELS // (size[0] * size[1]))
+        for i in range(0, len(alike), most):
+            yield _Piece(group, first, alike[i : i + most], size)

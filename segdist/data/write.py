@@ -81,6 +81,7 @@ class ShardWriter:
             self._sink, SCHEMA, compression="none", use_dictionary=["mask_codec"], write_statistics=False
         )
         self._digests: list[str] = []
+        self._pixels: list[int] = []
         self._num_rows = 0
 
     def _write_group(self) -> None:
@@ -88,6 +89,7 @@ class ShardWriter:
         columns = [[getattr(row, name) for row in self._rows] for name in SCHEMA.names]
         self._writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(self._rows))
         self._digests.append(hashlib.sha256(self._sink.getbuffer()[start:]).hexdigest())
+        self._pixels.append(sum(row.height * row.width for row in self._rows))
         self._num_rows += len(self._rows)
         self._rows = []
 
@@ -109,6 +111,7 @@ class ShardWriter:
                 footer_offset=offset,
                 footer_length=len(footer),
                 footer_sha256=digest,
+                group_pixels=tuple(self._pixels),
             )
         )
 

@@ -32,7 +32,7 @@ def cross_entropy_sum(
     return _ResizedCrossEntropy.apply(logits, masks, align_corners, weights)
 
 
-def _rows_below(first: int, last: int, size: int, full: int, align_corners: bool, like: torch.Tensor) -> Any:
+def rows_below(first: int, last: int, size: int, full: int, align_corners: bool, like: torch.Tensor) -> Any:
     """For output rows first..last-1 of `full`: the two source rows of `size` between which they lie, and the weight."""
     rows = torch.arange(first, last, device=like.device, dtype=torch.float64)
     at = rows * ((size - 1) / max(full - 1, 1)) if align_corners else ((rows + 0.5) * (size / full) - 0.5).clamp_(min=0)
@@ -54,7 +54,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         for first in range(0, height, band):
             last = min(height, first + band)
-            low, high, weight = _rows_below(first, last, h, height, align_corners, logits)
+            low, high, weight = rows_below(first, last, h, height, align_corners, logits)
             narrow = torch.lerp(logits[:, :, low], logits[:, :, high], weight)  # (b, k, rows, w)
             wide = F.interpolate(narrow, (last - first, width), mode="bilinear", align_corners=align_corners)
             log_prob = F.log_softmax(wide, 1)
