@@ -17,16 +17,6 @@ class DeadClasses:
         self._share = {name: n / max(1, sum(pixels)) for name, n in zip(index.labels.names, pixels)}
         self._zeros = dict.fromkeys(self._share, 0)  # evaluations in a row
 
-    def before(self) -> list[str]:
-        """What is known before the first step: classes without a pixel to learn from."""
-        missing = [name for name, share in self._share.items() if share == 0]
-        if not missing:
-            return []
-        return [
-            f"warning: no pixel of the training split is {', '.join(missing)}: the model cannot learn it, and its IoU will be "
-            "0 or absent. Add pictures that show it, or prepare the data without it"
-        ]
-
     def hear(self, accuracy: dict[str, float]) -> list[str]:
         """Warnings after an evaluation, by class name -> accuracy, which is 0 only where the class is there and never found."""
         said = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,6 +18,13 @@ def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
     image = Image.fromarray(classes)
     image.putpalette(labels.palette().tobytes())  # turns it into mode P; the values stay
     return image
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file's bytes."""
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
 
 
 def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Image:

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from segdist.config import Loss
+from segdist.config import Io, Loss
 from segdist.data.index import Index
+from segdist.data.stream import EvalBatch
 from segdist.errors import UserError
+from segdist.evaluate import evaluate
 from segdist.loss import class_weights
+from segdist.ops import IGNORE
+from segdist.world import World
 
 RARE_SHARE = 1e-3  # of a split's valid pixels
 DRIFT = 0.15  # total variation distance between two splits' class shares
@@ -115,4 +121,39 @@ def _drift(index: Index, a: str, b: str, shares: dict[str, np.ndarray]) -> Findi
     text += f"; most of it {index.labels.names[worst]}: {shares[a][worst]:.1%} and {shares[b][worst]:.1%}"
     return Finding(
         "warning", "drift", text, "split by scene at random, or expect a score that says little of other data"
+    )
+
+
+def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, most_bytes: int = 1 << 30) -> Finding:
+    """Whether the path that evaluation uses gives a perfect predictor exactly 1.0, and one that is always wrong exactly 0.0.
+
+    They emit one-hot logits of the mask at the mask's own size, and of (mask + 1) % K; on `num_samples` pictures, always the
+    same ones. Left out (a note) where such logits would take more than `most_bytes`.
+    """
+    k, topic = index.labels.num_classes, "self-test"
+    height, width = index.split(split).largest
+    if 4 * k * height * width > most_bytes:
+        return Finding("note", topic, f"left out: {k} logits of {height}x{width} px take too much memory")
+    here = World(0, 1, torch.device("cpu"))
+
+    def score(shift: int) -> float:
+        def logits_of(batch: EvalBatch) -> torch.Tensor:
+            classes = torch.where(batch.masks == IGNORE, 0, (batch.masks.long() + shift) % k)
+            return torch.nn.functional.one_hot(classes, k).permute(0, 3, 1, 2).float()
+
+        result = evaluate(None, uri, index, split, None, io, 1, here, num_samples=num_samples, logits_of=logits_of)
+        return result.scores.miou
+
+    perfect, wrong = score(0), score(1)
+    if math.isnan(perfect):
+        return Finding(
+            "warning", topic, f"the pictures of {split} that were tried are all void", "is --void what you meant?"
+        )
+    if perfect == 1.0 and wrong == 0.0:
+        return ok(topic, "a perfect predictor scores exactly 1.0, and one that is always wrong exactly 0.0")
+    return Finding(
+        "error",
+        topic,
+        f"a perfect predictor scores {perfect} instead of 1.0, one that is always wrong {wrong} instead of 0.0",
+        "no number made here can be trusted: please report this, with the data set's index.json",
     )

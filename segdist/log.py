@@ -72,6 +72,30 @@ def use(screen: Screen) -> None:
     _screen = screen
 
 
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        return
+
+    def show(self, done: int, total: int, line: str) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing is shown while it is open."""
+    global _screen
+    before, _screen = _screen, Silent()
+    try:
+        yield
+    finally:
+        _screen = before
+
+
 def say(text: str) -> None:
     """One message for people."""
     _screen.say(text)

@@ -81,8 +81,8 @@ def _place(uri: str) -> str:
 def _predict_file(trained: Trained, uri: str, mask: str, drawn: str, max_megapixels: int) -> dict[str, Any]:
     image = _image(uri, max_megapixels)
     classes = classify(trained, image)
-    storage.write(mask, _png(figures.index_mask(classes, trained.labels)))
-    storage.write(drawn, _png(figures.overlay(image, classes, trained.labels)))
+    storage.write(mask, figures.png(figures.index_mask(classes, trained.labels)))
+    storage.write(drawn, figures.png(figures.overlay(image, classes, trained.labels)))
     counts = np.bincount(classes.ravel(), minlength=trained.labels.num_classes)
     shares = {n: float(c / classes.size) for n, c in zip(trained.labels.names, counts)}
     return {"image": uri, "mask": mask, "overlay": drawn, "shares": shares}
@@ -102,9 +102,3 @@ def _image(uri: str, max_megapixels: int) -> np.ndarray:
             return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise DataError(f"{uri}: not an image that can be read ({error})") from None
-
-
-def _png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()

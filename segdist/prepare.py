@@ -74,7 +74,7 @@ def prepare(
         if not pairs:
             raise DataError(f"{source}: split {split!r} is empty; put images and masks there, or remove its folder")
     storage.check_writable(dest)
-    contract = _contract(declared, found)
+    contract = contract_of(declared, found)
     rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
     with ThreadPoolExecutor(_threads(source)) as pool:
         said = [declared.void, declared.palette, declared.color_tolerance]
@@ -89,7 +89,7 @@ def prepare(
                 )
             log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
             return _summary(dest, known)
-        contract = contract or _inferred(declared.void, splits, pool, rules)
+        contract = contract or infer(declared.void, splits, pool, rules)
         rules = replace(rules, labels=_colored(contract, declared.palette, splits))
         written = {s: _write_split(dest, s, pairs, rules, ask.seed, pool) for s, pairs in splits.items()}
     assert rules.labels is not None
@@ -122,7 +122,7 @@ def _threads(source: str) -> int:
     return cores if storage.is_local(source) else max(16, 2 * cores)
 
 
-def _contract(declared: Declared, found: Found) -> Labels | None:
+def contract_of(declared: Declared, found: Found) -> Labels | None:
     """The contract that the user or the source declares, if any."""
     if declared.names is not None:
         return names.parse_names(declared.names, declared.void, declared.first)
@@ -133,7 +133,7 @@ def _contract(declared: Declared, found: Found) -> Labels | None:
     return found.labels
 
 
-def _inferred(void: Sequence[int | Color] | None, splits: Splits, pool: ThreadPoolExecutor, rules: Rules) -> Labels:
+def infer(void: Sequence[int | Color] | None, splits: Splits, pool: ThreadPoolExecutor, rules: Rules) -> Labels:
     """A contract from the values that the masks hold."""
     values = names.DEFAULT_VOID if void is None else tuple(v for v in void if isinstance(v, int))
     if void is not None and len(values) < len(void):
@@ -180,8 +180,8 @@ def _write_split(dest: str, split: str, pairs: list[Pair], rules: Rules, seed: i
     sizes = set()
     progress, advance = log.bar(f"preparing {split}", len(pairs))
     with progress:
-        encode = partial(_encode, rules=rules)
-        for row in ahead(pool, encode, (pairs[i] for i in order), 4 * (os.cpu_count() or 1)):
+        pack = partial(encode, rules=rules)
+        for row in ahead(pool, pack, (pairs[i] for i in order), 4 * (os.cpu_count() or 1)):
             writer.add(row)
             sizes.add((row.height, row.width))
             for value, count in row.counts.items():
@@ -200,7 +200,7 @@ def _write_split(dest: str, split: str, pairs: list[Pair], rules: Rules, seed: i
     )
 
 
-def _encode(pair: Pair, rules: Rules) -> Row:
+def encode(pair: Pair, rules: Rules) -> Row:
     """A pair as it will rest, checked against the contract."""
     assert rules.labels is not None
     mask = _mask(pair, rules)

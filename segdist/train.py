@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from segdist import checkpoint, config, log, loss, models, optim, record, storage
+from segdist import checkpoint, config, health, log, loss, models, optim, record, storage
 from segdist.alarm import DeadClasses
 from segdist.config import Config
 from segdist.data import index as indices
@@ -25,11 +25,13 @@ from segdist.data.index import Index
 from segdist.data.order import VERSION, Order, key
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream
-from segdist.errors import CheckpointError, ConfigError, StorageError, UserError
+from segdist.errors import CheckpointError, ConfigError, DataError, StorageError, UserError
 from segdist.evaluate import scored_on, validate
 from segdist.models.segmenter import Segmenter
 from segdist.strategy import Step, resolve
 from segdist.world import World
+
+SELF_TEST_BYTES = 1 << 27  # of one-hot logits: it costs a moment, or is left out
 
 Tell = Callable[[dict[str, Any]], Any]
 Notice = Callable[[], Literal["checkpoint", "stop"] | None]
@@ -62,7 +64,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
         best: float | None = run.best["miou"] if run.best else None
         done, stop = start, False
         alarm = DeadClasses(cfg, run.index)
-        book.say("\n".join([describe(cfg, world, model, run, start), *alarm.before()]))
+        book.say(describe(cfg, world, model, run, start))
         if run.unscored:  # the attempt before ended between its commit and its evaluation
             best = score(cfg, model, run, world, book, keeper, alarm, tell, done, best)
         while done < num_steps and not stop:
@@ -184,6 +186,7 @@ def open_run(cfg: Config, world: World) -> Opening:
         log.say(
             f"warning: attempt {known['attempt']} gave a sign of life {silent:.0f} s ago; if it still runs, it will stop now"
         )
+    check_health(cfg, index)
     parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
     attempt = record.claim_attempt(cfg.run.uri)
     facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
@@ -197,6 +200,16 @@ def open_run(cfg: Config, world: World) -> Opening:
     due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
     unscored = newest is not None and due and checkpoint.scores_of(newest) is None
     return Opening(index, attempt, newest, best, unscored, parent, val_digest, contract, facts)
+
+
+def check_health(cfg: Config, index: Index) -> None:
+    """Says what may spoil the run. Raises DataError when its scores could not be trusted."""
+    for finding in health.from_index(index):
+        if finding.severity in ("warning", "error"):
+            log.say(f"warning: {finding.text} ({finding.remedy}; more by `segdist doctor`)")
+    tested = health.self_test(cfg.data.uri, index, cfg.data.val_split, cfg.io, 1, SELF_TEST_BYTES)
+    if tested.severity == "error":
+        raise DataError(f"{cfg.data.uri}: {tested.text}; {tested.remedy}")
 
 
 def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:

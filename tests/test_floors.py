@@ -16,9 +16,10 @@ FLOORS = [
     {"storage", "world", "log", "record", "outbox", "threads", "ops"},
     {"data", "models", "metric", "optim", "loss"},
     {"strategy", "checkpoint", "figures", "inference", "alarm"},
-    {"evaluate", "predict", "export"},
+    {"evaluate", "predict", "export", "health"},
     {"train"},
     {"launch", "prepare"},
+    {"doctor", "stats"},
     {"cli", "__main__"},
 ]
 PARTS = FLOORS[2]  # pieces that never import one another
@@ -27,6 +28,7 @@ SIBLINGS = {
     ("record", "storage"),
     ("log", "record"),
     ("log", "outbox"),
+    ("health", "evaluate"),
     ("__main__", "cli"),
 }  # neighbours on one floor that may
 DOORS = {

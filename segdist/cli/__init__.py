@@ -287,6 +287,77 @@ def predict(
     _machine(json, {"out": out, "images": done})
 
 
+@app.command()
+def doctor(
+    target: Annotated[
+        str, typer.Argument(help="A YAML config, a prepared data set, or a folder of images and masks (paths or URIs).")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="With a config: section.field=value ...")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Look at every sample, not at some.")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="About how many samples per split to look at.")] = 200,
+    format: Annotated[
+        str, typer.Option(help="Of a folder: its layout; `segdist prepare --list` explains them.")
+    ] = "folder",
+    names: Annotated[str | None, typer.Option(help="Of a folder: as for `segdist prepare`.")] = None,
+    void: Annotated[str | None, typer.Option(help="Of a folder: as for `segdist prepare`.")] = None,
+    json: Json = False,
+) -> None:
+    """Look for what would waste a run: data, labels, leaks, storage, device; and rehearse two steps of it.
+
+    Examples: `segdist doctor configs/demo.yaml data.uri=data/photos run.uri=runs/photos`, `segdist doctor data/photos --all`,
+    `segdist doctor photos/ --names background=0,crack=1`
+
+    Exit code 2 when something would waste a run; warnings alone leave 0.
+    """
+    from segdist.cli.tables import findings
+    from segdist.doctor import examine
+    from segdist.log import console
+    from segdist.prepare import Declared
+
+    most = None if everything else sample
+    found = examine(target, overrides or [], most, format, Declared(names, _values(void)))
+    console.print(findings(f"segdist doctor {target}", found))
+    errors = [f for f in found if f.severity == "error"]
+    warned = sum(f.severity == "warning" for f in found)
+    _say(f"{len(errors)} error(s), {warned} warning(s)" + ("" if errors or warned else ": nothing stands in the way"))
+    _machine(json, {"target": target, "healthy": not errors, "findings": [f.to_json() for f in found]})
+    if errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def stats(
+    data: Annotated[str, typer.Argument(help="Prepared data set (path or URI).")],
+    split: Annotated[str, typer.Option(help="Split to count.")] = "train",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Read every sample, not some, for mean, std and samples.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=1, help="About how many samples to read.")] = 500,
+    out: Annotated[str | None, typer.Option(help="Folder for stats.yaml and stats.png (path or s3://).")] = None,
+    json: Json = False,
+) -> None:
+    """Pixels and samples by class, sizes, mean and deviation, and class weights for the loss.
+
+    Example: `segdist stats data/photos --out stats/` writes them as YAML and as a picture, too.
+    """
+    from segdist import stats as statistics
+    from segdist import storage
+    from segdist.cli.tables import shares
+    from segdist.data import index as indices
+    from segdist.figures import png
+    from segdist.log import console
+
+    if out:
+        storage.check_writable(out)
+    found = statistics.stats(data, split, None if everything else sample)
+    console.print(shares(found))
+    if out:
+        storage.write(storage.join(out, "stats.yaml"), statistics.to_yaml(found).encode())
+        storage.write(storage.join(out, "stats.png"), png(statistics.picture(found, indices.load(data))))
+        _say(f"written: {storage.join(out, 'stats.yaml')} and stats.png")
+    _machine(json, found)
+
+
 @config_app.command("show")
 def config_show(
     config: Annotated[str, typer.Argument(help="A YAML config.")],

@@ -10,6 +10,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from segdist.data.importers.layout import Layout
+    from segdist.health import Finding
 
 
 def scores(result: dict[str, Any]) -> Table:
@@ -28,6 +29,44 @@ def scores(result: dict[str, Any]) -> Table:
         pixels = sum(result["confusion"][k])
         table.add_row(Text(name), _number(result["iou"][name]), _number(result["accuracy"][name]), f"{pixels:,}")
     return table
+
+
+def findings(title: str, found: list[Finding]) -> Table:
+    """What the doctor found, the worst first."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "what", "finding"):
+        table.add_column(column)
+    styles = {"error": "bold red", "warning": "yellow", "note": "cyan", "ok": "green"}
+    for finding in sorted(found, key=lambda f: list(styles).index(f.severity)):
+        text = Text(finding.text)
+        if finding.remedy:
+            text.append(f"\n{finding.remedy}", style="italic")
+        table.add_row(Text(finding.severity, styles[finding.severity]), finding.topic, text)
+    return table
+
+
+def shares(found: dict[str, Any]) -> Table:
+    """Pixels and weights, class by class."""
+    table = Table(
+        title=f"{found['data']}, {found['split']}: {found['num_samples']} samples, {found['num_samples_read']} read",
+        caption=f"mean {_triple(found['mean'])}   std {_triple(found['std'])} (of 0..1)\nsizes "
+        + " to ".join("x".join(map(str, found["size_px"][k])) for k in ("smallest", "largest"))
+        + " px (height x width)",
+        caption_justify="left",
+    )
+    table.add_column("class")
+    for column in ("pixels", "share", "samples", *(f"{name} weight" for name in found["class_weights"])):
+        table.add_column(column, justify="right")
+    for k, name in enumerate(found["share"]):
+        numbers = [f"{w[k]:.3g}" for w in found["class_weights"].values()]
+        pixels, share = found["pixels"][name], found["share"][name]
+        table.add_row(Text(name), f"{pixels:,}", f"{share:.3%}", str(found["samples"][name]), *numbers)
+    table.add_row("void", f"{found['pixels']['void']:,}", "", "", *[""] * len(found["class_weights"]))
+    return table
+
+
+def _triple(values: list[float]) -> str:
+    return ", ".join(f"{v:.3f}" for v in values)
 
 
 def layouts(known: dict[str, Layout]) -> Table:

@@ -9,22 +9,23 @@ from itertools import combinations
 import numpy as np
 
 from segdist import log
+from segdist.config import Io
 from segdist.data import survey as surveys
 from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.survey import Survey
-from segdist.health import Finding, attempt, few, from_index, ok
+from segdist.health import Finding, attempt, few, from_index, ok, self_test
 
 RARE_SAMPLES = 10
 SAME_BITS = 2  # difference hashes this near show the same scene
 REPEAT_BELOW = 0.1  # classes in fewer of the samples than this are worth repeating
 
 
-def examine(uri: str, index: Index, sample: int | None) -> tuple[list[Finding], dict[str, Survey]]:
-    """All findings of a data set, from about `sample` samples per split (None: all), and what was seen of them."""
+def examine(uri: str, index: Index, sample: int | None) -> list[Finding]:
+    """All findings of a prepared data set, from about `sample` samples per split (None: all)."""
     findings = [attempt(f"shards of {s}", partial(_whole, uri, index, s)) for s in index.splits]
     if any(f.severity == "error" for f in findings):
-        return findings, {}
+        return findings
     seen = {}
     planned = sum(min(s.num_samples, sample or s.num_samples) for s in index.splits.values())
     progress, advance = log.bar("looking at samples", planned)
@@ -36,7 +37,10 @@ def examine(uri: str, index: Index, sample: int | None) -> tuple[list[Finding], 
         findings += _samples(survey)
         findings += _presence(survey, index)
     findings += _duplicates(seen)
-    return findings, seen
+    if not any(survey.broken for survey in seen.values()):
+        scored = "val" if "val" in index.splits else next(iter(index.splits))
+        findings.append(self_test(uri, index, scored, Io(), 4))
+    return findings
 
 
 def _whole(uri: str, index: Index, split: str) -> str:

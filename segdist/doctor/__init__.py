@@ -1,0 +1,47 @@
+"""`segdist doctor`: what would waste a run, told in seconds, before the run.
+
+A config: its data set, its storage, its device, and a rehearsal. A prepared data set: that alone. A folder of images and
+masks: every file of it, with all mistakes at once, where `prepare` stops at the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from segdist import config, storage
+from segdist.config import Config
+from segdist.data import index as indices
+from segdist.data.importers.layout import Ask
+from segdist.doctor import data as datas
+from segdist.doctor import run as runs
+from segdist.doctor import source as sources
+from segdist.errors import UserError
+from segdist.health import Finding
+from segdist.prepare import Declared
+
+MAX_MEGAPIXELS = 200
+
+
+def examine(
+    target: str, overrides: Sequence[str], sample: int | None, layout: str, declared: Declared
+) -> list[Finding]:
+    """The findings of whatever TARGET is: a config (with overrides), a prepared data set, or a folder of images and masks."""
+    if overrides or target.endswith((".yaml", ".yml")):
+        return examine_run(config.loads(storage.read(target), target, overrides), sample)
+    if storage.exists(storage.join(target, indices.NAME)):
+        return examine_data(target, sample)
+    return sources.examine(target, layout, declared, Ask(limit=None), MAX_MEGAPIXELS)
+
+
+def examine_run(cfg: Config, sample: int | None) -> list[Finding]:
+    """The findings of a run and of its data set, from about `sample` samples per split (None: all)."""
+    try:
+        found = examine_data(cfg.data.uri, sample)
+    except UserError as error:
+        found = [Finding("error", "data", str(error))]
+    return [*found, *runs.examine(cfg)]
+
+
+def examine_data(uri: str, sample: int | None) -> list[Finding]:
+    """The findings of a prepared data set. Raises DataError when there is none."""
+    return datas.examine(uri, indices.load(uri), sample)

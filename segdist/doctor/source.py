@@ -1,0 +1,68 @@
+"""A folder of images and masks, before it is prepared: every file, and all mistakes at once."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from PIL import Image
+
+from segdist import log
+from segdist.data.importers import LAYOUTS
+from segdist.data.importers.files import Rules
+from segdist.data.importers.layout import Ask, Pair
+from segdist.errors import UserError
+from segdist.health import Finding, ok
+from segdist.prepare import Declared, contract_of, encode, infer
+from segdist.threads import ahead
+
+SHOWN = 20
+
+
+def examine(source: str, layout: str, declared: Declared, ask: Ask, max_megapixels: int) -> list[Finding]:
+    """What `prepare` would refuse, file by file."""
+    Image.MAX_IMAGE_PIXELS = None  # our own limit stands before every decode
+    try:
+        found = LAYOUTS[layout].find(source, ask)
+        contract = contract_of(declared, found)
+    except UserError as error:
+        return [Finding("error", "source", str(error))]
+    pairs = [pair for split in found.splits.values() for pair in split[: ask.limit]]
+    findings = [
+        ok("source", ", ".join(f"{split} {len(p[: ask.limit])}" for split, p in found.splits.items()) + " pairs")
+    ]
+    rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        if contract is None:
+            try:
+                rules = replace(rules, labels=infer(declared.void, found.splits, pool, rules))
+            except UserError as error:
+                return [*findings, Finding("error", "labels", str(error))]
+        wrong = _wrong(pairs, rules, pool)
+    findings += [Finding("error", "file", text) for text in wrong[:SHOWN]]
+    if len(wrong) > SHOWN:
+        findings.append(
+            Finding("error", "file", f"{len(wrong) - SHOWN} more of {len(pairs)} pairs", "mend these first")
+        )
+    return findings if wrong else [*findings, ok("files", f"all {len(pairs)} pairs can be prepared")]
+
+
+def _wrong(pairs: list[Pair], rules: Rules, pool: ThreadPoolExecutor) -> list[str]:
+    """Why pairs cannot be prepared."""
+
+    def look(pair: Pair) -> str | None:
+        try:
+            encode(pair, rules)
+        except UserError as error:
+            return str(error)
+        return None
+
+    progress, advance = log.bar("looking at pairs", len(pairs))
+    wrong = []
+    with progress:
+        for text in ahead(pool, look, pairs, 16):
+            if text is not None:
+                wrong.append(text)
+            advance(1)
+    return wrong
