@@ -22,7 +22,8 @@ class Fault:
     """What happens to requests of `method` whose path and query match `path`: to the `times` that follow the first `skip`.
 
     do: a status with an error code ("503 SlowDown"); "cut" sends half of the body, "lost" drops the answer of a request that
-    was carried out, "change" turns over a bit of the body that is sent up, "etag" answers with another ETag.
+    was carried out, "change" turns over a bit of the body that is sent up, "etag" answers with another ETag,
+    "unconditional" forgets If-None-Match.
     """
 
     method: str
@@ -49,6 +50,8 @@ async def _handle(request: web.Request, target: str, session: ClientSession, fau
     if do == "change":
         body = bytes([body[0] ^ 1]) + body[1:]
     headers = {k: v for k, v in request.headers.items() if k.lower() not in ("content-length", "transfer-encoding")}
+    if do == "unconditional":
+        headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
     async with session.request(request.method, target + request.path_qs, headers=headers, data=body) as answer:
         data = await answer.read()
         back = {

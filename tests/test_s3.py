@@ -19,6 +19,7 @@ from fault_proxy import Fault, spoiling
 from segdist import checkpoint, config, models, record, storage
 from segdist.checkpoint import load_trained
 from segdist.data import index as indices
+from segdist.doctor.run import storage_of
 from segdist.errors import DataError, MissingError, StorageError, UnavailableError, UserError
 from segdist.export import export
 from segdist.outbox import Outbox
@@ -310,6 +311,21 @@ def guarded() -> Iterator[tuple[str, dict[str, str]]]:
         root.put_object(Bucket="guarded", Key="x", Body=b"12345")
         guarded_s3.lock(address)
         yield address, reader
+
+
+def test_the_doctor_knows_a_store_that_lets_a_second_writer_win(spoilt: Callable[..., str]) -> None:
+    place = spoilt() + "/run"
+    assert [f.severity for f in storage_of(place)] == ["ok", "ok"]
+    place = spoilt(Fault("PUT", "claim", "unconditional")) + "/run"
+    (error,) = [f for f in storage_of(place) if f.severity == "error"]
+    assert "ignores If-None-Match" in error.text
+    assert storage.names(place) == []
+
+
+def test_the_doctor_says_what_a_reader_may_not(guarded: tuple[str, dict[str, str]], use: Use) -> None:
+    use(guarded[0], **guarded[1])
+    (error,) = [f for f in storage_of("s3://guarded/runs") if f.severity == "error"]
+    assert "not allowed to write there" in error.text
 
 
 def test_refused_credentials_are_one_message(guarded: tuple[str, dict[str, str]], use: Use) -> None:

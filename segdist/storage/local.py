@@ -85,7 +85,7 @@ def walk(uri: str) -> Iterator[Entry]:
 
 def delete(uri: str) -> None:
     path = path_of(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -1,0 +1,269 @@
+"""The doctor finds what was broken on purpose, and nothing in what is well."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, plain_folder, prepare, tree, write_pair
+from PIL import Image
+
+from segdist import config, doctor, evaluate, health, stats
+from segdist.config import Config
+from segdist.data import index, survey
+from segdist.errors import DataError
+from segdist.health import Finding
+from segdist.prepare import Declared
+from segdist.train import fit
+from segdist.world import World
+
+NAMES = "a,b,c"
+
+
+def scene(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """A picture of large smooth shapes, as photos are; each seed another one."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def split_folder(folder: Path, values: dict[str, tuple[int, ...]], num: int = 6) -> Path:
+    """`num` pairs per split whose masks hold these values, in equal parts."""
+    for s, (split, present) in enumerate(values.items()):
+        for i in range(num):
+            mask = np.resize(np.array(present, np.uint8), (48, 64))
+            write_pair(folder, f"{split}{i}", scene(100 * s + i), mask, split)
+    return folder
+
+
+def findings(uri: str, severity: str) -> list[Finding]:
+    return [f for f in doctor.examine_data(uri, None) if f.severity == severity]
+
+
+def prepared(tmp_path: Path, values: dict[str, tuple[int, ...]], num: int = 6) -> str:
+    prepare(str(split_folder(tmp_path / "src", values, num)), str(tmp_path / "data"), names=NAMES)
+    return str(tmp_path / "data")
+
+
+WELL = {"train": (0, 1, 2), "val": (0, 1, 2)}
+
+
+def test_nothing_is_found_in_healthy_data(tmp_path: Path) -> None:
+    found = doctor.examine_data(prepared(tmp_path, WELL), None)
+    assert {f.severity for f in found} == {"ok"}
+    assert any("exactly 1.0" in f.text for f in found)
+
+
+def test_a_class_that_is_scored_but_cannot_be_learnt_is_an_error(tmp_path: Path) -> None:
+    (error,) = findings(prepared(tmp_path, {"train": (0, 1), "val": (0, 1, 2)}), "error")
+    assert "no pixel of c in train, though other splits hold it" in error.text
+    assert "move samples" in error.remedy
+
+
+def test_a_class_that_val_lacks_and_a_drift_are_warnings(tmp_path: Path) -> None:
+    warnings = findings(prepared(tmp_path, {"train": (0, 1, 2), "val": (0, 1)}), "warning")
+    assert any("no pixel of c in val" in f.text for f in warnings)
+    assert any("33.3% apart" in f.text and "most of it c: 33.3% and 0.0%" in f.text for f in warnings)
+
+
+def test_imbalance_comes_with_weights(tmp_path: Path) -> None:
+    warnings = findings(prepared(tmp_path, {s: (*[0] * 600, 1, 2, *[0] * 2470) for s in WELL}), "warning")
+    (balance,) = [f for f in warnings if f.topic == "balance"]
+    assert "a has 3,070 times the pixels of b" in balance.text
+    assert "loss.class_weights=enet weighs b 49" in balance.remedy
+    assert any("few pixels: b (0.03%), c (0.03%)" in f.text for f in warnings)
+
+
+def test_leaks_and_copies_are_found_and_likenesses_too(tmp_path: Path) -> None:
+    source = split_folder(tmp_path / "src", WELL)
+    shutil.copy(source / "train/images/train1.png", source / "val/images/val2.png")
+    shutil.copy(source / "train/images/train3.png", source / "train/images/train4.png")
+    squeezed = Image.open(source / "train/images/train5.png").resize((32, 24)).resize((64, 48))
+    (source / "val/images/val4.png").unlink()
+    squeezed.save(source / "val/images/val4.jpg", quality=60)
+    prepare(str(source), str(tmp_path / "data"), names=NAMES)
+    (error,) = findings(str(tmp_path / "data"), "error")
+    assert "1 images are both in train and val: train1 = val2" in error.text
+    texts = [f.text for f in findings(str(tmp_path / "data"), "warning")]
+    assert any("1 images of train are copies: " in t for t in texts)
+    assert any("1 pairs of train and val look alike: train5 ~ val4" in t for t in texts)
+
+
+def test_a_rotten_byte_and_a_missing_shard_are_errors(tmp_path: Path) -> None:
+    uri = prepared(tmp_path, WELL)
+    (shard,) = (tmp_path / "data" / "train").iterdir()
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    (error,) = findings(uri, "error")
+    assert "sha256 differs" in error.text
+    shard.unlink()
+    (error,) = findings(uri, "error")
+    assert "this shard is missing" in error.text
+
+
+def test_a_contract_that_was_tampered_with_is_an_error(tmp_path: Path) -> None:
+    uri = prepared(tmp_path, WELL)
+    path = tmp_path / "data" / "index.json"
+    told = json.loads(path.read_text())
+    told["contract"]["classes"][2]["raw"] = [7]
+    path.write_text(json.dumps(told))
+    assert "unknown mask value 2 (1024 pixels)" in findings(uri, "error")[0].text
+
+
+def test_a_sample_of_the_samples_is_the_same_every_time_and_said_to_be_one(tmp_path: Path) -> None:
+    uri = prepared(tmp_path, WELL, num=40)
+    first, second = (survey.look(uri, index.load(uri), "train", 10) for _ in range(2))
+    assert [f.sample_id for f in first.facts] == [f.sample_id for f in second.facts]
+    assert 10 <= len(first.facts) < 40
+    assert any("of 40 (--all: each) read" in f.text for f in doctor.examine_data(uri, 10))
+
+
+def test_a_broken_metric_fails_its_self_test_and_no_run_begins(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The popular mistake: the prediction, or the mask, is shifted once more on its way to the score."""
+    count = evaluate.count_pairs
+    monkeypatch.setattr(evaluate, "count_pairs", lambda pred, masks: count((pred + 1) % 7, masks))
+    cfg = make_config()
+    tested = health.self_test(cfg.data.uri, index.load(cfg.data.uri), "val", cfg.io)
+    assert tested.severity == "error"
+    assert "scores 0.0 instead of 1.0" in tested.text
+    with pytest.raises(DataError, match="no number made here can be trusted"):
+        fit(cfg, World(0, 1, torch.device("cpu")))
+    assert not (Path(cfg.run.uri) / "checkpoints").exists()
+
+
+def test_masks_that_are_all_void_are_said(tmp_path: Path) -> None:
+    uri = prepared(tmp_path, {"train": (0, 1, 2), "val": (255,)})
+    texts = [f.text for f in findings(uri, "warning")]
+    assert any("100% of the pixels of val are void" in t for t in texts)
+    assert any("all void" in t for t in texts)
+
+
+def test_training_says_before_the_first_step_what_may_spoil_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = prepared(tmp_path, {"train": (0, 1), "val": (0, 1, 2)})
+    cfg = config.from_tree(tree(uri, str(tmp_path / "run"), train={"num_steps": 2}), "test")
+    fit(cfg, World(0, 1, torch.device("cpu")))
+    said = capsys.readouterr().err
+    assert said.index("warning: no pixel of c in train") < said.index("step 1/2")
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_told_all_its_mistakes_at_once(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", 8)
+    (source / "masks/p1.png").write_bytes(b"no picture")
+    Image.new("L", (5, 5)).save(source / "masks/p2.png")
+    Image.new("L", (12, 8), 77).save(source / "masks/p3.png")
+    found = doctor.examine(str(source), [], None, "folder", Declared(NAMES))
+    errors = [f.text for f in found if f.severity == "error"]
+    assert len(errors) == 3
+    assert any("p1.png: not an image" in t for t in errors)
+    assert any("p2.png: the image is 8x12 but its mask is 5x5" in t for t in errors)
+    assert any("p3.png: unknown mask value 77 (96 pixels)" in t for t in errors)
+    well = doctor.examine(str(plain_folder(tmp_path / "well")), [], None, "folder", Declared(NAMES))
+    assert {f.severity for f in well} == {"ok"}
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "segdist", "doctor", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+@pytest.mark.slow
+def test_a_run_is_rehearsed_and_leaves_nothing_behind(street_data: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree(street_data, str(tmp_path / "run"))), encoding="utf-8")
+    done = command(str(path), "optim.warmup_steps=3", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["healthy"]
+    assert {"storage", "rehearsal", "disk", "device", "self-test"} <= {f["topic"] for f in told["findings"]}
+    assert not list((tmp_path / "run").rglob("*"))
+    wrong = command(str(path), "optim.lr=1e30", "optim.clip_grad_norm=null", "--json")
+    assert wrong.returncode == 2
+    (error,) = [f for f in json.loads(wrong.stdout)["findings"] if f["severity"] == "error"]
+    assert error["topic"] == "rehearsal"
+    assert "diverged" in error["text"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"global_batch_size": 64, "micro_batch_size": 64}}, "64"),
+        ({"data": {"val_split": "vall"}}, "did you mean 'val'"),
+        ({"loss": {"class_weights": [1.0, 2.0]}}, "class_weights has 2 numbers for 7 classes"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(make_config: Callable[..., Config], sections: dict, message: str) -> None:
+    errors = [f for f in doctor.examine_run(make_config(**sections), 5) if f.severity == "error"]
+    assert any(message in f.text for f in errors), errors
+
+
+def test_a_run_folder_that_cannot_be_written_is_an_error(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    errors = [
+        f for f in doctor.examine_run(make_config(run={"uri": str(tmp_path / "file/run")}), 5) if f.severity == "error"
+    ]
+    assert any(f.topic == "storage" and "file" in f.text for f in errors)
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_numpy(street_data: str, street_folder: Path) -> None:
+    found = stats.stats(street_data, "train", None)
+    names = [p.stem for p in sorted((street_folder / "images").iterdir())][:15]
+    pixels = np.concatenate(
+        [np.asarray(Image.open(p)).reshape(-1, 3) for n in names for p in (street_folder / "images").glob(f"{n}.*")]
+    )
+    masks = np.stack([np.asarray(Image.open(street_folder / "masks" / f"{n}.png")) for n in names])
+    assert np.allclose(found["mean"], (pixels / 255).mean(0), atol=1e-12)
+    assert np.allclose(found["std"], (pixels / 255).std(0), atol=1e-9)
+    assert list(found["samples"].values()) == [(masks == k).any((1, 2)).sum() for k in range(7)]
+    counts = np.array([(masks == k).sum() for k in range(7)])
+    assert list(found["pixels"].values()) == [*counts, (masks == 255).sum()]
+
+    shown = [
+        np.mean([m[m != 255].size for m in masks if (m == k).any()]) * (masks == k).any((1, 2)).sum() for k in range(7)
+    ]
+    frequency = np.divide(counts, shown, where=counts > 0, out=np.zeros(7))
+    want = np.divide(np.median(frequency[frequency > 0]), frequency, where=counts > 0, out=np.zeros(7))
+    assert np.allclose(found["class_weights"]["median"], want, rtol=1e-3)
+    inverse = np.divide(1.0, counts, where=counts > 0, out=np.zeros(7))
+    assert np.allclose(found["class_weights"]["inverse"], inverse / inverse[counts > 0].mean(), rtol=1e-3)
+    assert np.allclose(found["class_weights"]["enet"], (counts > 0) / np.log(1.02 + counts / counts.sum()), rtol=1e-3)
+
+
+def test_statistics_are_written_as_yaml_and_as_a_picture(street_data: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "segdist", "stats", street_data, "--split", "val", "--out", str(tmp_path), "--json"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((tmp_path / "stats.yaml").read_text()) == json.loads(done.stdout)
+    with Image.open(io.BytesIO((tmp_path / "stats.png").read_bytes())) as shown:
+        assert shown.width > 500
+
+
+def test_hashes_know_a_picture_again_and_tell_others_apart() -> None:
+    pictures = [Image.fromarray(scene(i, (96, 128))) for i in range(60)]
+    hashes = [survey.difference_hash(p) for p in pictures]
+    small = [survey.difference_hash(p.resize((64, 48))) for p in pictures]
+    assert np.mean([(a ^ b).bit_count() <= 4 for a, b in zip(hashes, small)]) > 0.95
+    assert min((a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]) > 8
