@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from segdist.errors import UserError
-from segdist.metric import class_iou, count_pairs
+from segdist.metric import add_pairs, class_iou
 
 _MAX_VALUES = 4096  # different values in one evaluation; their table would hold 128 MB
 _LOOKUP_VALUES = 1 << 17  # a picture whose values span less is indexed by a table, else by sorting
@@ -188,7 +188,7 @@ def _count(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], 
                 "size before the argmax (never the mask)"
             )
         if pred.dtype == ref.dtype == np.uint8:
-            small += count_pairs(pred, ref)
+            add_pairs(small, pred, ref)
         else:
             wide.append(_indexed(pred.astype(np.int64), ref.astype(np.int64), i))
     return small, wide, len(preds)

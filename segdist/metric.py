@@ -45,6 +45,7 @@ else:
 
 
 _SIDE = 256
+_BLOCK_PX = 1 << 18  # counted at a time, so that what lies between stays in the processor's cache
 _CHUNK_BYTES = 32 << 20  # of resampling weights held at once
 
 
@@ -52,23 +53,30 @@ def pair_table(pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """int64 (256, 256), on their device: pixels with [mask, pred]. Both uint8, of one shape."""
     assert pred.dtype == mask.dtype == torch.uint8 and pred.shape == mask.shape
     if pred.device.type == "cpu":
-        return torch.from_numpy(count_pairs(pred.numpy(), mask.numpy()))
+        table = torch.zeros(_SIDE, _SIDE, dtype=torch.int64)
+        add_pairs(table.numpy(), pred.numpy(), mask.numpy())
+        return table
     return torch.bincount((mask.int() << 8 | pred).flatten(), minlength=_SIDE * _SIDE).view(_SIDE, _SIDE)
 
 
-def count_pairs(pred: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """int64 (256, 256) pixels with [mask, pred], of uint8 arrays of one shape.
+def add_pairs(table: np.ndarray, pred: np.ndarray, mask: np.ndarray) -> None:
+    """Counts the pairs of two uint8 arrays of one shape into an int64 (256, 256) table of [mask, pred]."""
+    flat, pred, mask = table.reshape(-1), pred.ravel(), mask.ravel()
+    for start in range(0, len(pred), _BLOCK_PX):
+        block = slice(start, start + _BLOCK_PX)
+        _add_block(flat, pred[block], mask[block])
 
-    Maps of classes are made of runs, and counting the same pair again and again makes the processor wait for its own last
-    store: so runs are counted by their lengths (2.6 times faster on drawn scenes), unless they are hardly longer than a pixel.
-    """
-    pairs = (mask.astype(np.uint16) << 8 | pred).ravel()
-    turns = pairs[1:] != pairs[:-1]
-    if np.count_nonzero(turns) * 8 >= len(pairs):
-        return np.bincount(pairs, minlength=_SIDE * _SIDE).reshape(_SIDE, _SIDE)
-    ends = np.append(np.flatnonzero(turns), len(pairs) - 1)
-    lengths = np.diff(ends, prepend=-1)  # as float64, which holds them exactly
-    return np.bincount(pairs[ends], lengths, minlength=_SIDE * _SIDE).astype(np.int64).reshape(_SIDE, _SIDE)
+
+def _add_block(table: np.ndarray, pred: np.ndarray, mask: np.ndarray) -> None:
+    """Maps of classes are made of runs, and counting the same pair again and again makes the processor wait for its own
+    last store: so runs are counted by their lengths, unless they are hardly longer than a pixel."""
+    turns = pred[1:] != pred[:-1]
+    turns |= mask[1:] != mask[:-1]
+    if np.count_nonzero(turns) * 8 >= len(pred):
+        table += np.bincount(mask.astype(np.uint16) << 8 | pred, minlength=len(table))
+        return
+    ends = np.append(np.flatnonzero(turns), len(pred) - 1)
+    np.add.at(table, mask[ends].astype(np.uint16) << 8 | pred[ends], np.diff(ends, prepend=-1))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,12 @@ def test_any_split_of_pixels_merges_to_the_same_table(seed: int, cuts: list[int]
 def test_the_table_is_the_count_of_pairs_whether_runs_are_long_or_short(
     seed: int, height: int, width: int, run: int
 ) -> None:
-    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric, "_BLOCK_PX", 100)
+        check_the_table(np.random.default_rng(seed), height, width, run)
+
+
+def check_the_table(rng: np.random.Generator, height: int, width: int, run: int) -> None:
     pred, mask = (np.repeat(rng.integers(0, 256, 400, np.uint8), run)[: height * width] for _ in range(2))
     pred, mask = pred.reshape(height, width).T, np.roll(mask, run // 2).reshape(height, width).T
     want = np.zeros((256, 256), np.int64)
