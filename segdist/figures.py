@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +12,9 @@ from segdist.data.labels import Labels
 from segdist.ops import IGNORE
 
 _OPACITY = 0.55
+_RIGHT, _WRONG, _ABSENT, _GREY = (8, 69, 148), (178, 24, 43), (225, 225, 225), (110, 110, 110)
+_NAME_PX = 12  # the smallest cell whose row can bear a class name
+_NUM_CONFUSIONS, _HEADINGS = 15, 4  # lines beside a confusion matrix
 
 
 def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
@@ -69,3 +73,111 @@ def _with_legend(image: Image.Image, classes: np.ndarray, labels: Labels) -> Ima
 
 def _share(share: float) -> str:
     return f"{share:.0%}" if share >= 0.01 else "<1%"
+
+
+def confusion(counts: np.ndarray | Sequence[Sequence[int]], names: Sequence[str]) -> Image.Image:
+    """The confusion matrix (K, K) of [true class][predicted class] pixels, rows in percent; beside it its largest confusions.
+
+    Right pixels are blue and wrong ones red, by the root of their share, so that 1 % can still be seen; the row of a class
+    without pixels is grey. Where there is no room for names, every tenth class bears its number.
+    """
+    pixels = np.asarray(counts, np.int64)
+    num_classes = len(names)
+    assert pixels.shape == (num_classes, num_classes) and num_classes >= 2
+    cell = min(90, max(6, 1000 // num_classes))
+    shares = pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
+    labels = _axis_labels(names, cell)
+    font = ImageFont.load_default(max(11, min(16, cell - 2)))
+    edge = 24 + max(int(font.getlength(text)) for text in labels.values())
+    lines = _confusions(pixels, shares, names)
+    side, beside = cell * num_classes, ImageFont.load_default(16)
+    width = edge + side + 60 + max(int(beside.getlength(text)) for text in lines)
+    canvas = Image.new("RGB", (width, edge + max(side, 24 * len(lines)) + 24), "white")
+    squares = Image.fromarray(_cell_colors(pixels, shares))
+    canvas.paste(squares.resize((side, side), Image.Resampling.NEAREST), (edge, edge))
+    _draw_axes(canvas, labels, font, edge, cell, side)
+    if cell >= 30:
+        _draw_percents(canvas, shares, pixels.sum(1) > 0, edge, cell)
+    for i, text in enumerate(lines):
+        ink = "black" if i >= _HEADINGS else _GREY
+        ImageDraw.Draw(canvas).text((edge + side + 36, edge + 24 * i), text, fill=ink, font=beside)
+    return canvas
+
+
+def _confusions(pixels: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> list[str]:
+    """What stands beside the matrix: how to read it, and the confusions with the most pixels."""
+    wrong = pixels * ~np.eye(len(names), dtype=bool)
+    largest = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:_NUM_CONFUSIONS]]
+    lines = [
+        f"{_short(names[t], 30)} taken for {_short(names[p], 30)}: {_percent(shares[t, p])} of it, {wrong[t, p]:,} px"
+        for t, p in largest
+        if wrong[t, p]
+    ]
+    total = max(int(pixels.sum()), 1)
+    return [
+        "rows: the true class, in percent of its pixels (grey: it has none)",
+        "columns: what they were predicted to be",
+        f"wrong: {_percent(wrong.sum() / total)} of {int(pixels.sum()):,} px; most of them:",
+        "",
+        *(lines or ["none"]),
+    ]
+
+
+def _cell_colors(pixels: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """uint8 (K, K, 3)."""
+    ink = np.where(np.eye(len(pixels), dtype=bool)[..., None], _RIGHT, _WRONG)
+    colors = 255 - np.sqrt(shares)[..., None] * (255 - ink)
+    colors[pixels.sum(1) == 0] = _ABSENT
+    return colors.round().astype(np.uint8)
+
+
+def _axis_labels(names: Sequence[str], cell: int) -> dict[int, str]:
+    """The text at each row and column that has one."""
+    if cell >= _NAME_PX:
+        return {k: _short(name) for k, name in enumerate(names)}
+    return {k: str(k) for k in range(0, len(names), 10)}
+
+
+def _draw_axes(
+    canvas: Image.Image,
+    labels: dict[int, str],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    edge: int,
+    cell: int,
+    side: int,
+) -> None:
+    """Labels at the left and, turned, at the top; a frame; and lines between cells that can bear them."""
+    draw = ImageDraw.Draw(canvas)
+    for k, text in labels.items():
+        middle = edge + k * cell + cell // 2
+        draw.text((edge - 8, middle), text, fill="black", font=font, anchor="rm")
+        strip = Image.new("RGB", (edge, 2 * (cell // 2) + 14), "white")
+        ImageDraw.Draw(strip).text((0, strip.height // 2), text, fill="black", font=font, anchor="lm")
+        turned = strip.crop((0, 0, edge - 8, strip.height)).rotate(90, expand=True)
+        canvas.paste(Image.new("RGB", turned.size, "black"), (middle - turned.width // 2, 0), _ink(turned))
+        draw.line([edge - 5, middle, edge - 1, middle], fill=_GREY)
+        draw.line([middle, edge - 5, middle, edge - 1], fill=_GREY)
+    for at in range(edge, edge + side + 1, cell if cell >= _NAME_PX else side):
+        draw.line([at, edge, at, edge + side], fill=_ABSENT if cell >= _NAME_PX else _GREY)
+        draw.line([edge, at, edge + side, at], fill=_ABSENT if cell >= _NAME_PX else _GREY)
+
+
+def _ink(picture: Image.Image) -> Image.Image:
+    """How dark each pixel is: pasted through it, the white of neighbouring labels hides none of them."""
+    return picture.convert("L").point(lambda value: 255 - value)
+
+
+def _draw_percents(canvas: Image.Image, shares: np.ndarray, present: np.ndarray, edge: int, cell: int) -> None:
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(11, min(18, cell // 3)))
+    for t, p in np.argwhere((shares >= 0.005) & present[:, None]).tolist():
+        at = (edge + p * cell + cell // 2, edge + t * cell + cell // 2)
+        ink = "white" if shares[t, p] > 0.3 else "black"
+        draw.text(at, f"{100 * shares[t, p]:.0f}", fill=ink, font=font, anchor="mm")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}" if share >= 0.0005 else "<0.1%"
+
+
+def _short(name: str, length: int = 20) -> str:
+    return name if len(name) <= length else f"{name[: length - 3]}..."

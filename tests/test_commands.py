@@ -343,7 +343,7 @@ def test_one_bad_picture_does_not_stop_the_others(runs: dict[str, str], pictures
     assert (tmp_path / "p" / f"{Path(pictures[0]).stem}_overlay.png").exists()
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "export", "predict", "config show"])
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "compare", "export", "predict", "config show"])
 def test_help_teaches_with_an_example(command: str) -> None:
     text = segdist(*command.split(), "--help").stdout
     assert "Example:" in text

@@ -240,6 +240,29 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Report of the first model: what `segdist evaluate --out` wrote.")],
+    b: Annotated[str, typer.Argument(help="Report of the second model, on the same data.")],
+    json: Json = False,
+) -> None:
+    """Say which of two evaluations is better, class by class, and whether that is more than the choice of pictures.
+
+    Example: `segdist compare before.json after.json`
+
+    With `segdist evaluate ... --pictures --out FILE` for both, the difference comes with a 95 % interval (bootstrap over
+    pictures, both models on the same ones). Reports of other data, splits, classes or protocols are refused.
+    """
+    from segdist.cli.tables import comparison
+    from segdist.compare import compare as run
+    from segdist.log import console
+
+    result = run(a, b)
+    console.print(comparison(result))
+    _say(result["sentence"])
+    _machine(json, result)
+
+
+@app.command()
 def export(
     checkpoint: RunOrCheckpoint,
     dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],

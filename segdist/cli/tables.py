@@ -51,12 +51,12 @@ def shares(found: dict[str, Any]) -> Table:
         title=f"{found['data']}, {found['split']}: {found['num_samples']} samples, {found['num_samples_read']} read",
         caption=f"mean {_triple(found['mean'])}   std {_triple(found['std'])} (of 0..1)\nsizes "
         + " to ".join("x".join(map(str, found["size_px"][k])) for k in ("smallest", "largest"))
-        + " px (height x width)",
+        + " px (height x width)\nthe last columns are weights for loss.class_weights",
         caption_justify="left",
     )
     table.add_column("class")
-    for column in ("pixels", "share", "samples", *(f"{name} weight" for name in found["class_weights"])):
-        table.add_column(column, justify="right")
+    for column in ("pixels", "share", "samples", *found["class_weights"]):
+        table.add_column(column, justify="right", no_wrap=True)
     for k, name in enumerate(found["share"]):
         numbers = [f"{w[k]:.3g}" for w in found["class_weights"].values()]
         pixels, share = found["pixels"][name], found["share"][name]
@@ -77,6 +77,28 @@ def layouts(known: dict[str, Layout]) -> Table:
     for name, layout in known.items():
         table.add_row(name, Text(layout.about), Text(layout.expects), Text(layout.licence))
     return table
+
+
+def comparison(result: dict[str, Any]) -> Table:
+    """Two evaluations side by side, class by class."""
+    table = Table(
+        title=f"{result['data']}, {result['split']}: {result['num_samples']} samples",
+        caption=f"A {result['a']['checkpoint']}\nB {result['b']['checkpoint']}\n{result['protocol']}",
+        caption_justify="left",
+    )
+    table.add_column("class")
+    for heading in ("IoU A", "IoU B", "B - A"):
+        table.add_column(heading, justify="right")
+    for name, iou in result["iou"].items():
+        table.add_row(Text(name), _number(iou["a"]), _number(iou["b"]), _signed(iou["difference"]))
+    miou = result["miou"]
+    table.add_section()
+    table.add_row("mIoU", _number(miou["a"]), _number(miou["b"]), _signed(miou["difference"]), style="bold")
+    return table
+
+
+def _signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.4f}"
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,55 @@
+"""The confusion matrix as a picture; overlays are tested with the commands that draw them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segdist.figures import _confusions, confusion
+
+
+def cell_color(picture: np.ndarray, num_classes: int, row: int, column: int) -> np.ndarray:
+    """The colour near a cell's corner, where no figure stands. The matrix ends 24 px above the bottom, or higher."""
+    cell = min(90, max(6, 1000 // num_classes))
+    blue = np.argwhere((picture == (8, 69, 148)).all(2))  # the first class is all right: its cell is the deepest blue
+    top, left = blue.min(0)
+    return picture[top + row * cell + 2, left + column * cell + 2].astype(int)
+
+
+def counts_of(num_classes: int) -> np.ndarray:
+    """All right but: class 1 is half taken for class 0, and the last class has no pixels."""
+    counts = np.diag(np.full(num_classes, 100))
+    counts[1, 0], counts[1, 1] = 50, 50
+    counts[-1] = 0
+    return counts
+
+
+@pytest.mark.parametrize("num_classes", [3, 11, 40, 83, 150, 255])
+def test_right_is_blue_wrong_is_red_and_an_absent_class_grey(num_classes: int) -> None:
+    picture = np.asarray(confusion(counts_of(num_classes), [f"class {k}" for k in range(num_classes)]))
+    assert picture.shape[0] <= 1800 and picture.shape[1] <= 2500
+    right, wrong, nothing, absent = (
+        cell_color(picture, num_classes, *at) for at in ((0, 0), (1, 0), (0, 2), (num_classes - 1, 1))
+    )
+    assert right.tolist() == [8, 69, 148]
+    assert wrong[0] > wrong[1] + 50 and wrong[0] > wrong[2] + 50
+    assert nothing.tolist() == [255, 255, 255]
+    assert absent.tolist() == [225, 225, 225]
+
+
+def test_the_largest_confusions_stand_beside_it_by_pixels() -> None:
+    counts = np.array([[900, 90, 10], [5, 5, 0], [0, 200, 9800]])
+    lines = _confusions(counts, counts / counts.sum(1, keepdims=True), ["sky", "road", "car"])
+    assert lines[-4:] == [
+        "car taken for road: 2.0% of it, 200 px",
+        "sky taken for road: 9.0% of it, 90 px",
+        "sky taken for car: 1.0% of it, 10 px",
+        "road taken for sky: 50% of it, 5 px",
+    ]
+    assert "wrong: 2.8% of 11,010 px" in lines[2]
+    assert _confusions(np.eye(2, dtype=int), np.eye(2), ["a", "b"])[-1] == "none"
+
+
+def test_names_that_are_too_long_widen_nothing_without_end() -> None:
+    short, long = (confusion(np.eye(3, dtype=int), ["a", "b", name]) for name in ("c", "c" * 500))
+    assert long.width < short.width + 300
