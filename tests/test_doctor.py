@@ -215,6 +215,12 @@ def test_what_does_not_fit_is_an_error(make_config: Callable[..., Config], secti
     assert any(message in f.text for f in errors), errors
 
 
+def test_ranks_that_this_machine_cannot_hold_are_an_error(make_config: Callable[..., Config]) -> None:
+    cfg = make_config(scale={"launcher": "ray", "num_ranks": 2, "cpus_per_rank": 512.0})
+    (error,) = [f for f in doctor.examine_run(cfg, 5) if f.severity == "error"]
+    assert "2 rank(s) with 512 CPU each (pack) are asked for, and the cluster has room for 0" in error.text
+
+
 def test_a_run_folder_that_cannot_be_written_is_an_error(make_config: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     errors = [

@@ -14,6 +14,7 @@ from segdist import checkpoint, config, log, storage
 from segdist.config import Config
 from segdist.errors import StorageError, UserError
 from segdist.health import Finding, attempt, ok
+from segdist.launch import cluster
 from segdist.train import fit, look
 from segdist.world import World, choose_device
 
@@ -87,7 +88,7 @@ def _conditional(uri: str, probe: str) -> Finding:
 def _device(cfg: Config) -> Finding:
     scale, topic = cfg.scale, "device"
     if scale.launcher == "ray":
-        return ok(topic, f"Ray gives {scale.num_ranks} rank(s) their devices ({scale.device}); not looked at from here")
+        return _room(cfg)
     try:
         device = choose_device(scale.device)
     except UserError as error:
@@ -104,6 +105,23 @@ def _device(cfg: Config) -> Finding:
     if not torch.distributed.is_nccl_available():
         return Finding("warning", topic, f"{text}; PyTorch has no NCCL", "several ranks need it: install a CUDA build")
     return ok(topic, text)
+
+
+def _room(cfg: Config) -> Finding:
+    """Whether Ray can hold the ranks, where it would be started on this machine; of another cluster the launcher asks."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        return ok(
+            "device",
+            f"the cluster at {address} gives {cfg.scale.num_ranks} rank(s) their devices; `train` asks it first",
+        )
+    resources = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    need = cluster.needs(cfg.scale, resources["GPU"])
+    lacking = cluster.shortage(cfg.scale, need, [{"NodeManagerAddress": "this machine", "Resources": resources}])
+    return (
+        Finding("error", "device", lacking)
+        if lacking
+        else ok("device", f"this machine has room for {cfg.scale.num_ranks} rank(s)")
+    )
 
 
 def _machine(cfg: Config) -> list[Finding]:
