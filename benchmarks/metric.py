@@ -1,8 +1,8 @@
 """CPU time per picture of the metric alone: segdist, Hugging Face evaluate and torchmetrics over the same pictures, in turns.
 
 `evaluate.load("mean_iou")` fetches its script from the Hub; here a class with the arithmetic that the script documents (three
-histograms per picture) stands in evaluate's own machinery, which is what costs. Every contender's IoUs are checked against
-one another first. `OMP_NUM_THREADS=1 python benchmarks/metric.py`
+histograms per picture) stands in evaluate's own machinery. Every contender's IoUs are checked against one another first.
+`OMP_NUM_THREADS=1 python benchmarks/metric.py`
 """
 
 from __future__ import annotations

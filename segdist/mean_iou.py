@@ -83,10 +83,10 @@ _BYTES = np.arange(256)  # the values of uint8 pictures
 class MeanIoU(evaluate.Metric):
     """A drop-in for `evaluate.load("mean_iou")`: add, add_batch, compute, len; compute empties it.
 
-    Where the original (evaluate 0.4.6 with the script of September 2026) goes wrong without a word, or fails by mistake:
+    Where the original (evaluate 0.4.6, its script as of 2026) goes wrong without a word, or fails by mistake:
     - values beyond 32 bits count as what a cast makes of them: refused here, as are fractions, and maps of 3 dimensions;
     - reduce_labels loses the 255th class: refused here; it makes class 0 of a whole boolean mask: right here;
-    - label_map takes no notice of keys that are text: refused here; with older scripts it fails at all: right here;
+    - label_map takes no notice of keys that are text: refused here; some versions fail on any map: right here;
     - different sizes are an IndexError, no pictures at all are NaN: plain errors here.
     Several processes that share a cache folder are not supported: count in each, and add segdist's pair tables.
     """
@@ -177,6 +177,8 @@ def _count(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], 
             f"{missing} are missing: MeanIoU takes predictions and references, as many of the one as of the other"
         )
     preds, refs = (x.detach().cpu().numpy() if torch.is_tensor(x) else x for x in (predictions, references))
+    if not (hasattr(preds, "__len__") and hasattr(refs, "__len__")):
+        raise UserError("predictions and references are lists, or arrays, of index maps; a single picture goes by add")
     if len(preds) != len(refs):
         raise UserError(f"{len(preds)} predictions, but {len(refs)} references")
     small, wide = np.zeros((256, 256), np.int64), []

@@ -61,6 +61,7 @@ def pair_table(pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def add_pairs(table: np.ndarray, pred: np.ndarray, mask: np.ndarray) -> None:
     """Counts the pairs of two uint8 arrays of one shape into an int64 (256, 256) table of [mask, pred]."""
+    assert table.flags.c_contiguous and pred.dtype == mask.dtype == np.uint8 and pred.shape == mask.shape
     flat, pred, mask = table.reshape(-1), pred.ravel(), mask.ravel()
     for start in range(0, len(pred), _BLOCK_PX):
         block = slice(start, start + _BLOCK_PX)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from segdist.errors import UserError
-from segdist.metric import MeanIoU
+from segdist.metric import MeanIoU, pair_table, scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]
 PRED = np.array([[0, 1, 2], [2, 1, 0]])
@@ -126,6 +126,19 @@ def test_all_forms_of_pictures_give_the_same() -> None:
         assert same(got, whole)
 
 
+def test_mean_iou_and_scores_are_one_definition() -> None:
+    rng = np.random.default_rng(4)
+    for num_classes in (2, 19, 150, 255):
+        pred, mask = rng.integers(0, num_classes, (2, 40, 50), np.uint8)
+        mask[rng.random(mask.shape) < 0.1] = 255
+        ours = scores(pair_table(torch.from_numpy(pred), torch.from_numpy(mask)), num_classes)
+        got = MeanIoU().compute(predictions=[pred], references=[mask], num_labels=num_classes, ignore_index=255)
+        assert got["mean_iou"] == ours.miou
+        assert np.array_equal(got["per_category_iou"], ours.iou, equal_nan=True)
+        assert np.array_equal(got["per_category_accuracy"], ours.accuracy, equal_nan=True)
+        assert (got["mean_accuracy"], got["overall_accuracy"]) == (ours.mean_accuracy, ours.overall_accuracy)
+
+
 def test_the_types_are_those_of_the_original() -> None:
     for options in (OPTIONS, OPTIONS | {"nan_to_num": 0}):
         got = MeanIoU().compute(predictions=[PRED], references=[MASK], **options)
@@ -191,6 +204,7 @@ def test_it_pickles_and_copies_with_what_it_has_seen() -> None:
     [
         ([PRED], [MASK.T], "resize the logits"),
         ([PRED, PRED], [MASK], "2 predictions, but 1 references"),
+        (Image.fromarray(PRED.astype(np.uint8)), Image.fromarray(MASK.astype(np.uint8)), "goes by add"),
         ([PRED], None, "references are missing"),
         (None, [MASK], "predictions are missing"),
         ([], [], "no pictures"),
@@ -250,7 +264,7 @@ import socket
 def refuse(*a, **k): raise AssertionError("network")
 socket.socket.connect = socket.create_connection = refuse
 import numpy as np
-from segdist.metric import MeanIoU
+from segdist.metric import MeanIoU, pair_table, scores
 metric = MeanIoU()
 metric.add_batch(predictions=np.zeros((2, 3, 4), int), references=np.zeros((2, 3, 4), int))
 assert metric.compute(num_labels=2, ignore_index=255)["overall_accuracy"] == 1
