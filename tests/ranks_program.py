@@ -80,7 +80,27 @@ def formula(plan: str, folder: str) -> None:
     leave(world)
 
 
+def scores(plan: str, folder: str) -> None:
+    """Evaluates finished runs in sliding windows: a plan of {"name", "run", "data", "split"}; rank 0 leaves NAME.json."""
+    from segdist.checkpoint import load_trained
+    from segdist.evaluate import report
+    from segdist.inference import Recipe
+
+    world = join("cpu")
+    torch.set_num_threads(1)
+    for item in json.loads(Path(plan).read_text(encoding="utf-8")):
+        trained, index = load_trained(item["run"], world.device), indices.load(item["data"])
+        result = evaluate(
+            trained.model, item["data"], index, item["split"], None, trained.cfg.io, 2, world,
+            how=Recipe((64, 64)), pictures=True,
+        )  # fmt: skip
+        if world.is_first:
+            tree = report(result, index.labels.names) | {"table": result.table.tolist()}
+            (Path(folder) / f"{item['name']}.json").write_text(record.to_json(tree), encoding="utf-8")
+    leave(world)
+
+
 if __name__ == "__main__":
-    {"main": main, "formula": formula}[sys.argv[1]](*sys.argv[2:])
+    {"main": main, "formula": formula, "scores": scores}[sys.argv[1]](*sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # as the command does among several ranks: see segdist.cli._exit
