@@ -82,16 +82,17 @@ def evaluate(
         mine = eval_share(units, index.split(split), world.rank, world.num_ranks)
         if model is not None:
             model.eval()
-        for batch in eval_batches(source, index.labels, image_size, io, mine):
-            masks = batch.masks.to(world.device)
-            size = (masks.shape[1], masks.shape[2])
-            if logits_of is not None:
-                pred, loss = settle(logits_of(batch).to(world.device), size, False, masks)
-            else:
-                assert model is not None
-                pred, loss = look(model, batch.images, size, how, batch_size, masks)
-            tally.add(batch, masks, pred, loss)
-            advance(len(masks))
+        with contextlib.closing(eval_batches(source, index.labels, image_size, io, mine)) as batches:
+            for batch in batches:
+                masks = batch.masks.to(world.device)
+                size = (masks.shape[1], masks.shape[2])
+                if logits_of is not None:
+                    pred, loss = settle(logits_of(batch).to(world.device), size, False, masks)
+                else:
+                    assert model is not None
+                    pred, loss = look(model, batch.images, size, how, batch_size, masks)
+                tally.add(batch, masks, pred, loss)
+                advance(len(masks))
     except Exception as error:  # whatever it is, the other ranks wait for this one's table
         failure = error
     finally:

@@ -9,6 +9,7 @@ from segdist.data.labels import Labels
 from segdist.ops import IGNORE
 
 _OPACITY = 0.55
+_BAND_ROWS = 256  # blended at a time: it takes some sixty bytes a pixel
 
 
 def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
@@ -20,11 +21,19 @@ def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
 
 def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Image:
     """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn, and beside it the classes it holds."""
-    colors = labels.palette()[classes]
-    grey = image.mean(2, keepdims=True)  # under the colours, so that they look as they do in the legend
-    blend = np.where((classes == IGNORE)[..., None], image, (1 - _OPACITY) * grey + _OPACITY * colors)
+    blend = np.empty_like(image)
+    for first in range(0, len(image), _BAND_ROWS):
+        band = slice(first, first + _BAND_ROWS)
+        blend[band] = _blend(image[band], classes[band], labels)
     blend[_borders(classes)] = 255
-    return _with_legend(Image.fromarray(blend.round().astype(np.uint8)), classes, labels)
+    return _with_legend(Image.fromarray(blend), classes, labels)
+
+
+def _blend(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray:
+    """The colours of the classes over the image in grey, so that they look as they do in the legend; void as it is."""
+    grey = image.mean(2, keepdims=True)
+    mixed = (1 - _OPACITY) * grey + _OPACITY * labels.palette()[classes]
+    return np.where((classes == IGNORE)[..., None], image, mixed).round().astype(np.uint8)
 
 
 def _borders(classes: np.ndarray) -> np.ndarray:

@@ -225,7 +225,7 @@ def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | 
     for first in range(0, height, rows):
         last = min(height, first + rows)
         scores = _mean([view.band(first, last) for view in views])
-        preds.append(scores.argmax(0).to(torch.uint8))
+        preds.append(scores.max(0)[1].to(torch.uint8))  # on CPUs argmax takes more than twice as long
         if mask is not None:
             truth = mask[None, first:last].long()
             loss += F.cross_entropy(scores[None], truth, ignore_index=IGNORE, reduction="sum")
