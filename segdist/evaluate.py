@@ -130,7 +130,7 @@ class _Tally:
         """The sum over ranks, on every rank. Raises `failure` if there is one, and SharedError on the other ranks."""
         table = torch.zeros_like(self._table, device="cpu") if failure else self._table.cpu()
         whole = torch.cat([torch.tensor([failure is not None]).long(), self._seen, table.flatten()])
-        failed, seen, table = world.sum(whole).split([1, len(self._seen), table.numel()])
+        failed, seen, table = world.late_sum(whole).split([1, len(self._seen), table.numel()])
         if failure is not None:
             raise failure
         if failed:

@@ -100,7 +100,30 @@ def scores(plan: str, folder: str) -> None:
     leave(world)
 
 
+def late(data: str, out: str) -> None:
+    """Evaluates with ranks that wait for one another for six seconds in a step, while rank 1 is eight seconds late."""
+    import time
+    from datetime import timedelta
+
+    from segdist import world as worlds
+    from segdist.config import Io
+    from segdist.data.stream import EvalBatch
+
+    worlds.TIMEOUT = timedelta(seconds=6)
+    world = join("cpu")
+    waits = [8.0] if world.rank == 1 else []
+
+    def logits_of(batch: EvalBatch) -> torch.Tensor:
+        time.sleep(waits.pop() if waits else 0)
+        return torch.zeros(len(batch.masks), 3, 2, 2)
+
+    result = evaluate(None, data, indices.load(data), "val", None, Io(), 2, world, logits_of=logits_of)
+    if world.is_first:
+        Path(out).write_text(str(result.num_samples), encoding="utf-8")
+    leave(world)
+
+
 if __name__ == "__main__":
-    {"main": main, "formula": formula, "scores": scores}[sys.argv[1]](*sys.argv[2:])
+    {"main": main, "formula": formula, "scores": scores, "late": late}[sys.argv[1]](*sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # as the command does among several ranks: see segdist.cli._exit

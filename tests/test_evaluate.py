@@ -147,6 +147,8 @@ class Threads(World):
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.copy_(torch.stack([part.clone() for part in self.gather(tensor.clone())]).sum(0))
 
+    late_sum = sum
+
 
 def on_ranks(num: int, work: Callable[[World], Any]) -> list[Any]:
     """work(world) on every rank: its result, or the exception it raised."""
@@ -417,6 +419,15 @@ def test_real_ranks_agree_to_the_integer(runs: dict[str, str], varied: str, tmp_
     assert [item["num_samples"] for item in found[1]] == [4, 11, 4, 11]
     for num_ranks in (2, 3, 5):
         assert found[num_ranks] == found[1]
+
+
+@pytest.mark.slow
+def test_a_rank_may_come_long_after_the_others(varied: str, tmp_path: Path) -> None:
+    """A picture takes one rank longer than the time that ranks wait for one another in a step."""
+    program = str(Path(__file__).with_name("ranks_program.py"))
+    done = torchrun(2, program, "late", varied, str(tmp_path / "seen"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "seen").read_text(encoding="utf-8") == "11"
 
 
 @pytest.mark.slow
