@@ -247,7 +247,8 @@ def evaluate_checkpoint(
 def with_changes(cfg: Config, changes: dict[str, Any]) -> Config:
     """A run's config with other values in its `eval` section. Raises ConfigError when they are no valid ones."""
     tree = config.to_tree(cfg)
-    return config.from_tree({**tree, "eval": {**tree["eval"], **changes}}, "the options given")
+    own = {**tree["eval"], "window_size": None} if changes.get("mode") == "whole" else tree["eval"]
+    return config.from_tree({**tree, "eval": {**own, **changes}}, "the options given")
 
 
 def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
