@@ -166,6 +166,12 @@ class Eval(Section):
         None, "In training, score so many samples, the same each time, spread over the split; null: all.", ge=1
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Eval:
+        if self.window_size is not None and self.mode == "whole":
+            raise ValueError(f"eval.window_size {list(self.window_size)} needs eval.mode=sliding (--mode sliding)")
+        return self
+
 
 class Checkpoint(Section):
     every_steps: int = free(500, "Commit a checkpoint every so many steps, and at the end.", ge=1)

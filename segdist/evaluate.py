@@ -82,16 +82,17 @@ def evaluate(
         mine = eval_share(units, index.split(split), world.rank, world.num_ranks)
         if model is not None:
             model.eval()
-        for batch in eval_batches(source, index.labels, image_size, io, mine):
-            masks = batch.masks.to(world.device)
-            size = (masks.shape[1], masks.shape[2])
-            if logits_of is not None:
-                pred, loss = settle(logits_of(batch).to(world.device), size, False, masks)
-            else:
-                assert model is not None
-                pred, loss = look(model, batch.images, size, how, batch_size, masks)
-            tally.add(batch, masks, pred, loss)
-            advance(len(masks))
+        with contextlib.closing(eval_batches(source, index.labels, image_size, io, mine)) as batches:
+            for batch in batches:
+                masks = batch.masks.to(world.device)
+                size = (masks.shape[1], masks.shape[2])
+                if logits_of is not None:
+                    pred, loss = settle(logits_of(batch).to(world.device), size, False, masks)
+                else:
+                    assert model is not None
+                    pred, loss = look(model, batch.images, size, how, batch_size, masks)
+                tally.add(batch, masks, pred, loss)
+                advance(len(masks))
     except Exception as error:  # whatever it is, the other ranks wait for this one's table
         failure = error
     finally:
@@ -129,7 +130,7 @@ class _Tally:
         """The sum over ranks, on every rank. Raises `failure` if there is one, and SharedError on the other ranks."""
         table = torch.zeros_like(self._table, device="cpu") if failure else self._table.cpu()
         whole = torch.cat([torch.tensor([failure is not None]).long(), self._seen, table.flatten()])
-        failed, seen, table = world.sum(whole).split([1, len(self._seen), table.numel()])
+        failed, seen, table = world.late_sum(whole).split([1, len(self._seen), table.numel()])
         if failure is not None:
             raise failure
         if failed:
@@ -246,7 +247,8 @@ def evaluate_checkpoint(
 def with_changes(cfg: Config, changes: dict[str, Any]) -> Config:
     """A run's config with other values in its `eval` section. Raises ConfigError when they are no valid ones."""
     tree = config.to_tree(cfg)
-    return config.from_tree({**tree, "eval": {**tree["eval"], **changes}}, "the options given")
+    own = {**tree["eval"], "window_size": None} if changes.get("mode") == "whole" else tree["eval"]
+    return config.from_tree({**tree, "eval": {**own, **changes}}, "the options given")
 
 
 def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:

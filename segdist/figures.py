@@ -15,6 +15,7 @@ _OPACITY = 0.55
 _RIGHT, _WRONG, _ABSENT, _GREY = (8, 69, 148), (178, 24, 43), (225, 225, 225), (110, 110, 110)
 _NAME_PX = 12  # the smallest cell whose row can bear a class name
 _NUM_CONFUSIONS, _HEADINGS = 15, 4  # lines beside a confusion matrix
+_BAND_ROWS = 256  # blended at a time: it takes some sixty bytes a pixel
 
 
 def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
@@ -33,11 +34,19 @@ def png(picture: Image.Image) -> bytes:
 
 def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Image:
     """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn, and beside it the classes it holds."""
-    colors = labels.palette()[classes]
-    grey = image.mean(2, keepdims=True)  # under the colours, so that they look as they do in the legend
-    blend = np.where((classes == IGNORE)[..., None], image, (1 - _OPACITY) * grey + _OPACITY * colors)
+    blend = np.empty_like(image)
+    for first in range(0, len(image), _BAND_ROWS):
+        band = slice(first, first + _BAND_ROWS)
+        blend[band] = _blend(image[band], classes[band], labels)
     blend[_borders(classes)] = 255
-    return _with_legend(Image.fromarray(blend.round().astype(np.uint8)), classes, labels)
+    return _with_legend(Image.fromarray(blend), classes, labels)
+
+
+def _blend(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray:
+    """The colours of the classes over the image in grey, so that they look as they do in the legend; void as it is."""
+    grey = image.mean(2, keepdims=True)
+    mixed = (1 - _OPACITY) * grey + _OPACITY * labels.palette()[classes]
+    return np.where((classes == IGNORE)[..., None], image, mixed).round().astype(np.uint8)
 
 
 def _borders(classes: np.ndarray) -> np.ndarray:

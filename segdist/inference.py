@@ -37,11 +37,6 @@ class Recipe:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False  # mirrored, too
 
-    @property
-    def views(self) -> list[tuple[float, bool]]:
-        """(scale, whether mirrored) of every view."""
-        return list(itertools.product(self.scales, (False, True) if self.flip else (False,)))
-
     def words(self) -> str:
         """The recipe as a part of the protocol."""
         how = "whole"
@@ -74,16 +69,25 @@ def look(
     """Classes at `size`, and the loss (0 without masks), of uint8 (B, 3, h, w) images, for a model in evaluation mode.
 
     `masks`, uint8 (B, *size), on the model's device. A picture that fits into a window is seen whole, bit for bit. The model
-    sees at most `batch_size` windows at a time. Where a head aligns corners at a stride above 1, its windows' logits lie
-    less than a stride beside those of the whole picture.
+    sees at most `batch_size` windows at a time; every scale holds a uint8 copy of the images. Where a head aligns corners at
+    a stride above 1, its windows' logits lie less than a stride beside those of the whole picture.
     """
-    device = next(model.parameters()).device
-    if how.views == [(1.0, False)] and _fits(images, how.window, model.traits.stride):
-        return settle(infer(model, images.to(device)), size, model.traits.align_corners, masks)
-    seen = [_view(model, images, scale, mirrored, how, batch_size, device) for scale, mirrored in how.views]
+    device, stride, align = next(model.parameters()).device, model.traits.stride, model.traits.align_corners
+    if how.scales == (1.0,) and not how.flip and _fits(images, how.window, stride):
+        return settle(infer(model, images.to(device)), size, align, masks)
+    seen: list[list[_Rows]] = []  # [view][picture]
+    for scale in how.scales:
+        scaled = _scaled(images, scale).to(device)
+        for mirrored in (False, True) if how.flip else (False,):
+            if how.window is None or _fits(scaled, how.window, stride):
+                whole = infer(model, scaled.flip(3) if mirrored else scaled)
+                seen.append([_Rows(iter([logits]), logits.shape[1], mirrored) for logits in whole])
+            else:
+                slides = (_slide(model, image, how.window, how.overlap, mirrored, batch_size) for image in scaled)
+                seen.append([_Rows(slide, -(-scaled.shape[2] // stride), mirrored) for slide in slides])
     preds, loss = [], torch.zeros((), dtype=torch.float64, device=device)
     for i, views in enumerate(zip(*seen)):
-        resized = [_Resized(rows, size, model.traits.align_corners) for rows in views]
+        resized = [_Resized(rows, size, align) for rows in views]
         pred, one = _combine(resized, size, None if masks is None else masks[i])
         preds.append(pred)
         loss += one
@@ -109,25 +113,12 @@ class _Rows:
     mirrored: bool
 
 
-def _view(
-    model: Segmenter,
-    images: torch.Tensor,
-    scale: float,
-    mirrored: bool,
-    how: Recipe,
-    batch_size: int,
-    device: torch.device,
-) -> list[_Rows]:
-    """Every picture of the batch in one view."""
-    if scale != 1:
-        size = (max(1, round(images.shape[2] * scale)), max(1, round(images.shape[3] * scale)))
-        images = torch.stack([resize_image(image, size) for image in images.cpu()])
-    images = (images.flip(3) if mirrored else images).to(device)
-    if how.window is None or _fits(images, how.window, model.traits.stride):
-        whole = infer(model, images)
-        return [_Rows(iter([logits]), logits.shape[1], mirrored) for logits in whole]
-    height = math.ceil(images.shape[2] / model.traits.stride)
-    return [_Rows(_slide(model, image, how.window, how.overlap, batch_size), height, mirrored) for image in images]
+def _scaled(images: torch.Tensor, scale: float) -> torch.Tensor:
+    """uint8 (B, 3, h, w) images at another scale."""
+    if scale == 1:
+        return images
+    size = (max(1, round(images.shape[2] * scale)), max(1, round(images.shape[3] * scale)))
+    return torch.stack([resize_image(image, size) for image in images.cpu()])
 
 
 def _fits(images: torch.Tensor, window: tuple[int, int] | None, stride: int) -> bool:
@@ -150,9 +141,11 @@ def cover(size: int, window: int, overlap: float) -> tuple[list[int], np.ndarray
 
 
 def _slide(
-    model: Segmenter, image: torch.Tensor, window: tuple[int, int], overlap: float, batch_size: int
+    model: Segmenter, image: torch.Tensor, window: tuple[int, int], overlap: float, mirrored: bool, batch_size: int
 ) -> Iterator[torch.Tensor]:
-    """Blended logits of a uint8 (3, H, W) image, in blocks (K, rows, w), each as soon as no window touches it any more.
+    """Blended logits of a uint8 (3, H, W) image, or of its mirror image, in blocks (K, rows, w), from the top down.
+
+    A block comes as soon as no window touches it any more.
 
     Windows begin at multiples of the model's stride, so that their logits lie on one grid; none is padded. Those at the
     right and the lower edge are less than a stride smaller where the picture is no multiple of it.
@@ -166,6 +159,7 @@ def _slide(
     band: torch.Tensor | None = None
     for i, top in enumerate(tops):
         strip = image[:, top * stride : (top + rows) * stride]
+        strip = strip.flip(2) if mirrored else strip
         for chunk in _chunks(lefts, columns, strip.shape[2], stride, batch_size):
             tiles = torch.stack([strip[:, :, lefts[j] * stride : (lefts[j] + columns) * stride] for j in chunk])
             for j, logits in zip(chunk, infer(model, tiles)):
@@ -225,7 +219,7 @@ def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | 
     for first in range(0, height, rows):
         last = min(height, first + rows)
         scores = _mean([view.band(first, last) for view in views])
-        preds.append(scores.argmax(0).to(torch.uint8))
+        preds.append(scores.max(0)[1].to(torch.uint8))  # on CPUs argmax takes more than twice as long
         if mask is not None:
             truth = mask[None, first:last].long()
             loss += F.cross_entropy(scores[None], truth, ignore_index=IGNORE, reduction="sum")

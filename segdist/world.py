@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ class SharedError(UserError):
 
 
 TIMEOUT = timedelta(minutes=5)
+LATE = timedelta(hours=2)  # for ranks that work alone for long, as in evaluation; one that dies is noticed at once
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class World:
     device: torch.device
     owns_group: bool = False  # whether `leave` ends the process group
     launch: str = ""  # who started these ranks, where that one may start them again
+    patient: Any = None  # torch's group of the same ranks, with more time
 
     @property
     def is_first(self) -> bool:
@@ -45,6 +47,12 @@ class World:
         """The sum over ranks, in place. All ranks must call it."""
         if self.num_ranks > 1:
             dist.all_reduce(tensor)
+        return tensor
+
+    def late_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As `sum`, of a tensor on the CPU, where some ranks may come much later than others."""
+        if self.num_ranks > 1:
+            dist.all_reduce(tensor, group=self.patient)
         return tensor
 
     def gather(self, value: T) -> list[T]:
@@ -104,7 +112,8 @@ def join(device: str = "auto", own: torch.device | None = None, launch: str = ""
     owns_group = num_ranks > 1 and not dist.is_initialized()
     if owns_group:
         dist.init_process_group(backend(chosen.type == "cuda"), timeout=TIMEOUT)
-    return World(rank, num_ranks, chosen, owns_group, launch)
+    patient = dist.new_group(backend="gloo", timeout=LATE) if num_ranks > 1 else None
+    return World(rank, num_ranks, chosen, owns_group, launch, patient)
 
 
 @contextlib.contextmanager

@@ -80,7 +80,50 @@ def formula(plan: str, folder: str) -> None:
     leave(world)
 
 
+def scores(plan: str, folder: str) -> None:
+    """Evaluates finished runs in sliding windows: a plan of {"name", "run", "data", "split"}; rank 0 leaves NAME.json."""
+    from segdist.checkpoint import load_trained
+    from segdist.evaluate import report
+    from segdist.inference import Recipe
+
+    world = join("cpu")
+    torch.set_num_threads(1)
+    for item in json.loads(Path(plan).read_text(encoding="utf-8")):
+        trained, index = load_trained(item["run"], world.device), indices.load(item["data"])
+        result = evaluate(
+            trained.model, item["data"], index, item["split"], None, trained.cfg.io, 2, world,
+            how=Recipe((64, 64)), pictures=True,
+        )  # fmt: skip
+        if world.is_first:
+            tree = report(result, index.labels.names) | {"table": result.table.tolist()}
+            (Path(folder) / f"{item['name']}.json").write_text(record.to_json(tree), encoding="utf-8")
+    leave(world)
+
+
+def late(data: str, out: str) -> None:
+    """Evaluates with ranks that wait for one another for six seconds in a step, while rank 1 is eight seconds late."""
+    import time
+    from datetime import timedelta
+
+    from segdist import world as worlds
+    from segdist.config import Io
+    from segdist.data.stream import EvalBatch
+
+    worlds.TIMEOUT = timedelta(seconds=6)
+    world = join("cpu")
+    waits = [8.0] if world.rank == 1 else []
+
+    def logits_of(batch: EvalBatch) -> torch.Tensor:
+        time.sleep(waits.pop() if waits else 0)
+        return torch.zeros(len(batch.masks), 3, 2, 2)
+
+    result = evaluate(None, data, indices.load(data), "val", None, Io(), 2, world, logits_of=logits_of)
+    if world.is_first:
+        Path(out).write_text(str(result.num_samples), encoding="utf-8")
+    leave(world)
+
+
 if __name__ == "__main__":
-    {"main": main, "formula": formula}[sys.argv[1]](*sys.argv[2:])
+    {"main": main, "formula": formula, "scores": scores, "late": late}[sys.argv[1]](*sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # as the command does among several ranks: see segdist.cli._exit

@@ -215,8 +215,11 @@ def eval_share(units: list[Unit], split: Split, rank: int, num_ranks: int) -> li
 
 def eval_batches(
     source: Source, labels: Labels, image_size: int | tuple[int, int] | None, io: Io, units: list[Unit]
-) -> Iterator[EvalBatch]:
-    """Every sample of the units once, in order; neighbours in a unit share a batch when their sizes agree."""
+) -> Generator[EvalBatch]:
+    """Every sample of the units once, in order; neighbours in a unit share a batch when their sizes agree.
+
+    Close it to stop its threads.
+    """
     decode = Decoder(labels)
     torch.get_num_threads()
     fetchers = ThreadPoolExecutor(io.fetch_threads, "fetch")
