@@ -4,9 +4,11 @@ One importer a module, all of one interface: `find(source, ask) -> Found`. None 
 """
 
 from segdist.data.importers.folder import CAMVID, FOLDER
+from segdist.data.importers.labelme import LABELME
 from segdist.data.importers.layout import Layout
 
 LAYOUTS: dict[str, Layout] = {
     "folder": FOLDER,
     "camvid": CAMVID,
+    "labelme": LABELME,
 }

@@ -87,8 +87,9 @@ class Listing:
         return self._files.get(name)
 
     def below(self, folder: str) -> dict[str, File]:
-        """The files of a folder, by their path in it."""
-        return {n.removeprefix(f"{folder}/"): f for n, f in self._files.items() if n.startswith(f"{folder}/")}
+        """The files of a folder, or of the whole source for "", by their path in it."""
+        prefix = f"{folder}/" if folder else ""
+        return {n.removeprefix(prefix): f for n, f in self._files.items() if n.startswith(prefix)}
 
     def by_stem(self, folder: str) -> dict[str, File]:
         """The files of a folder by their path in it without suffix, sorted. Raises DataError for two of one name."""
