@@ -44,7 +44,7 @@ class Ask:
     seed: int = 0
     limit: int | None = None  # samples per split; the rest need not be read
     revision: str | None = None  # of a Hub data set
-    subset: str | None = None  # configuration of a Hub data set
+    subset: str | None = None  # configuration of a Hub data set; kind of COCO's annotations
     image_column: str | None = None
     mask_column: str | None = None
 
