@@ -120,7 +120,12 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")] = None,
     revision: Annotated[str | None, typer.Option(help="hub: commit, branch or tag.")] = None,
-    subset: Annotated[str | None, typer.Option(help="hub: configuration of the data set.")] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            help="hub: configuration of the data set. coco: panoptic, instances, stuff, stuffthingmaps or pixelmaps."
+        ),
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")] = None,
     mask_column: Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what DEST holds.")] = False,

@@ -44,7 +44,7 @@ class Ask:
     seed: int = 0
     limit: int | None = None  # samples per split; the rest need not be read
     revision: str | None = None  # of a Hub data set
-    subset: str | None = None  # configuration of a Hub data set
+    subset: str | None = None  # configuration of a Hub data set; kind of COCO's annotations
     image_column: str | None = None
     mask_column: str | None = None
 
@@ -87,8 +87,9 @@ class Listing:
         return self._files.get(name)
 
     def below(self, folder: str) -> dict[str, File]:
-        """The files of a folder, by their path in it."""
-        return {n.removeprefix(f"{folder}/"): f for n, f in self._files.items() if n.startswith(f"{folder}/")}
+        """The files of a folder, or of the whole source for "", by their path in it."""
+        prefix = f"{folder}/" if folder else ""
+        return {n.removeprefix(prefix): f for n, f in self._files.items() if n.startswith(prefix)}
 
     def by_stem(self, folder: str) -> dict[str, File]:
         """The files of a folder by their path in it without suffix, sorted. Raises DataError for two of one name."""

@@ -1,0 +1,294 @@
+"""COCO, and what labelling tools export in its format: which annotations there are, and which images they belong to.
+
+A folder may hold several kinds of annotation of the same images (all of COCO's downloads do); `--subset` says which one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import PurePosixPath
+
+from segdist import log
+from segdist.data.importers import cocostuff
+from segdist.data.importers.coco_json import Annotations, Category, Picture, read
+from segdist.data.importers.coco_masks import Segments, Values, decode_objects, decode_segments
+from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, Text
+from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off
+from segdist.data.labels import Class, Labels, generated_colors
+from segdist.errors import DataError
+
+KINDS = ("panoptic", "instances", "stuff", "stuffthingmaps", "pixelmaps")
+_MAPS = ("stuffthingmaps", "pixelmaps")  # one mask picture an image
+_OTHER_TASKS = ("captions", "person_keypoints", "image_info")
+_CONVERTED = ("_labelTrainIds", "_instanceTrainIds")  # copies that other tools lay beside the masks
+
+Sets = dict[str, str]  # name of a set, as in train2017, or "": its JSON, or its folder of masks
+
+
+def find(source: str, ask: Ask) -> Found:
+    """The pairs of COCO's folder, or of one annotation file, whose images are then split by the digest of their names."""
+    is_file = source.lower().endswith(".json")
+    root, file = _root_of(source) if is_file else (source, None)
+    listing = Listing(root, {".json", *IMAGE_SUFFIXES})
+    kind, sets = _choose(_kinds(listing, file), ask.subset, source)
+    if kind in _MAPS:
+        splits = {name: _paired(listing, name, folder) for name, folder in sets.items()}
+        labels = cocostuff.class_maps() if kind == "stuffthingmaps" else cocostuff.pixel_maps()
+        return Found(_named(splits, sets, ask), labels, source=f"coco {kind}: {source}")
+    parsed = {name: read(_file(listing, path), kind == "panoptic") for name, path in sets.items()}
+    categories = _agreed(list(parsed.values()))
+    covered = kind == "instances"  # whose uncovered pixels are background; in the others they were not labelled
+    labels, values = _contract(categories, covered)
+    splits = {name: _pairs(listing, name, sets[name], parsed[name], values) for name in sets}
+    licence = next((a.licence for a in parsed.values()), "")
+    found = split_off(splits.popitem()[1], ask) if is_file else _named(splits, sets, ask)
+    return Found(found, labels, licence, f"coco {kind}: {source}")
+
+
+# -- what lies there --------------------------------------------------------------------------------------------------
+
+
+def _root_of(source: str) -> tuple[str, str]:
+    """(the data set's folder, path in it) of an annotation file: the folder above annotations/, or its own."""
+    folder, slash, name = source.rpartition("/")
+    above, _, last = folder.rpartition("/")
+    if last == "annotations":
+        return (above if slash and above else "."), f"annotations/{name}"
+    return folder or ".", name
+
+
+def _file(listing: Listing, path: str) -> File:
+    file = listing.get(path)
+    if file is None:
+        raise DataError(f"{listing.source}/{path}: this file does not exist")
+    return file
+
+
+def _kinds(listing: Listing, only: str | None) -> dict[str, Sets]:
+    """The kinds of annotation, with their sets. Raises DataError for two files of one set."""
+    found: dict[str, Sets] = {}
+    names = [only] if only else sorted(listing.below(""))
+    folders: set[str] = set()
+    for name in names:
+        path = PurePosixPath(name)
+        if (
+            path.suffix.lower() == ".json" and len(path.parts) <= 2 and path.name != "index.json"
+        ):  # ours, of an own folder
+            if (kind_and_set := _kind_of(path)) is not None:
+                _add(found, *kind_and_set, name, listing)
+        elif path.suffix.lower() == ".png":
+            folders.add(str(path.parent))
+    for folder in sorted(folders):
+        challenge = re.fullmatch(r"(?:annotations/)?stuff_([^/]+)_pixelmaps", folder)
+        maps = re.fullmatch(r"(?:annotations/|(?:annotations/)?stuffthingmaps[^/]*/)([^/_]+)", folder)
+        if challenge:
+            _add(found, "pixelmaps", challenge[1], folder, listing)
+        elif maps and _split_of(maps[1]):
+            _add(found, "stuffthingmaps", maps[1], folder, listing)
+    return found
+
+
+def _kind_of(path: PurePosixPath) -> tuple[str, str] | None:
+    """(kind, name of its set) of a JSON file, by its name; None for those of other tasks."""
+    if path.stem.startswith(_OTHER_TASKS):
+        return None
+    for kind in ("panoptic", "instances", "stuff"):
+        if path.stem.startswith(f"{kind}_"):
+            return kind, path.stem.removeprefix(f"{kind}_")
+    folder = (
+        path.parent.name if path.parent.name != "annotations" else ""
+    )  # a tool's export: train/_annotations.coco.json
+    return "instances", folder if _split_of(folder) else path.stem
+
+
+def _add(found: dict[str, Sets], kind: str, name: str, path: str, listing: Listing) -> None:
+    sets = found.setdefault(kind, {})
+    if name in sets:
+        raise DataError(
+            f"{listing.source}: {sets[name]} and {path} are both {kind} of {name!r}; move one elsewhere, or give the file "
+            "itself as SOURCE"
+        )
+    sets[name] = path
+
+
+def _choose(found: dict[str, Sets], subset: str | None, source: str) -> tuple[str, Sets]:
+    """The kind that is asked for, or the only one. Raises DataError, with what there is, where that is not clear."""
+    shown = "; ".join(f"{kind} ({', '.join(sets.values())})" for kind, sets in found.items())
+    if subset is not None and subset not in found:
+        raise DataError(f"{source}: --subset {subset!r} is not there; there is {shown or 'nothing of COCO'}")
+    if not found:
+        raise DataError(
+            f"{source}: no annotations of COCO are there (annotations/instances_*.json, panoptic_*.json, stuff_*.json, "
+            "stuffthingmaps/, or a JSON beside the images); unpack them, or give the JSON file itself as SOURCE"
+        )
+    if subset is None and len(found) > 1:
+        raise DataError(
+            f"{source}: several kinds of annotation are there: {shown}. Say which one with --subset {'|'.join(found)}"
+        )
+    kind = subset or next(iter(found))
+    return kind, found[kind]
+
+
+def _split_of(name: str) -> str | None:
+    """train, val or test for a set called train2017, val2017, test-dev2017, ...; None for all else."""
+    return next((SPLIT_NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_NAMES), None)
+
+
+def _named(splits: Splits, sets: Sets, ask: Ask) -> Splits:
+    """By the names of the sets; a single one without such a name is split. Raises DataError for what is neither."""
+    if len(splits) == 1 and _split_of(next(iter(splits))) is None:
+        return split_off(splits.popitem()[1], ask)
+    named: Splits = {}
+    for name, pairs in splits.items():
+        split = _split_of(name)
+        if split is None:
+            raise DataError(
+                f"{sets[name]}: is {name!r} for training or validation? Rename it after train or val, or remove it"
+            )
+        if split in named:
+            raise DataError(
+                f"{sets[name]}: there is another set for {split}: {', '.join(sets.values())}; keep one of them"
+            )
+        named[split] = pairs
+    return named
+
+
+# -- images and masks -------------------------------------------------------------------------------------------------
+
+
+def _places(name: str, path: str) -> list[str]:
+    """Folders in which the images of a set may lie, likely ones first."""
+    beside = str(PurePosixPath(path).parent)
+    split = _split_of(name) or name
+    return list(
+        dict.fromkeys(["" if beside == "." else beside, name, f"images/{name}", split, f"images/{split}", "images", ""])
+    )
+
+
+def _lookup(listing: Listing, places: list[str], path: str) -> File | None:
+    return next((f for p in places if (f := listing.get(f"{p}/{path}" if p else path)) is not None), None)
+
+
+def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: Values) -> list[Pair]:
+    """Images that are there, with their masks. Raises DataError when none is; a part of COCO is COCO, and told."""
+    places = _places(name, path)
+    pairs: dict[str, Pair] = {}
+    missing, unlabelled, empty = [], [], 0
+    for picture in notes.pictures:
+        image = _lookup(listing, places, picture.path)
+        if image is None:
+            missing.append(picture.path)
+            continue
+        made = _mask(listing, name, path, picture, notes, values)
+        if made is None:
+            unlabelled.append(picture.path)
+            continue
+        sample_id = str(PurePosixPath(picture.path).with_suffix(""))
+        if sample_id in pairs:
+            raise DataError(f"{notes.uri}: two images are called {sample_id} but for their suffix; rename one of them")
+        empty += not picture.objects and picture.segments is None
+        pairs[sample_id] = Pair(sample_id, image, *made)
+    if missing and not pairs and not unlabelled:
+        raise DataError(
+            f"{notes.uri}: none of its {len(missing)} images is there, such as {missing[0]}; looked in "
+            f"{', '.join(f'{listing.source}/{p}'.rstrip('/') for p in places)}"
+        )
+    if missing:
+        log.say(
+            f"warning: {len(missing)} of {len(notes.pictures)} images of {notes.uri} are not there and left out ({missing[0]})"
+        )
+    if unlabelled:
+        log.say(f"warning: {len(unlabelled)} images have no mask in {notes.uri} and are left out ({unlabelled[0]})")
+    if empty:
+        what = "background" if values.outside != values.void else "void"
+        log.say(f"{empty} of {len(pairs)} images of {notes.uri} have no annotations: they are {what} throughout")
+    return list(pairs.values())
+
+
+def _mask(
+    listing: Listing, name: str, path: str, picture: Picture, notes: Annotations, values: Values
+) -> tuple[Content, Decode] | None:
+    """(what holds the mask, how it is read); None where a panoptic annotation lacks. Raises DataError when its PNG does."""
+    if not notes.panoptic:
+        head = b'{"size":%s,"objects":[' % json.dumps(picture.size).encode()
+        text = Text(f"{notes.uri}: {picture.path}", head + b",".join(picture.objects) + b"]}")
+        return text, partial(decode_objects, values=values)
+    if picture.segments is None:
+        return None
+    png, info = picture.segments
+    beside = str(PurePosixPath(path).parent)
+    stem = PurePosixPath(path).stem
+    places = [f"{beside}/{stem}", stem, beside, f"{beside}/{name}"]
+    file = _lookup(listing, places, png)
+    if file is None:
+        raise DataError(
+            f"{notes.uri}: the panoptic mask {png} is not there; looked in {', '.join(places)}: unpack {stem}.zip "
+            "beside the JSON"
+        )
+    return Segments(file, info), partial(decode_segments, info=info, values=values)
+
+
+def _paired(listing: Listing, name: str, folder: str) -> list[Pair]:
+    """Pairs of equal names of a folder of masks. Raises DataError for an image without a mask, or none at all."""
+    masks = {s: f for s, f in listing.by_stem(folder).items() if not s.endswith(_CONVERTED)}
+    places = [p for p in (name, f"images/{name}") if listing.below(p)]
+    if not places:
+        raise DataError(
+            f"{listing.source}: the images of {folder} are in neither {name}/ nor images/{name}/; put them there"
+        )
+    images = listing.by_stem(places[0])
+    for stem, image in images.items():
+        if stem not in masks:
+            raise DataError(f"{image.uri}: this image has no mask {folder}/{stem}.png; add it, or remove the image")
+    if spare := len(masks) - len(images):
+        log.say(f"warning: {spare} of {len(masks)} masks in {folder} have no image and are left out")
+    return [Pair(stem, image, masks[stem]) for stem, image in images.items()]
+
+
+# -- what values mean -------------------------------------------------------------------------------------------------
+
+
+def _agreed(all_notes: list[Annotations]) -> dict[int, Category]:
+    """The categories of all files, by id. Raises DataError when two files mean different things by one id."""
+    found: dict[int, tuple[Category, str]] = {}
+    used = {number for notes in all_notes for number in notes.used}
+    for notes in all_notes:
+        for number, category in notes.categories.items():
+            if category.heading and number not in used:
+                continue
+            other, uri = found.setdefault(number, (category, notes.uri))
+            if other.name != category.name:
+                raise DataError(
+                    f"{notes.uri}: category {number} is {category.name!r}, but {other.name!r} in {uri}; give both files the "
+                    "same categories"
+                )
+    return {number: found[number][0] for number in sorted(found)}
+
+
+def _contract(categories: dict[int, Category], background: bool) -> tuple[Labels, Values]:
+    """The contract whose raw values are category ids, with a background in front if uncovered pixels are one.
+
+    A category that is called so is that background. Void is 255 where no category has that id, else the largest value.
+    """
+    void = next(v for v in (255, 65535, 65534) if v not in categories)
+    own = [number for number, c in categories.items() if c.name.lower() in ("background", "_background_")]
+    outside = void
+    names = {number: c.name for number, c in categories.items()}
+    if background:
+        outside = own[0] if own else next(v for v in range(65536) if v not in categories and v != void)
+        names = {outside: "background"} | names
+    generated = generated_colors(len(names))
+    colors = [c.color if (c := categories.get(number)) and c.color else g for number, g in zip(names, generated)]
+    classes = tuple(Class(n, (number,), color) for (number, n), color in zip(names.items(), colors))
+    return Labels(classes, (void,)), Values(outside, void, max(*names, void) > 255)
+
+
+COCO = Layout(
+    find,
+    "COCO (panoptic, instances, stuff, COCO-Stuff's maps), and its format as CVAT, Roboflow or Label Studio export it",
+    "annotations/{instances,panoptic,stuff}_SET.json, stuffthingmaps/SET/ or SET/_annotations.coco.json, with images in SET/ "
+    "or images/; or one JSON file, whose images are split by name. SET: train2017, val, ...",
+    "COCO's annotations: CC BY 4.0; its images: Flickr's terms of use",
+)

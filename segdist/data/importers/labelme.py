@@ -1,0 +1,287 @@
+"""labelme: one JSON a picture, with polygons and other shapes whose labels are class names.
+
+A label is a class by its name, never by a number. Later shapes lie over earlier ones, what no shape covers is background,
+and `__ignore__` is void: labelme's own export (labelme2voc) draws the same masks.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from segdist import log, storage
+from segdist.data.importers import outlines
+from segdist.data.importers.files import IMAGE_SUFFIXES, Content, File, Rules, Text, open_picture
+from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off
+from segdist.data.labels import Labels, plain
+from segdist.errors import DataError, LabelError
+from segdist.threads import ahead
+
+_BACKGROUND = ("background", "_background_")  # the class of what no shape covers
+_IGNORE = "__ignore__"
+_UNCOVERED = -1
+_LABELS = "labels.txt"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The picture inside a labelme file (`imageData`), taken out when it is read: together they may not fit in memory."""
+
+    file: File
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.uri} (imageData)"
+
+    @property
+    def num_bytes(self) -> int:
+        return self.file.num_bytes * 3 // 4  # base64
+
+    def read(self) -> bytes:
+        return _base64(outlines.parse_json(self.file.read(), self.file.uri)["imageData"], self.name)
+
+    def digest(self) -> str:
+        return self.file.digest()
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """One labelme file, without its picture. `key` is its path below the source."""
+
+    key: str
+    image: Content
+    shapes: Text
+    labels: Counter[str]
+    kinds: Counter[str]
+
+
+def find(source: str, ask: Ask) -> Found:
+    """The pictures of all labelme files of SOURCE, in its train/ and val/ folders or split by the digest of their names."""
+    listing = Listing(source, {".json", ".txt", *IMAGE_SUFFIXES})
+    annotated = _read_all(listing)
+    _tell(listing, annotated)
+    names = listing.get(_LABELS)
+    labels = _declared(names) if names else _discovered(annotated)
+    return Found(_splits(annotated, ask), labels)
+
+
+def _read_all(listing: Listing) -> list[_Annotated]:
+    """Every labelme file. Raises DataError for a JSON that is none, and where there are none."""
+    files = [(n, f) for n, f in sorted(listing.below("").items()) if n.lower().endswith(".json")]
+    progress, advance = log.bar("reading shapes", len(files))
+    found: list[_Annotated] = []
+    with progress, ThreadPoolExecutor(os.cpu_count() if storage.is_local(listing.source) else 16) as pool:
+        for one in ahead(pool, lambda item: _read(listing, *item), files, 32):
+            found += [one] if one else []
+            advance(1)
+    if not found:
+        raise DataError(f"{listing.source}: no labelme files (*.json) are there; labelme saves one beside each picture")
+    users: dict[str, str] = {}
+    for one in found:
+        first = users.setdefault(one.image.name, one.shapes.name)
+        if first != one.shapes.name:
+            raise DataError(f"{one.shapes.name}: {first} names the same picture; merge the two files, or remove one")
+    return found
+
+
+def _read(listing: Listing, key: str, file: File) -> _Annotated | None:
+    """One labelme file; None for the index of a data set that was prepared into the source's own folder."""
+    tree = outlines.parse_json(file.read(), file.uri)
+    if isinstance(tree, dict) and str(tree.get("format")).startswith("segdist-"):
+        return None
+    if not isinstance(tree, dict) or not isinstance(tree.get("shapes"), list):
+        hint = "; for COCO's files say --format coco" if isinstance(tree, dict) and "annotations" in tree else ""
+        raise DataError(f"{file.uri}: not a labelme file: it has no list of `shapes`{hint}; move it elsewhere")
+    shapes = [_shape(s, i, file.uri) for i, s in enumerate(tree["shapes"], 1)]
+    kept = {"size": [tree.get("imageHeight"), tree.get("imageWidth")], "shapes": shapes}
+    return _Annotated(
+        key,
+        Embedded(file) if tree.get("imageData") else _image(listing, key, file, tree),
+        Text(file.uri, json.dumps(kept, separators=(",", ":")).encode()),
+        Counter(s["label"] for s in shapes),
+        Counter(s["kind"] for s in shapes),
+    )
+
+
+def _shape(shape: Any, number: int, uri: str) -> dict[str, Any]:
+    """What is drawn of a shape. Raises DataError for one that cannot be."""
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+        raise DataError(f"{uri}: shape {number} has no label; open the file in labelme and give it one")
+    kind, points = shape.get("shape_type") or "polygon", shape.get("points")
+    who = f"{uri}: shape {number} ({shape['label']!r})"
+    if kind not in outlines.NUM_POINTS:
+        raise DataError(f"{who}: its shape_type {kind!r} is unknown; known are {', '.join(outlines.NUM_POINTS)}")
+    least, most = outlines.NUM_POINTS[kind]
+    if not isinstance(points, list) or len(points) < least or len(points) > (most or len(points)):
+        num = len(points) if isinstance(points, list) else 0
+        raise DataError(f"{who}: a {kind} of {num} points cannot be drawn; remove it, or draw it again")
+    return {"label": shape["label"], "kind": kind, "points": points} | (
+        {"mask": shape.get("mask")} if kind == "mask" else {}
+    )
+
+
+def _image(listing: Listing, key: str, file: File, tree: dict[str, Any]) -> File:
+    """The picture that `imagePath` names. Raises DataError unless it lies in the source."""
+    written = tree.get("imagePath")
+    if not isinstance(written, str) or not written:
+        raise DataError(
+            f"{file.uri}: names no picture (imagePath) and holds none (imageData); save it again in labelme"
+        )
+    path = outlines.inside(str(PurePosixPath(key).parent), written)
+    if path is None:
+        raise DataError(
+            f"{file.uri}: imagePath {written!r} leads out of {listing.source}, and nothing outside is read; put the picture "
+            "there and mend imagePath, or save the file with imageData"
+        )
+    image = listing.get(path)
+    if image is None:
+        raise DataError(
+            f"{file.uri}: there is no picture {storage.join(listing.source, path)} (imagePath {written!r}); add it, or "
+            "remove this file"
+        )
+    return image
+
+
+def _tell(listing: Listing, annotated: list[_Annotated]) -> None:
+    """Says what a person may not expect."""
+    kinds: Counter[str] = sum((a.kinds for a in annotated), Counter())
+    if lines := kinds["line"] + kinds["linestrip"]:
+        log.say(f"{lines} lines are drawn {outlines.LINE_WIDTH_PX} px wide, as labelme's own export does")
+    if kinds["point"]:
+        log.say(f"{kinds['point']} points are drawn as discs of radius {outlines.POINT_RADIUS_PX} px, as labelme does")
+    used = {str(PurePosixPath(a.key).with_suffix("")) for a in annotated} | {a.image.name for a in annotated}
+    pictures = {n: f for n, f in listing.below("").items() if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES}
+    left = [n for n, f in pictures.items() if f.uri not in used and str(PurePosixPath(n).with_suffix("")) not in used]
+    if left:
+        log.say(f"{len(left)} pictures have no labelme file and are left out ({left[0]}{', ...' * (len(left) > 1)})")
+    if empty := sum(not a.labels for a in annotated):
+        log.say(f"{empty} pictures have no shapes: they are background throughout")
+
+
+def _declared(file: File) -> Labels:
+    """The contract of labels.txt: a class a line, in order, behind the background; `__ignore__` is void."""
+    try:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{file.uri}: not UTF-8 text ({error}); save it as UTF-8") from None
+    names = [line.strip() for line in lines if line.strip() and line.strip() not in (_IGNORE, *_BACKGROUND)]
+    return plain([_BACKGROUND[0], *names])
+
+
+def _discovered(annotated: list[_Annotated]) -> Labels:
+    """The contract of the labels that are there, sorted, behind the background."""
+    counts: Counter[str] = sum((a.labels for a in annotated), Counter())
+    names = sorted(set(counts) - {_IGNORE, *_BACKGROUND})
+    if not names:
+        raise LabelError(
+            "the labelme files hold no labelled shapes; at least one class beside the background is needed"
+        )
+    shown = ", ".join(f"{n} ({counts[n]} shapes)" for n in names)
+    log.say(f"labels: {shown}. Fix them with a labels.txt beside the files, or with --names")
+    return plain([_BACKGROUND[0], *names])
+
+
+def _splits(annotated: list[_Annotated], ask: Ask) -> Splits:
+    """By the folders train/, val/ and test/, if there are such, else by name. Raises DataError for files beside them."""
+    tops = {a.key: a.key.split("/")[0] if "/" in a.key else "" for a in annotated}
+    if not set(tops.values()) & set(SPLIT_NAMES):
+        return split_off([_pair(a, a.key) for a in annotated], ask)
+    splits: Splits = {}
+    for a in annotated:
+        top = tops[a.key]
+        if top not in SPLIT_NAMES:
+            raise DataError(f"{a.shapes.name}: this file lies outside of train/ and val/; move it into one of them")
+        splits.setdefault(SPLIT_NAMES[top], []).append(_pair(a, a.key.removeprefix(f"{top}/")))
+    return splits
+
+
+def _pair(annotated: _Annotated, key: str) -> Pair:
+    return Pair(str(PurePosixPath(key).with_suffix("")), annotated.image, annotated.shapes, decode_shapes)
+
+
+def decode_shapes(data: bytes, name: str, rules: Rules) -> np.ndarray:
+    """(H, W) uint8 or uint16 raw values of one picture's shapes. Raises LabelError for labels that the contract lacks."""
+    tree = json.loads(data)
+    height, width = tree["size"]
+    size = outlines.check_size(height, width, name, rules.max_pixels)
+    assert rules.labels is not None
+    raw = {c.name: c.raw[0] for c in rules.labels.classes}
+    background = next((raw[n] for n in _BACKGROUND if n in raw), _UNCOVERED)
+    picture = Image.new("I", size[::-1], background)
+    for number, shape in enumerate(tree["shapes"], 1):
+        value = _value(shape["label"], raw, background, rules.labels, f"{name}: shape {number}")
+        who = f"{name}: shape {number} ({shape['label']!r})"
+        points = outlines.check_points(shape["points"], size, who)
+        if shape["kind"] == "mask":
+            _stamp(picture, points, shape["mask"], value, who, rules.max_pixels)
+        else:
+            outlines.draw(ImageDraw.Draw(picture), shape["kind"], points, value)
+    pixels = np.asarray(picture)
+    if num := int((pixels == _UNCOVERED).sum()):
+        raise _no_background(name, num / pixels.size)
+    return pixels.astype(np.uint8 if max(rules.labels.known) < 256 else np.uint16)
+
+
+def _value(label: str, raw: dict[str, int], background: int, labels: Labels, who: str) -> int:
+    """The raw value of a label. Raises LabelError, with the likely spelling, when the contract has no such class."""
+    if label in raw:
+        return raw[label]
+    if label in _BACKGROUND:
+        if background == _UNCOVERED:
+            raise LabelError(f"{who}: it is {label!r}, but no class is; put `background` into --names")
+        return background
+    if label == _IGNORE:
+        if not labels.void:
+            raise LabelError(f"{who}: {_IGNORE} is void, but the contract has no void value; give one with --void")
+        return labels.void[0]
+    near = difflib.get_close_matches(label, raw, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise LabelError(
+        f"{who} has the label {label!r}, which is no class; {hint}Classes are {', '.join(raw)}. Mend the label, or add it to "
+        f"{_LABELS} or --names"
+    )
+
+
+def _no_background(name: str, share: float) -> LabelError:
+    return LabelError(
+        f"{name}: {share:.2%} of the picture lies outside of all shapes, and no class is called `background`; put it into "
+        "--names"
+    )
+
+
+def _stamp(picture: Image.Image, points: outlines.Points, text: Any, value: int, who: str, max_pixels: int) -> None:
+    """Paints a shape of kind `mask`: a PNG of on and off, whose upper left and lower right pixels are `points`."""
+    with open_picture(_base64(text, who), who, max_pixels) as stored:
+        on = Image.fromarray(np.asarray(stored.convert("L")) > 0)
+    (x0, y0), (x1, y1) = [(round(x), round(y)) for x, y in points]
+    if abs(x1 - x0 + 1 - on.width) > 1 or abs(y1 - y0 + 1 - on.height) > 1:
+        raise DataError(
+            f"{who}: its mask is {on.width}x{on.height}, but its points span {x1 - x0 + 1}x{y1 - y0 + 1}; draw it again"
+        )
+    picture.paste(value, (x0, y0), on)
+
+
+def _base64(text: Any, name: str) -> bytes:
+    """Raises DataError when it is none."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise DataError(f"{name}: not base64; save the file again in labelme") from None
+
+
+LABELME = Layout(
+    find,
+    "labelme: polygons and other shapes, a JSON a picture; a label is a class by its name",
+    "*.json with the pictures beside them or inside, in train/ and val/ or in one folder; labels.txt fixes the classes' order",
+)

@@ -1,0 +1,116 @@
+"""Outlines in annotation files: what is believed of them, and how labelme's shapes become pixels.
+
+Coordinates come from strangers' files and reach drawing code written in C: not a number, or far outside of the picture, and
+that code hangs or takes all memory. So everything passes `check_points` first, and every picture's size `check_size`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+from collections.abc import Sequence
+from pathlib import PureWindowsPath
+from typing import Any
+
+from PIL import ImageDraw
+
+from segdist.errors import DataError
+
+Points = list[tuple[float, float]]  # (x, y); whole numbers are the upper left corners of pixels
+
+LINE_WIDTH_PX = 10  # labelme draws lines and points as wide as this, in its own export of masks
+POINT_RADIUS_PX = 5
+
+NUM_POINTS = {  # of each kind of shape: at least, at most; some tools give rectangles by all corners
+    "polygon": (3, None),
+    "rectangle": (2, 4),
+    "oriented_rectangle": (4, 4),
+    "rotation": (4, 4),
+    "circle": (2, 2),
+    "line": (2, 2),
+    "linestrip": (2, None),
+    "point": (1, 1),
+    "mask": (2, 2),
+}  # fmt: skip
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """What a JSON file holds. Raises DataError when it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested a thousand deep
+        raise DataError(f"{name}: broken JSON ({error}); export it again, or remove it") from None
+
+
+def inside(folder: str, path: str) -> str | None:
+    """A path that a file in `folder` names, from the source's root; None when it leads out of the source.
+
+    Tools on Windows write backslashes and drives.
+    """
+    written = PureWindowsPath(path)
+    if written.drive or written.root:
+        return None
+    found = posixpath.normpath(posixpath.join(folder, written.as_posix()))
+    return None if found in (".", "..") or found.startswith("../") else found
+
+
+def check_size(height: Any, width: Any, name: str, max_pixels: int) -> tuple[int, int]:
+    """(height, width) that an annotation file says of its picture. Raises DataError when it is none, or a bomb."""
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (height, width)):
+        raise DataError(
+            f"{name}: height {height!r} and width {width!r} are not the size of a picture; export the file again"
+        )
+    if height * width > max_pixels:
+        raise DataError(
+            f"{name}: {width}x{height} pixels exceed --max-megapixels {max_pixels // 10**6}; raise it if you trust this file"
+        )
+    return height, width
+
+
+def check_points(points: Any, size: tuple[int, int], name: str) -> Points:
+    """The points of [[x, y], ...] in a picture of `size` (height, width). Raises DataError for what cannot be drawn.
+
+    Points outside the picture are well, and clipped when drawn, as long as they lie no farther away than its own size.
+    """
+    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        raise DataError(f"{name}: its points are not a list of [x, y]; export the file again")
+    for x, y in points:
+        for value, side in ((x, size[1]), (y, size[0])):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+                raise DataError(f"{name}: the coordinate {value!r} is not a number; draw this shape again")
+            if not -side <= value <= 2 * side:
+                raise DataError(
+                    f"{name}: the coordinate {str(value)[:20]} is far outside of a picture of {size[1]}x{size[0]} pixels; "
+                    "were the points made for another size? Draw this shape again"
+                )
+    return [(float(x), float(y)) for x, y in points]
+
+
+def draw(canvas: ImageDraw.ImageDraw, kind: str, points: Points, value: int) -> None:
+    """Paints a shape of labelme's with `value`, as labelme's own export does (its `shape_to_mask`).
+
+    The pixels that an outline runs through are inside, so shapes are larger than their area by half a pixel all around. A
+    rectangle is given by two corners, a circle by its centre and a point of its rim.
+    """
+    if kind in ("rectangle", "circle"):
+        canvas_draw = canvas.rectangle if kind == "rectangle" else canvas.ellipse
+        canvas_draw(_box(kind, points), fill=value, outline=value)
+    elif kind in ("line", "linestrip"):
+        canvas.line(points, fill=value, width=LINE_WIDTH_PX, joint="curve" if kind == "linestrip" else None)
+    elif kind == "point":
+        canvas.ellipse(_around(points[0], POINT_RADIUS_PX), fill=value, outline=value)
+    else:
+        canvas.polygon(points, fill=value, outline=value)
+
+
+def _box(kind: str, points: Points) -> tuple[float, float, float, float]:
+    if kind == "circle":
+        return _around(points[0], math.dist(*points))
+    x, y = zip(*points)
+    return min(x), min(y), max(x), max(y)
+
+
+def _around(center: Sequence[float], radius: float) -> tuple[float, float, float, float]:
+    x, y = center
+    return x - radius, y - radius, x + radius, y + radius
