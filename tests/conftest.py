@@ -23,7 +23,9 @@ import streets
 
 from segdist import config
 from segdist.config import Config
+from segdist.data import codec, index
 from segdist.data.importers.layout import Ask
+from segdist.data.source import Source
 from segdist.prepare import Declared
 from segdist.prepare import prepare as segdist_prepare
 
@@ -114,3 +116,19 @@ def plain_folder(
         mask[0, : len(values)] = values
         write_pair(folder, f"p{i}", rng.integers(0, 256, (*size, 3), dtype=np.uint8), mask)
     return folder
+
+
+def read_back(uri: str, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """sample_id -> (RGB image, raw mask) of everything in a split."""
+    loaded = index.load(uri)
+    source = Source(uri, loaded, split)
+    found = {}
+    for g in range(len(source.sizes)):
+        group = source.fetch(g)
+        for row in range(group.num_rows):
+            s = group.sample(row)
+            found[s.sample_id] = (
+                codec.decode_image(s.image).permute(1, 2, 0).numpy(),
+                codec.decode_mask(s.mask, s.mask_codec, s.height, s.width),
+            )
+    return found

@@ -11,30 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import plain_folder, prepare, write_pair
+from conftest import plain_folder, prepare, read_back, write_pair
 from PIL import Image
 
-from segdist.data import codec, index
-from segdist.data.source import Source
+from segdist.data import index
 from segdist.errors import DataError, LabelError, StorageError
 
 NAMES = "a,b,c"
-
-
-def read_back(uri: str, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """sample_id -> (RGB image, raw mask) of everything in a split."""
-    loaded = index.load(uri)
-    source = Source(uri, loaded, split)
-    found = {}
-    for g in range(len(source.sizes)):
-        group = source.fetch(g)
-        for row in range(group.num_rows):
-            s = group.sample(row)
-            found[s.sample_id] = (
-                codec.decode_image(s.image).permute(1, 2, 0).numpy(),
-                codec.decode_mask(s.mask, s.mask_codec, s.height, s.width),
-            )
-    return found
 
 
 def test_a_folder_comes_back_pixel_for_pixel(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def layouts(known: dict[str, Layout]) -> Table:
     """What `segdist prepare --format` can read."""
     table = Table(title="segdist prepare SOURCE DEST --format ...", show_lines=True)
     for column in ("format", "what it is", "what SOURCE holds", "licence"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a path that is cut helps nobody
     for name, layout in known.items():
         table.add_row(name, Text(layout.about), Text(layout.expects), Text(layout.licence))
     return table

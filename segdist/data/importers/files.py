@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segdist import log, storage
@@ -178,7 +179,8 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
                 "they must agree: export the mask at the image's size"
             )
         turn = turned != 1 and turned_size == size
-        if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not turn:
+        kept = image.mode in ("RGB", "L") and not turn
+        if kept and (image.format == "PNG" or (image.format == "JPEG" and _decodes_strictly(data, name))):
             return data
         check_range(image, name)
         if turn:
@@ -186,6 +188,16 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
         out = io.BytesIO()
         image.convert("RGB").save(out, "PNG", compress_level=3)
         return out.getvalue()
+
+
+def _decodes_strictly(data: bytes, name: str) -> bool:
+    """Whether the decoder of the training path reads this JPEG too: it refuses what Pillow only mends."""
+    try:
+        simplejpeg.decode_jpeg(data, "RGB")
+        return True
+    except ValueError as error:
+        log.say(f"warning: {name}: damaged JPEG ({error}); it is kept as PNG, as far as it can be decoded")
+        return False
 
 
 def orientation(image: Image.Image) -> int:

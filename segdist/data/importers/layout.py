@@ -86,6 +86,10 @@ class Listing:
         """One file, by its path below the source."""
         return self._files.get(name)
 
+    def paths(self) -> list[str]:
+        """The paths below the source of all files, sorted."""
+        return sorted(self._files)
+
     def below(self, folder: str) -> dict[str, File]:
         """The files of a folder, or of the whole source for "", by their path in it."""
         prefix = f"{folder}/" if folder else ""
