@@ -5,8 +5,10 @@ One importer a module, all of one interface: `find(source, ask) -> Found`. None 
 
 from segdist.data.importers.folder import CAMVID, FOLDER
 from segdist.data.importers.layout import Layout
+from segdist.data.importers.segments import SEGMENTS
 
 LAYOUTS: dict[str, Layout] = {
     "folder": FOLDER,
     "camvid": CAMVID,
+    "segments": SEGMENTS,
 }
