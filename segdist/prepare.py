@@ -64,7 +64,7 @@ def prepare(
     """
     importer = importers.LAYOUTS[layout]
     if not importer.hub and not storage.exists(source):
-        raise DataError(f"{source}: this folder does not exist")
+        raise DataError(f"{storage.shown(source)}: this folder does not exist")
     if source.rstrip("/") == dest.rstrip("/") or source.startswith(f"{dest.rstrip('/')}/"):
         raise DataError(f"{dest} holds the source {source}; give the prepared data a folder of its own")
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
@@ -72,7 +72,9 @@ def prepare(
     splits = {s: pairs[: ask.limit] for s, pairs in found.splits.items()}
     for split, pairs in splits.items():
         if not pairs:
-            raise DataError(f"{source}: split {split!r} is empty; put images and masks there, or remove its folder")
+            raise DataError(
+                f"{storage.shown(source)}: split {split!r} is empty; put images and masks there, or remove its folder"
+            )
     storage.check_writable(dest)
     contract = contract_of(declared, found)
     rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
@@ -110,9 +112,10 @@ def prepare(
 
 def _name(source: str) -> str:
     """What the data set is called: its folder."""
-    name = (
-        Path(source).expanduser().resolve().name if storage.is_local(source) else source.rstrip("/").rsplit("/", 1)[-1]
-    )
+    if storage.is_local(source):
+        name = Path(source).expanduser().resolve().name
+    else:
+        name = storage.shown(source).rstrip("/").rsplit("/", 1)[-1]
     return name.removesuffix(".json")
 
 

@@ -31,7 +31,7 @@ def parse_names(text: str, void: Sequence[int | Color] | None = None, first: int
         if void is not None or first:
             raise LabelError(f"--names {text} knows its values and its void; leave --void and --first out")
         return CONTRACTS[text]
-    if text.endswith(_FILES):
+    if storage.shown(text).endswith(_FILES):
         return _from_file(text, void, first)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return _from_file(f"hf://datasets/{text}/id2label.json", void, first)
@@ -107,11 +107,16 @@ def _listed(colors: Any, c: dict[str, Any]) -> list[Any]:
 def _from_file(uri: str, void: Sequence[int | Color] | None, first: int) -> Labels:
     try:
         text = storage.read(uri).decode()
+        uri = storage.shown(uri)
         tree = text.splitlines() if uri.endswith(".txt") else yaml.safe_load(text)  # JSON is YAML
     except MissingError as error:
+<<<<<<< HEAD
         raise LabelError(f"--names: there is no such file: {error}") from None
+=======
+        raise LabelError(f"--names: there is no {storage.shown(uri)} ({error})") from None
+>>>>>>> web
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LabelError(f"--names: cannot read {uri}: {error}") from None
+        raise LabelError(f"--names: cannot read {storage.shown(uri)}: {error}") from None
     if isinstance(tree, dict) and isinstance(tree.get("id2label"), dict):
         tree = tree["id2label"]
     if isinstance(tree, list):

@@ -1,9 +1,9 @@
 """Bytes at a URI. Everything that segdist reads or leaves behind passes through these functions.
 
-Served: local paths and file://, s3:// (any S3 store; see `s3`), and hf:// (the Hugging Face Hub, to read from). Writing is
-atomic: a reader sees the old object or the new one, never half of one. `create` is the one primitive that two writers can
-race on and only one can win. All raise StorageError with a remedy: MissingError where nothing is there, UnavailableError
-where the same request may succeed later.
+Served: local paths and file://, s3:// (any S3 store; see `s3`), and to read from, hf:// (the Hugging Face Hub) and
+https:// (single files of a web server; http:// too). Writing is atomic: a reader sees the old object or the new one, never
+half of one. `create` is the one primitive that two writers can race on and only one can win. All raise StorageError with a
+remedy: MissingError where nothing is there, UnavailableError where the same request may succeed later.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from types import ModuleType
 from typing import TypeVar
 
 from segdist.errors import MissingError, StorageError, UnavailableError
-from segdist.storage import hf, local, s3
+from segdist.storage import hf, http, local, s3
 from segdist.storage.entry import Entry
 
 __all__ = [
-    "Entry", "check_writable", "create", "delete", "download", "exists", "is_local", "join", "local_path",
+    "Entry", "check_writable", "create", "delete", "download", "exists", "fetch", "is_local", "join", "local_path",
     "names", "patiently", "read",
-    "read_range", "sizes", "sweep", "walk", "write",
+    "read_range", "shown", "sizes", "sweep", "walk", "write",
 ]  # fmt: skip
 
 T = TypeVar("T")
-_STORES = {"": local, "file": local, "s3": s3, "hf": hf}
+_STORES = {"": local, "file": local, "s3": s3, "hf": hf, "http": http, "https": http}
 _PATIENCE_SECONDS = 120.0
 _WARN_SECONDS = 30.0
 _warned = -_WARN_SECONDS  # when; many threads meet the same outage
@@ -34,14 +34,19 @@ _warned = -_WARN_SECONDS  # when; many threads meet the same outage
 def _store(uri: str) -> ModuleType:
     scheme, separator, _ = uri.partition("://")
     try:
-        return _STORES[scheme if separator else ""]
+        return _STORES[scheme.lower() if separator else ""]
     except KeyError:
-        raise StorageError(f"{uri}: {scheme}:// is not served; give a local path, s3:// or hf://") from None
+        raise StorageError(f"{uri}: {scheme}:// is not served; give a local path, s3://, hf:// or https://") from None
 
 
 def is_local(uri: str) -> bool:
     """Whether it is a path on this machine."""
     return _store(uri) is local
+
+
+def shown(uri: str) -> str:
+    """The URI as a message or a record may name it: the query of a web address may hold a credential."""
+    return http.shown(uri) if uri.lower().startswith(("http://", "https://")) else uri
 
 
 def local_path(uri: str) -> Path:
@@ -67,6 +72,15 @@ def read(uri: str) -> bytes:
 def read_range(uri: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`. Raises StorageError when there are fewer."""
     return _store(uri).read_range(uri, offset, length)
+
+
+def fetch(uri: str, path: Path) -> None:
+    """Put a copy of the file at a local path, atomically, making folders as needed."""
+    store = _store(uri)
+    if store is http:
+        http.fetch(uri, path)
+    else:
+        local.write(str(path), store.read(uri))
 
 
 def exists(uri: str) -> bool:

@@ -10,11 +10,13 @@ from segdist.data.importers.folder import CAMVID, FOLDER
 from segdist.data.importers.labelme import LABELME
 from segdist.data.importers.layout import Layout
 from segdist.data.importers.pets import PETS
+from segdist.data.importers.segments import SEGMENTS
 from segdist.data.importers.voc import VOC
 
 LAYOUTS: dict[str, Layout] = {
     "folder": FOLDER,
     "camvid": CAMVID,
+    "segments": SEGMENTS,
     "voc": VOC,
     "pets": PETS,
     "ade20k": ADE20K,
