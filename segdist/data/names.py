@@ -110,11 +110,7 @@ def _from_file(uri: str, void: Sequence[int | Color] | None, first: int) -> Labe
         uri = storage.shown(uri)
         tree = text.splitlines() if uri.endswith(".txt") else yaml.safe_load(text)  # JSON is YAML
     except MissingError as error:
-<<<<<<< HEAD
         raise LabelError(f"--names: there is no such file: {error}") from None
-=======
-        raise LabelError(f"--names: there is no {storage.shown(uri)} ({error})") from None
->>>>>>> web
     except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LabelError(f"--names: cannot read {storage.shown(uri)}: {error}") from None
     if isinstance(tree, dict) and isinstance(tree.get("id2label"), dict):
