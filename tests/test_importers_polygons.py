@@ -423,11 +423,13 @@ def test_the_smaller_object_lies_above_and_crowds_are_void_below_all(tmp_path: P
         note(1, 17, rect(2, 2, 10, 9)),
         note(1, 17, runs(list_of_runs)),
         note(1, 18, runs(crowd), iscrowd=1),
+        note(1, 18, rect(8, 6, 12, 7), iscrowd=1),  # smaller than the cat, and below it all the same
         note(1, 18, rect(0, 6, 1, 8) + rect(0, 10, 1, 12)),  # two parts of one object
     )
     summary = prepared(source, "coco")
     expected = np.zeros(SIZE, np.uint8)
-    expected[0:4], expected[2:9, 2:10], expected[3:5, 3:6], expected[10:, 12:] = 255, 17, 18, 17
+    expected[0:4] = expected[6, 8:12] = 255
+    expected[2:9, 2:10], expected[3:5, 3:6], expected[10:, 12:] = 17, 18, 17
     expected[6:8, 0] = expected[10:12, 0] = 18
     found = masks_of(summary)
     assert (found["a"] == expected).all()
@@ -594,7 +596,7 @@ def test_what_stuff_does_not_cover_was_not_labelled(tmp_path: Path) -> None:
 def test_cocostuffs_maps_are_named_after_their_authors_list(
     tmp_path: Path, folder: str, values: tuple[int, ...], names: list[str]
 ) -> None:
-    """The four quarters of each mask, by name; copies of other tools are passed over."""
+    """The four quarters of each mask, by name; copies that other tools lay beside them are left out."""
     mask = np.repeat(np.array(values, np.uint8), 3)[:, None] * np.ones((1, SIZE[1]), np.uint8)
     for name in ("train2017", "val2017"):
         images_in(tmp_path / "src" / name, "a.jpg")

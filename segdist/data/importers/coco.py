@@ -22,7 +22,6 @@ from segdist.errors import DataError
 KINDS = ("panoptic", "instances", "stuff", "stuffthingmaps", "pixelmaps")
 _MAPS = ("stuffthingmaps", "pixelmaps")  # one mask picture an image
 _OTHER_TASKS = ("captions", "person_keypoints", "image_info")
-_CONVERTED = ("_labelTrainIds", "_instanceTrainIds")  # copies that other tools lay beside the masks
 
 Sets = dict[str, str]  # name of a set, as in train2017, or "": its JSON, or its folder of masks
 
@@ -232,7 +231,7 @@ def _mask(
 
 def _paired(listing: Listing, name: str, folder: str) -> list[Pair]:
     """Pairs of equal names of a folder of masks. Raises DataError for an image without a mask, or none at all."""
-    masks = {s: f for s, f in listing.by_stem(folder).items() if not s.endswith(_CONVERTED)}
+    masks = listing.by_stem(folder)
     places = [p for p in (name, f"images/{name}") if listing.below(p)]
     if not places:
         raise DataError(
@@ -288,7 +287,8 @@ def _contract(categories: dict[int, Category], background: bool) -> tuple[Labels
 COCO = Layout(
     find,
     "COCO (panoptic, instances, stuff, COCO-Stuff's maps), and its format as CVAT, Roboflow or Label Studio export it",
-    "annotations/{instances,panoptic,stuff}_SET.json, stuffthingmaps/SET/ or SET/_annotations.coco.json, with images in SET/ "
-    "or images/; or one JSON file, whose images are split by name. SET: train2017, val, ...",
+    "annotations/ with instances_SET.json, stuff_SET.json or panoptic_SET.json (and its PNGs), stuffthingmaps/SET/, or SET/ "
+    "with _annotations.coco.json; images in SET/, images/SET/ or images/. SET: train2017, val, ... Or one JSON file, whose "
+    "images are split by their names",
     "COCO's annotations: CC BY 4.0; its images: Flickr's terms of use",
 )
