@@ -75,15 +75,18 @@ def _classes(index: Index, split: str, is_trained: bool, shares: dict[str, np.nd
     """Classes that are never or rarely there."""
     topic, names, findings = f"classes of {split}", index.labels.names, []
     absent = [k for k in range(len(names)) if shares[split][k] == 0]
-    elsewhere = [k for k in absent if any(share[k] > 0 for share in shares.values())]
-    if absent and is_trained:
-        text = f"no pixel of {few([names[k] for k in elsewhere or absent])} in {split}"
-        text += ", though other splits hold it: it cannot be learnt, and counts 0 in their mIoU" if elsewhere else ""
+    elsewhere = [names[k] for k in absent if any(share[k] > 0 for share in shares.values())]
+    nowhere = [names[k] for k in absent if names[k] not in elsewhere]
+    if elsewhere and is_trained:
+        text = f"no pixel of {few(elsewhere)} in {split}, though other splits hold it: it cannot be learnt, and its IoU is 0"
         remedy = "move samples that show it to this split, or merge or drop the class in --names"
-        findings.append(Finding("error" if elsewhere else "warning", topic, text, remedy))
-    elif absent:
-        text = f"no pixel of {few([names[k] for k in absent])} in {split}: this split says nothing of it"
+        findings.append(Finding("error", topic, text, remedy))
+    elif elsewhere:
+        text = f"no pixel of {few(elsewhere)} in {split}: this split says nothing of it"
         findings.append(Finding("warning", topic, text, "add samples that show it"))
+    if nowhere and is_trained:
+        remedy = "drop it in --names, unless more data will come"
+        findings.append(Finding("warning", topic, f"no pixel of {few(nowhere)} in any split", remedy))
     rare = [f"{n} ({p:.2%})" for n, p in zip(names, shares[split]) if 0 < p < RARE_SHARE]
     if rare:
         findings.append(Finding("warning", topic, f"few pixels: {few(rare)}", "weigh them: loss.class_weights=enet"))

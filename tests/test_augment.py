@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from segdist import config
 from segdist.config import Data
@@ -127,3 +128,11 @@ def test_the_size_the_model_sees(wish: object, expected: tuple[int, int]) -> Non
     assert augment.model_size(wish, 30, 40) == expected  # type: ignore[arg-type]
     flipped = augment.model_size(wish, 40, 30)  # type: ignore[arg-type]
     assert flipped == (expected if isinstance(wish, tuple) else expected[::-1])
+
+
+def test_a_picture_one_pixel_wide_is_resized_as_pillow_does() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    want = np.asarray(Image.fromarray(pixels).resize((1, 3), Image.Resampling.BILINEAR)).astype(int)
+    for image in (torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(pixels.transpose(2, 0, 1).copy())):
+        got = augment.resize_image(image, (3, 1)).permute(1, 2, 0).numpy()
+        assert np.abs(got - want).max() <= 1

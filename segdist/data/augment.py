@@ -93,6 +93,10 @@ def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(3, H, W) uint8 -> (3, *size) uint8, bilinear with antialiasing: torchvision's and transformers' own kernel."""
     if tuple(image.shape[1:]) == size:
         return image
+    if (
+        size[1] == 1
+    ):  # torch 2.15's kernel asserts where the result is one pixel wide, unless channels come last in memory
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
