@@ -4,6 +4,7 @@ One importer a module, all of one interface: `find(source, ask) -> Found`. None 
 """
 
 from segdist.data.importers.folder import CAMVID, FOLDER
+from segdist.data.importers.hub import HUB
 from segdist.data.importers.layout import Layout
 from segdist.data.importers.segments import SEGMENTS
 
@@ -11,4 +12,5 @@ LAYOUTS: dict[str, Layout] = {
     "folder": FOLDER,
     "camvid": CAMVID,
     "segments": SEGMENTS,
+    "hub": HUB,
 }
