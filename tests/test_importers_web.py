@@ -526,6 +526,7 @@ def outcomes(hub: Path, place: Path) -> Iterator[tuple[dict[str, Any], Asked]]:
         **call("someone/scenes", "named", names="a,b,c,d", limit=2),
         **call("someone/scenes", "named-by-hub", names="someone/scenes", limit=2),
         **call("someone/only-train", "only-train"),
+        **call("someone/only-train", "only-train-some", limit=3),
         **call("someone/only-train", "only-train-named", names=f"hf://datasets/someone/scenes@{COMMIT}/id2label.json"),
         **call("someone/partial", "partial"),
         **call("bare", "bare"),
@@ -611,6 +612,11 @@ def test_one_split_is_divided_and_rows_without_names_are_numbered(outcomes: Outc
     assert (found["train-00000007"][1] == scene(7)[1]).all()
     assert set(outcomes[0]["only-train"]["summary"]["splits"]) == {"train", "val"}
     assert outcomes[0]["only-train"]["summary"]["classes"] == [f"class {i}" for i in range(4)]
+    for split in ("train", "val"):  # a limit takes the first ones of the same division
+        whole, some = (sorted(read_back(str(place / name), split)) for name in ("only-train", "only-train-some"))
+        assert some == whole[:3]
+    some = samples(place / "only-train-some")
+    assert all((mask == found[name][1]).all() for name, (_, mask) in some.items())
 
 
 @pytest.mark.slow

@@ -29,7 +29,6 @@ T = TypeVar("T")
 _CONVERTED = "refs/convert/parquet"
 _STREAMED = {"parquet", "arrow"}  # others may decode pictures before one can say not to
 _ROWS_AT_ONCE = 16
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,8 @@ def open_rows(source: str, revision: str | None, subset: str | None, stream: boo
         return _of_folder(folder, subset)
     name, _, pinned = source.removeprefix("hf://datasets/").partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # huggingface_hub 1 reads no names without owner any more
-        told = (
-            f"; https://huggingface.co/datasets/{name} leads to where it is now"
-            if re.fullmatch(r"[\w.-]+", name)
-            else ""
-        )
-        raise DataError(f"{source}: neither a folder here nor the id OWNER/NAME of a data set on the Hub{told}")
+        moved = f"; https://huggingface.co/datasets/{name} leads to where it is now" if "/" not in name else ""
+        raise DataError(f"{source}: neither a folder here nor the id OWNER/NAME of a data set on the Hub{moved}")
     revision = revision or pinned or None
     builder = _builder(name, revision, subset)
     if builder.name == "cache":
@@ -144,8 +139,8 @@ def _downloaded(name: str, builder: Any) -> dict[str, Any]:
 
 
 def _rows(place: Place, found: dict[str, Any], table_of: Callable[..., pa.Table]) -> Rows:
-    some = next(iter(found.values()))
-    features = some.features or through(place.name, some._resolve_features).features
+    features = next(iter(found.values())).features
+    assert features is not None, "Parquet and Arrow say their columns, and tables know theirs"
 
     def take(split: str, pictures: list[str], others: list[str], num: int | None) -> pa.Table:
         return table_of(place.name, found[split], pictures, others, num)
@@ -217,7 +212,7 @@ def _of_table(name: str, rows: Any, pictures: list[str], others: list[str], num:
 def _of_stream(name: str, rows: Any, pictures: list[str], others: list[str], num: int | None) -> pa.Table:
     """The first rows of a stream, kept in a file without a name, which ends with this process."""
     stream = _undecoded(name, rows, pictures).select_columns([*pictures, *others])
-    return _spooled(_through_each(name, iter(stream.take(num))), pictures, others)
+    return _spooled(_through_each(name, iter(stream.take(num))), stream.features.arrow_schema)
 
 
 def _undecoded(name: str, rows: Any, pictures: list[str]) -> Any:
@@ -228,20 +223,14 @@ def _undecoded(name: str, rows: Any, pictures: list[str]) -> Any:
     return rows
 
 
-def _spooled(rows: Iterator[dict[str, Any]], pictures: list[str], others: list[str]) -> pa.Table:
+def _spooled(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """The rows as a memory-mapped table."""
-    batch = [{k: row[k] for k in (*pictures, *others)} for row in itertools.islice(rows, _ROWS_AT_ONCE)]
-    if not batch:
-        return pa.table({c: pa.array([], _PICTURE if c in pictures else pa.string()) for c in (*pictures, *others)})
-    guessed = pa.Table.from_pylist(batch).schema
-    schema = pa.schema([(f.name, _PICTURE if f.name in pictures else f.type) for f in guessed])
     handle, path = tempfile.mkstemp(prefix="segdist-")
     os.close(handle)
     try:
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            while batch:
+            while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):
                 writer.write_table(pa.Table.from_pylist(batch, schema))
-                batch = list(itertools.islice(rows, _ROWS_AT_ONCE))
         return pa.ipc.open_stream(pa.memory_map(path)).read_all()
     finally:
         os.unlink(path)
