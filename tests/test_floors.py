@@ -38,6 +38,7 @@ DOORS = {
     "boto3": {"storage"},
     "deepspeed": {"strategy"},
     "huggingface_hub": {"hub", "storage"},
+    "datasets": {"data"},
     "evaluate": {"mean_iou"},
 }
 
@@ -92,6 +93,11 @@ def test_no_job_bears_the_name_of_a_library() -> None:
 )
 def test_this_costs_neither_torch_nor_ray(statement: str) -> None:
     code = f"{statement}; import sys; heavy = {{'torch', 'ray', 'numpy'}} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_looking_at_importers_does_not_load_datasets() -> None:
+    code = "import segdist.data.importers, segdist.prepare, sys; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 

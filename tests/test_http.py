@@ -44,8 +44,9 @@ def test_a_file_is_read_whole_and_in_ranges(tmp_path: Path) -> None:
         assert storage.exists(f"{web.url}/a") and storage.exists(f"{web.url}/empty")
         assert not storage.exists(f"{web.url}/nothing")
         storage.fetch(f"{web.url}/a", tmp_path / "below" / "copy")
-    assert (tmp_path / "below" / "copy").read_bytes() == DATA
-    assert [p.name for p in (tmp_path / "below").iterdir()] == ["copy"]
+    storage.fetch(str(tmp_path / "below" / "copy"), tmp_path / "below" / "again")
+    assert (tmp_path / "below" / "copy").read_bytes() == (tmp_path / "below" / "again").read_bytes() == DATA
+    assert sorted(p.name for p in (tmp_path / "below").iterdir()) == ["again", "copy"]
 
 
 def test_a_large_file_is_known_to_exist_without_reading_it() -> None:

@@ -7,6 +7,7 @@ from segdist.data.importers.ade20k import ADE20K
 from segdist.data.importers.cityscapes import CITYSCAPES
 from segdist.data.importers.coco import COCO
 from segdist.data.importers.folder import CAMVID, FOLDER
+from segdist.data.importers.hub import HUB
 from segdist.data.importers.labelme import LABELME
 from segdist.data.importers.layout import Layout
 from segdist.data.importers.pets import PETS
@@ -17,6 +18,7 @@ LAYOUTS: dict[str, Layout] = {
     "folder": FOLDER,
     "camvid": CAMVID,
     "segments": SEGMENTS,
+    "hub": HUB,
     "voc": VOC,
     "pets": PETS,
     "ade20k": ADE20K,
