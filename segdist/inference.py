@@ -145,7 +145,7 @@ def _slide(
 ) -> Iterator[torch.Tensor]:
     """Blended logits of a uint8 (3, H, W) image, or of its mirror image, in blocks (K, rows, w), from the top down.
 
-    A block comes as soon as no window touches it any more.
+    A block comes as soon as no window touches it any more, and is good until the next one is asked for.
 
     Windows begin at multiples of the model's stride, so that their logits lie on one grid; none is padded. Those at the
     right and the lower edge are less than a stride smaller where the picture is no multiple of it.
@@ -170,7 +170,8 @@ def _slide(
         assert band is not None
         done = tops[i + 1] - top if i + 1 < len(tops) else rows
         yield band[:, :done]
-        band = torch.cat([band[:, done:], torch.zeros_like(band[:, :done])], 1)
+        band[:, : rows - done] = band[:, done:].clone()
+        band[:, rows - done :] = 0
 
 
 def _chunks(lefts: list[int], columns: int, width: int, stride: int, batch_size: int) -> Iterator[list[int]]:
@@ -207,8 +208,9 @@ class _Resized:
         """Holds rows first..last-1; what lies above is forgotten."""
         while self._top + self._held.shape[1] < last:
             gone = min(first - self._top, self._held.shape[1])
-            self._held, self._top = self._held[:, gone:], self._top + gone
-            self._held = torch.cat([self._held, next(self._blocks)], 1)
+            kept = self._held[:, gone:].clone()
+            block = next(self._blocks)
+            self._held, self._top = torch.cat([kept, block], 1) if kept.shape[1] else block, self._top + gone
 
 
 def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | None) -> Settled:
