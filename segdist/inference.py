@@ -192,14 +192,13 @@ class _Resized:
         like = self._held.new_zeros((), device="cpu")
         self._low, self._high, weight = resize.rows_below(0, size[0], rows.height, size[0], align_corners, like)
         self._weight = weight.to(self._held.device)
-        self.num_classes = len(self._held)
+        self.num_classes, self.device = len(self._held), self._held.device
 
     def band(self, first: int, last: int) -> torch.Tensor:
         """Resized logits (K, last - first, W). Bands are asked for in order."""
         low, high = self._low[first:last], self._high[first:last]
         self._reach(int(low[0]), int(high[-1]) + 1)
-        device = self._held.device
-        above, below = (self._held[:, (n - self._top).to(device)] for n in (low, high))
+        above, below = (self._held[:, (n - self._top).to(self.device)] for n in (low, high))
         narrow = above if self._same_height else torch.lerp(above, below, self._weight[first:last])
         wide = F.interpolate(narrow[None], (last - first, self._width), mode="bilinear", align_corners=self._align)[0]
         return wide.flip(2) if self._mirrored else wide
@@ -217,7 +216,7 @@ def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | 
     """Classes (H, W) and the loss of one picture: of its only view's logits, or of the mean of all views' probabilities."""
     height, width = size
     rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
-    preds, loss = [], views[0].band(0, 1).new_zeros((), dtype=torch.float64)
+    preds, loss = [], torch.zeros((), dtype=torch.float64, device=views[0].device)
     for first in range(0, height, rows):
         last = min(height, first + rows)
         scores = _mean([view.band(first, last) for view in views])
