@@ -323,9 +323,17 @@ def load_trained(uri: str, device: torch.device) -> Trained:
 
     Raises CheckpointError when there is none or it does not verify.
     """
-    chosen = resolve(uri)
-    state = load_state(chosen)
+    return load_resolved(resolve(uri), device)
+
+
+def load_resolved(uri: str, device: torch.device) -> Trained:
+    """As `load_trained`, of a checkpoint that `resolve` gave."""
+    state = load_state(uri)
     model = models.rebuild(state["arch"])
-    model.load_state_dict(load_model(chosen))
-    cfg = from_tree(state["config"], storage.join(chosen, STATE))
-    return Trained(chosen, model.to(device).eval(), Labels.from_json(state["labels"]), cfg)
+    model.load_state_dict(load_model(uri))
+    return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state))
+
+
+def config_of(uri: str, state: dict[str, Any]) -> Config:
+    """The config of the run that left this checkpoint and its state."""
+    return from_tree(state["config"], storage.join(uri, STATE))

@@ -19,6 +19,7 @@ from segdist import checkpoint, config, log
 from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.index import Index
+from segdist.data.labels import Labels
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_share, eval_units
 from segdist.errors import DataError, LabelError
@@ -220,12 +221,9 @@ def evaluate_checkpoint(
     take part and get the same. Raises LabelError when the data set's classes are not the checkpoint's.
     """
     with joined(device) as world:
-        chosen = world.from_first(lambda: checkpoint.resolve(uri))
-        trained = checkpoint.load_trained(chosen, world.device)
-        cfg = with_changes(trained.cfg, {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})})
-        address = data or cfg.data.uri
-        index = world.from_first(lambda: indices.load(address))
-        check_classes(trained.uri, trained.labels.names, address, index.labels.names)
+        wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
+        chosen, cfg, address, index = world.from_first(lambda: look_up(uri, data, split, wanted))
+        trained = checkpoint.load_resolved(chosen, world.device)
         how, size = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size
         progress, advance = log.bar(f"evaluating {split}", index.split(split).num_samples)
         with progress if world.is_first else contextlib.nullcontext():
@@ -242,6 +240,18 @@ def evaluate_checkpoint(
         "data_digest": index.digest(split),
     }
     return report(result, trained.labels.names) | about
+
+
+def look_up(uri: str, data: str | None, split: str, changes: dict[str, Any]) -> tuple[str, Config, str, Index]:
+    """(checkpoint, config, address of the data, its index) of an evaluation that is asked for. Raises UserError."""
+    chosen = checkpoint.resolve(uri)
+    state = checkpoint.load_state(chosen)
+    cfg = with_changes(checkpoint.config_of(chosen, state), changes)
+    address = data or cfg.data.uri
+    index = indices.load(address)
+    index.split(split)
+    check_classes(chosen, Labels.from_json(state["labels"]).names, address, index.labels.names)
+    return chosen, cfg, address, index
 
 
 def with_changes(cfg: Config, changes: dict[str, Any]) -> Config:

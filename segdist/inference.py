@@ -145,7 +145,7 @@ def _slide(
 ) -> Iterator[torch.Tensor]:
     """Blended logits of a uint8 (3, H, W) image, or of its mirror image, in blocks (K, rows, w), from the top down.
 
-    A block comes as soon as no window touches it any more.
+    A block comes as soon as no window touches it any more, and is good until the next one is asked for.
 
     Windows begin at multiples of the model's stride, so that their logits lie on one grid; none is padded. Those at the
     right and the lower edge are less than a stride smaller where the picture is no multiple of it.
@@ -170,7 +170,8 @@ def _slide(
         assert band is not None
         done = tops[i + 1] - top if i + 1 < len(tops) else rows
         yield band[:, :done]
-        band = torch.cat([band[:, done:], torch.zeros_like(band[:, :done])], 1)
+        band[:, : rows - done] = band[:, done:].clone()
+        band[:, rows - done :] = 0
 
 
 def _chunks(lefts: list[int], columns: int, width: int, stride: int, batch_size: int) -> Iterator[list[int]]:
@@ -191,14 +192,13 @@ class _Resized:
         like = self._held.new_zeros((), device="cpu")
         self._low, self._high, weight = resize.rows_below(0, size[0], rows.height, size[0], align_corners, like)
         self._weight = weight.to(self._held.device)
-        self.num_classes = len(self._held)
+        self.num_classes, self.device = len(self._held), self._held.device
 
     def band(self, first: int, last: int) -> torch.Tensor:
         """Resized logits (K, last - first, W). Bands are asked for in order."""
         low, high = self._low[first:last], self._high[first:last]
         self._reach(int(low[0]), int(high[-1]) + 1)
-        device = self._held.device
-        above, below = (self._held[:, (n - self._top).to(device)] for n in (low, high))
+        above, below = (self._held[:, (n - self._top).to(self.device)] for n in (low, high))
         narrow = above if self._same_height else torch.lerp(above, below, self._weight[first:last])
         wide = F.interpolate(narrow[None], (last - first, self._width), mode="bilinear", align_corners=self._align)[0]
         return wide.flip(2) if self._mirrored else wide
@@ -207,15 +207,16 @@ class _Resized:
         """Holds rows first..last-1; what lies above is forgotten."""
         while self._top + self._held.shape[1] < last:
             gone = min(first - self._top, self._held.shape[1])
-            self._held, self._top = self._held[:, gone:], self._top + gone
-            self._held = torch.cat([self._held, next(self._blocks)], 1)
+            kept = self._held[:, gone:].clone()
+            block = next(self._blocks)
+            self._held, self._top = torch.cat([kept, block], 1) if kept.shape[1] else block, self._top + gone
 
 
 def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | None) -> Settled:
     """Classes (H, W) and the loss of one picture: of its only view's logits, or of the mean of all views' probabilities."""
     height, width = size
     rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
-    preds, loss = [], views[0].band(0, 1).new_zeros((), dtype=torch.float64)
+    preds, loss = [], torch.zeros((), dtype=torch.float64, device=views[0].device)
     for first in range(0, height, rows):
         last = min(height, first + rows)
         scores = _mean([view.band(first, last) for view in views])

@@ -422,6 +422,13 @@ def test_real_ranks_agree_to_the_integer(runs: dict[str, str], varied: str, tmp_
 
 
 @pytest.mark.slow
+def test_ranks_name_a_mistake_once(runs: dict[str, str]) -> None:
+    done = torchrun(2, "-m", "segdist", "evaluate", runs["segformer"], "--device", "cpu", "--split", "nowhere")
+    assert done.returncode != 0
+    assert done.stderr.count("no split 'nowhere', only train, val") == 1
+
+
+@pytest.mark.slow
 def test_a_rank_may_come_long_after_the_others(varied: str, tmp_path: Path) -> None:
     """A picture takes one rank longer than the time that ranks wait for one another in a step."""
     program = str(Path(__file__).with_name("ranks_program.py"))
@@ -433,16 +440,9 @@ def test_a_rank_may_come_long_after_the_others(varied: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_twelve_megapixels_of_150_classes_take_less_than_two_gib() -> None:
     """At once, its logits alone would take 7.2 GB. benchmarks/results/evaluation.md has a hundred megapixels."""
-    program = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "evaluation.py"),
-        "memory",
-        "--side",
-        "3464",
-        "--classes",
-        "150",
-    ]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=280)
+    program = [sys.executable, str(ROOT / "benchmarks" / "evaluation.py"), "memory"]
+    size = ["--side", "3464", "--classes", "150", "--overlap", "0.25"]
+    done = subprocess.run([*program, *size], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["counted_pixels"] == 3464**2
