@@ -356,7 +356,7 @@ def moved(sample_id: str) -> May:
 
 
 for name in ("späße", "写真 1", "🦊", "a b  c", "a\nb", "a\tb", "-rf", "50%", "[bold]x", "a'b\"c", "a;b|c", "a\\b", "#7", "?",
-             "*", "~", "p.0", "\u202egnp", "CON", "x" * 240, "{}", "$HOME", "a,b", "a=b", "\x1b[31mred", "nul\x01"):  # fmt: skip
+             "*", "~", "\u202egnp", "CON", "x" * 240, "{}", "$HOME", "a,b", "a=b", "\x1b[31mred", "nul\x01"):  # fmt: skip
     case(f"named {name!r}", renamed(f"{name}.png", f"{name}.png", moved(name)))
 for name in ("späße", "é", "Å"):
     nfc, nfd = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
@@ -559,7 +559,8 @@ case(
 )
 case("id2label that is right", named("n.json", '{"id2label": {"2": "c", "0": "a", "1": "b"}}', masks=True))
 for text in ("", ",", "a,,b", "a=,b", "=1,b", "a=1=2,b", "a=-1,b=2", "a=1.5,b", "a=0,b=#010101", "a=#12345,b", "a,b,a",
-             "a=0,b=0", "a" * 500, "n.txt", "gone.yaml", "s4://x/n.txt", "file:///etc/passwd.txt", "../n.yaml", "OWNER/NAME"):  # fmt: skip
+             "a=0,b=0", "a" * 500,
+             "n.txt", "gone.yaml", "s4://x/n.txt", "file:///etc/passwd.txt", "../n.yaml", "OWNER/NAME"):  # fmt: skip
     case(f"--names {text[:40]!r}", lambda folder, text=text: refused("", names=text))
 
 

@@ -101,7 +101,9 @@ def _listed(colors: Any, c: dict[str, Any]) -> list[Any]:
     if isinstance(colors, str):
         return [colors]
     if not isinstance(colors, list) or not colors:
-        raise LabelError(f"class {reprlib.repr(c.get('name'))}: give its colours as rgb: ['#8040a0'], as the other classes do")
+        raise LabelError(
+            f"class {reprlib.repr(c.get('name'))}: give its colours as rgb: ['#8040a0'], as the other classes do"
+        )
     return [colors] if all(isinstance(v, int) for v in colors) else colors
 
 

@@ -211,7 +211,7 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
     file is broken.
     """
     name, data = content.name, content.read()
-    with _broken(name), open_picture(data, name, max_pixels) as image:
+    with _broken(name), open_picture(data, name, max_pixels, load=False) as image:
         upright = image.size[::-1]
         turned = orientation(image)
         turned_size = image.size if turned in (5, 6, 7, 8) else upright
@@ -221,25 +221,28 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
                 "they must agree: export the mask at the image's size"
             )
         turn = turned != 1 and turned_size == size
-        kept = image.mode in ("RGB", "L") and not turn
-        if kept and (image.format == "PNG" or (image.format == "JPEG" and _decodes_strictly(data, name))):
+        kept = image.format if image.mode in ("RGB", "L") and not turn else None
+        damage = _damage(data) if kept == "JPEG" else ""
+        if kept == "JPEG" and not damage:
             return data
+        image.load()
+        if kept == "PNG":
+            return data
+        if damage:
+            log.say(f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded")
         check_range(image, name)
-        if turn:
-            image = ImageOps.exif_transpose(image)
         out = io.BytesIO()
-        image.convert("RGB").save(out, "PNG", compress_level=3)
+        (ImageOps.exif_transpose(image) if turn else image).convert("RGB").save(out, "PNG", compress_level=3)
         return out.getvalue()
 
 
-def _decodes_strictly(data: bytes, name: str) -> bool:
-    """Whether the decoder of the training path reads this JPEG too: it refuses what Pillow only mends."""
+def _damage(data: bytes) -> str:
+    """What the decoder of the training path says against a JPEG, if anything: it refuses what Pillow only mends."""
     try:
         simplejpeg.decode_jpeg(data, "RGB")
-        return True
+        return ""
     except ValueError as error:
-        log.say(f"warning: {name}: damaged JPEG ({error}); it is kept as PNG, as far as it can be decoded")
-        return False
+        return str(error) or "not decodable"
 
 
 def orientation(image: Image.Image) -> int:
@@ -274,8 +277,8 @@ def palette_of(data: bytes) -> list[Color] | None:
     return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)] if flat else None
 
 
-def open_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """A decoded picture. Raises DataError when it is none, is damaged, or is a bomb."""
+def open_picture(data: bytes, name: str, max_pixels: int, load: bool = True) -> Image.Image:
+    """A picture, decoded unless `load` is False. Raises DataError when it is none, is damaged, or is a bomb."""
     with _broken(name):
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > max_pixels:
@@ -286,7 +289,8 @@ def open_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
             )
         if image.format == "PNG":
             _check_sums(data)
-        image.load()
+        if load:
+            image.load()
         return image
 
 
