@@ -7,15 +7,19 @@ import re
 import shutil
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
+import s3_server
 from conftest import prepare, read_back
 from PIL import Image
 
 from segdist import storage
 from segdist.data import index
 from segdist.data.importers import LAYOUTS
+from segdist.data.importers.layout import Ask
 from segdist.errors import DataError, LabelError
+from segdist.storage import s3
 
 SIZE = (24, 32)  # height, width
 
@@ -409,12 +413,29 @@ def test_a_source_is_listed_once_and_no_picture_is_read_to_find_the_pairs(
     monkeypatch.setattr(storage, "walk", lambda uri: (listings.append(uri), walk(uri))[1])
     monkeypatch.setattr(storage, "names", lambda uri: (listings.append(uri), names(uri))[1])
     monkeypatch.setattr(storage, "read", lambda uri: (read.append(uri), get(uri))[1])
-    from segdist.data.importers.layout import Ask
-
     found = LAYOUTS[layout].find(str(tmp_path / "src"), Ask())
     assert all(found.splits.values())
     assert listings == [str(tmp_path / "src")]
     assert all(uri.endswith(".txt") for uri in read)
+
+
+def test_a_benchmark_may_lie_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = pets_folder(tmp_path / "pets")
+    with s3_server.serving() as address:
+        for name, value in s3_server.settings(address).items():
+            monkeypatch.setenv(name, value)
+        s3._client_of.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="benchmarks")
+        for path in (p for p in (tmp_path / "pets").rglob("*") if p.is_file()):
+            storage.write(f"s3://benchmarks/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+        prepare("s3://benchmarks/pets", str(tmp_path / "out"), "pets")
+        with pytest.raises(
+            DataError, match=r"s3://benchmarks/pets: not PASCAL VOC's layout.*it holds annotations, images"
+        ):
+            prepare("s3://benchmarks/pets", str(tmp_path / "other"), "voc")
+    s3._client_of.cache_clear()
+    found = read_back(str(tmp_path / "out"), "test")
+    assert all((found[name][1] == drawn[name][1]).all() for name in PETS["test"])
 
 
 def test_every_benchmark_says_what_it_expects_and_under_which_licence() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segdist import storage
 from segdist.data.labels import Labels
@@ -16,6 +16,9 @@ from segdist.errors import DataError, MissingError
 
 FORMAT = "segdist-1"
 NAME = "index.json"
+
+
+_Count = Annotated[int, Field(ge=1, lt=2**62)]
 
 
 class _Part(BaseModel):
@@ -26,10 +29,10 @@ class Shard(_Part):
     """One Parquet file; the footer (metadata, its length, and the closing PAR1) is one ranged read of known digest."""
 
     file: str
-    rows: int
-    bytes: int
-    footer_offset: int
-    footer_length: int
+    rows: _Count
+    bytes: _Count
+    footer_offset: _Count
+    footer_length: _Count
     footer_sha256: str
     group_pixels: tuple[int, ...] = ()  # mask pixels of each row group; empty in data of an earlier version
 
@@ -38,13 +41,22 @@ class Split(_Part):
     """One split. All row groups hold `rows_per_group` rows but the last of a shard, which may hold fewer."""
 
     num_samples: int
-    rows_per_group: int
+    rows_per_group: _Count
     shuffle_seed: int | None  # of the order in which rows were written; None: the source's order
     class_pixels: tuple[int, ...]  # pixels of each class, over the split
     void_pixels: int
     smallest: tuple[int, int]  # (height, width) of the mask with the fewest pixels
     largest: tuple[int, int]
     shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Split:
+        if self.num_samples != sum(shard.rows for shard in self.shards):
+            raise ValueError(f"{self.num_samples} samples are said, and the shards hold others")
+        for shard in self.shards:
+            if shard.footer_offset + shard.footer_length > shard.bytes:
+                raise ValueError(f"{shard.file}: its footer lies beyond its end")
+        return self
 
     def group_sizes(self) -> np.ndarray:
         """int64 rows of every row group, shard after shard."""
@@ -112,8 +124,12 @@ def load(uri: str) -> Index:
             raise DataError(
                 f"{address}: format {tree.get('format')!r}; this version reads {FORMAT!r}. Prepare it again"
             )
-        return Index.model_validate_json(data)
-    except (ValidationError, ValueError, AttributeError) as error:
+        index = Index.model_validate_json(data)
+        num = index.labels.num_classes
+        if any(len(split.class_pixels) != num for split in index.splits.values()):
+            raise ValueError(f"class_pixels are not those of {num} classes")
+        return index
+    except (ValidationError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{address}: not a data set's index: {error}") from None

@@ -7,6 +7,7 @@ contract. Everything behind `Labels.table` sees 0..K-1 and IGNORE.
 from __future__ import annotations
 
 import colorsys
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,9 +109,11 @@ class Labels:
     def from_json(cls, tree: Any) -> Labels:
         """Raises LabelError when the tree is not a contract."""
         try:
-            classes = [Class(str(c["name"]), tuple(map(int, c["raw"])), color_of(c["color"])) for c in tree["classes"]]
+            classes = [Class(_text(c["name"]), _numbers(c["raw"]), color_of(c["color"])) for c in tree["classes"]]
             rgb = tuple(color_of(c) for c in tree.get("rgb", ()))
-            return cls(tuple(classes), tuple(map(int, tree["void"])), rgb)
+            if empty := [c.name for c in classes if not c.raw]:
+                raise LabelError(f"class {empty[0]!r} has no raw value; give it one, or leave it out")
+            return cls(tuple(classes), _numbers(tree["void"]), rgb)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, LabelError):
                 raise
@@ -142,12 +145,25 @@ def generated_colors(n: int) -> list[Color]:
     return colors
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        raise ValueError(f"{reprlib.repr(value)} is no name")
+    return str(value)
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    """Raw values as they stand: nothing is rounded, and "12" is not 1 and 2."""
+    if not isinstance(values, list | tuple) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{reprlib.repr(values)} is no list of whole numbers")
+    return tuple(values)
+
+
 def color_of(value: Any) -> Color:
     """A colour written as [R, G, B] or #RRGGBB. Raises LabelError for anything else."""
     try:
-        r, g, b = bytes.fromhex(value[1:]) if isinstance(value, str) and value[:1] == "#" else map(int, value)
+        r, g, b = bytes.fromhex(value[1:]) if isinstance(value, str) and value[:1] == "#" else _numbers(value)
     except (TypeError, ValueError):
-        raise LabelError(f"colour {value!r} is not understood; write '#8040a0' or [128, 64, 160]") from None
+        raise LabelError(f"colour {reprlib.repr(value)} is not understood; write '#8040a0' or [128, 64, 160]") from None
     if not all(0 <= c <= 255 for c in (r, g, b)):
         raise LabelError(f"colour {list(value)} is outside 0..255")
     return r, g, b

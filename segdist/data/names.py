@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib  # what a file holds may be endless when written out
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,41 +101,78 @@ def _listed(colors: Any, c: dict[str, Any]) -> list[Any]:
     if isinstance(colors, str):
         return [colors]
     if not isinstance(colors, list) or not colors:
-        raise LabelError(f"class {c.get('name')!r}: give its colours as rgb: ['#8040a0'], as the other classes do")
+        raise LabelError(
+            f"class {reprlib.repr(c.get('name'))}: give its colours as rgb: ['#8040a0'], as the other classes do"
+        )
     return [colors] if all(isinstance(v, int) for v in colors) else colors
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a mapping that says something twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        tree = super().construct_mapping(node, deep)
+        if len(tree) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands there twice", node.start_mark)
+        return tree
 
 
 def _from_file(uri: str, void: Sequence[int | Color] | None, first: int) -> Labels:
     try:
-        text = storage.read(uri).decode()
+        text = storage.read(uri).decode("utf-8-sig")  # Windows' editors begin with a mark
         uri = storage.shown(uri)
-        tree = text.splitlines() if uri.endswith(".txt") else yaml.safe_load(text)  # JSON is YAML
+        tree = _lines(text) if uri.endswith(".txt") else yaml.load(text, Loader=_Loader)  # JSON is YAML
+        return _from_tree(tree, void, first)
     except MissingError as error:
         raise LabelError(f"--names: there is no such file: {error}") from None
-    except (StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (LabelError, StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LabelError(f"--names: cannot read {storage.shown(uri)}: {error}") from None
+    except (RecursionError, ValueError) as error:  # of YAML: brackets without end, dates that are none
+        raise LabelError(f"--names: cannot read {storage.shown(uri)} as YAML: {error}") from None
+
+
+def _lines(text: str) -> list[str]:
+    """One name per line. Raises LabelError for an empty line between others: the names behind it would mean other values."""
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in lines:
+        raise LabelError(f"line {lines.index('') + 1} is empty; remove it, or give that mask value a name")
+    return lines
+
+
+def _from_tree(tree: Any, void: Sequence[int | Color] | None, first: int) -> Labels:
+    """A contract from a list of names, an id2label mapping, or a contract written out."""
     if isinstance(tree, dict) and isinstance(tree.get("id2label"), dict):
         tree = tree["id2label"]
     if isinstance(tree, list):
-        names = [str(n).strip() for n in tree if str(n).strip()]
+        names = [_name(n) for n in tree]
         return _contract(names, list(range(first, first + len(names))), void, first)
     if isinstance(tree, dict) and isinstance(tree.get("classes"), list):
-        return _whole(tree, uri, void)
-    try:
-        pairs = sorted((int(k), str(v)) for k, v in tree.items())
-    except (AttributeError, TypeError, ValueError):
-        raise LabelError(f"--names: {uri} is neither a list, an id2label mapping, nor a contract") from None
+        return _whole(tree, void)
+    if not isinstance(tree, dict) or not all(re.fullmatch(r"[0-9]{1,9}", str(k)) for k in tree):
+        raise LabelError(
+            "it holds neither a list of names, nor an id2label mapping ({0: sky, 1: road}), nor a contract"
+        )
+    pairs = sorted((int(k), _name(v)) for k, v in tree.items())
     return _contract([n for _, n in pairs], [k + first for k, _ in pairs], void, first)
 
 
-def _whole(tree: dict[str, Any], uri: str, void: Sequence[int | Color] | None) -> Labels:
+def _name(value: Any) -> str:
+    """A class name. YAML makes true and false of yes, no, on and off."""
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        raise LabelError(f"{reprlib.repr(value)} is no class name; write it in quotes")
+    return str(value).strip()
+
+
+def _whole(tree: dict[str, Any], void: Sequence[int | Color] | None) -> Labels:
     """A contract written out."""
     classes = tree["classes"]
-    if not all(isinstance(c, dict) for c in classes):
-        raise LabelError(f"--names: {uri}: every class is a mapping with name and raw (or rgb)")
+    if not all(isinstance(c, dict) and set(c) <= {"name", "raw", "rgb", "color"} for c in classes):
+        raise LabelError("every class is a mapping with name, raw (or rgb), and color if you like, and nothing else")
     blank = void if void is not None else tree.get("void")
     if any("rgb" in c for c in classes):
+        if not isinstance(blank, Sequence | None) or isinstance(blank, str):
+            raise LabelError("give the colours that are void as a list: void: ['#000000']")
         return _by_colors(classes, blank or ())
     colors = generated_colors(len(classes))
     colored = [{"color": color, **c} for c, color in zip(classes, colors)]
-    return Labels.from_json({"void": list(DEFAULT_VOID if blank is None else blank), "classes": colored})
+    return Labels.from_json({"void": DEFAULT_VOID if blank is None else blank, "classes": colored})

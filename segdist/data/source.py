@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segdist import log, storage
-from segdist.data.index import Index, Shard
+from segdist.data.index import NAME, Index, Shard
 from segdist.data.write import DIGESTS, SCHEMA
 from segdist.errors import DataError
 
@@ -102,6 +102,9 @@ class Source:
             if hashlib.sha256(data).hexdigest() != shard.footer_sha256:
                 raise DataError(f"{address}: the footer is not what was written (sha256 differs); prepare it again")
             meta = pq.read_metadata(pa.BufferReader(data))
+            groups = int(self._first_group[number + 1] - self._first_group[number])
+            if (meta.num_rows, meta.num_row_groups) != (shard.rows, groups):
+                raise DataError(f"{address}: it does not hold the rows that {NAME} says; prepare the data again")
             known = meta, json.loads(meta.metadata[DIGESTS.encode()])
             with self._lock:
                 while len(self._footers) >= _FOOTERS_KEPT:

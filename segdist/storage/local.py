@@ -74,13 +74,25 @@ def sizes(uri: str) -> dict[str, int]:
 
 def walk(uri: str) -> Iterator[Entry]:
     root = path_of(uri)
-    for folder, folders, files in os.walk(root, followlinks=True):
-        here = Path(folder).resolve()
-        folders[:] = [f for f in folders if not here.is_relative_to((here / f).resolve())]  # links in a circle
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise StorageError(f"{error.filename}: cannot list ({error.strerror})") from error
+
+    above = {str(root): {root.resolve()}}  # what each folder lies in, itself among them, by their real paths
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        inside = {name: (Path(folder) / name).resolve() for name in folders}
+        chain = above.pop(folder)
+        folders[:] = [name for name in folders if inside[name] not in chain]  # links in a circle
+        above |= {os.path.join(folder, name): chain | {inside[name]} for name in folders}
         for name in files:
             path = Path(folder) / name
-            if not name.startswith(_TEMPORARY) and path.is_file():
+            if name.startswith(_TEMPORARY):
+                continue
+            if path.is_file():
                 yield Entry(path.relative_to(root).as_posix(), path.stat().st_size)
+            elif path.is_symlink():  # to nothing: who reads it is told so
+                yield Entry(path.relative_to(root).as_posix(), 0)
 
 
 def delete(uri: str) -> None:

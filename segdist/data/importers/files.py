@@ -5,9 +5,11 @@ Masks are read as indices with PIL, palette PNGs included (other decoders turn t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,10 +20,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from segdist import log, storage
 from segdist.data.causes import strange_colors
 from segdist.data.labels import Color, Labels
-from segdist.errors import DataError, LabelError
+from segdist.errors import DataError, LabelError, UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "JPEG2000",
+)  # others do more than hold pixels (PostScript runs)
 _LOSSY = {"JPEG", "MPO", "WEBP", "JPEG2000"}
+_LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -94,11 +108,8 @@ Decode = Callable[[bytes, str, Rules], np.ndarray]  # (bytes, name, rules) -> (H
 def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
     """(H, W) uint8 or uint16 raw values of a mask picture. Raises DataError or LabelError, with the remedy, for all else."""
     by_color = rules.labels is not None and bool(rules.labels.rgb)
-    with open_picture(data, name, rules.max_pixels) as image:
-        if image.format in _LOSSY and not (by_color and rules.color_tolerance):
-            raise LabelError(
-                f"{name}: a mask stored as {image.format} may be lossy, which changes class values; export masks as PNG"
-            )
+    with _broken(name), open_picture(data, name, rules.max_pixels) as image:
+        _check_exact(image, data, name, by_color, rules.color_tolerance)
         mode = image.mode
         if by_color and mode in ("RGB", "P", "RGBA"):
             pixels = np.asarray(_opaque(image, name).convert("RGB"))
@@ -123,6 +134,37 @@ def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
     raise LabelError(
         f"{name}: masks of mode {mode} are not understood; export one channel of 8 or 16 bits, without alpha"
     )
+
+
+def _check_exact(image: Image.Image, data: bytes, name: str, by_color: bool, tolerance: int) -> None:
+    """Raises LabelError unless the numbers that Pillow shows are those that were saved as class values (or colours)."""
+    lossy = image.format in _LOSSY or (image.format == "TIFF" and image.info.get("compression") in _LOSSY_TIFF)
+    if lossy and not (by_color and tolerance):
+        stored = image.format if image.format in _LOSSY else "TIFF with lossy compression"
+        raise LabelError(
+            f"{name}: a mask stored as {stored} may be lossy, which changes class values; export masks as PNG"
+        )
+    if image.format == "GIF" and not by_color:
+        raise LabelError(f"{name}: a mask stored as GIF may have its values renumbered; export masks as PNG")
+    if (num := getattr(image, "n_frames", 1)) > 1:
+        raise LabelError(f"{name}: this mask holds {num} pictures; export the one that is meant")
+    bits = _bits(image, data)
+    if (image.mode == "L" and bits in (2, 4)) or (bits == 16 and image.mode in ("LA", "RGB", "RGBA")):
+        raise LabelError(
+            f"{name}: this mask has {bits} bits a channel (mode {image.mode}), which programs scale to 8, each in its way; "
+            "export masks with 8 bits"
+        )
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        raise LabelError(
+            f"{name}: this TIFF mask says that 0 is white, which some programs turn round and others not; export masks as PNG"
+        )
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits of a channel as the file holds them; 8 where that cannot differ."""
+    if image.format == "PNG":
+        return data[24]
+    return max(image.tag_v2.get(_BITS, (8,))) if image.format == "TIFF" else 8  # type: ignore[attr-defined]
 
 
 def _opaque(image: Image.Image, name: str) -> Image.Image:
@@ -169,7 +211,7 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
     file is broken.
     """
     name, data = content.name, content.read()
-    with open_picture(data, name, max_pixels) as image:
+    with _broken(name), open_picture(data, name, max_pixels, load=False) as image:
         upright = image.size[::-1]
         turned = orientation(image)
         turned_size = image.size if turned in (5, 6, 7, 8) else upright
@@ -179,25 +221,28 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
                 "they must agree: export the mask at the image's size"
             )
         turn = turned != 1 and turned_size == size
-        kept = image.mode in ("RGB", "L") and not turn
-        if kept and (image.format == "PNG" or (image.format == "JPEG" and _decodes_strictly(data, name))):
+        kept = image.format if image.mode in ("RGB", "L") and not turn else None
+        damage = _damage(data) if kept == "JPEG" else ""
+        if kept == "JPEG" and not damage:
             return data
+        image.load()
+        if kept == "PNG":
+            return data
+        if damage:
+            log.say(f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded")
         check_range(image, name)
-        if turn:
-            image = ImageOps.exif_transpose(image)
         out = io.BytesIO()
-        image.convert("RGB").save(out, "PNG", compress_level=3)
+        (ImageOps.exif_transpose(image) if turn else image).convert("RGB").save(out, "PNG", compress_level=3)
         return out.getvalue()
 
 
-def _decodes_strictly(data: bytes, name: str) -> bool:
-    """Whether the decoder of the training path reads this JPEG too: it refuses what Pillow only mends."""
+def _damage(data: bytes) -> str:
+    """What the decoder of the training path says against a JPEG, if anything: it refuses what Pillow only mends."""
     try:
         simplejpeg.decode_jpeg(data, "RGB")
-        return True
+        return ""
     except ValueError as error:
-        log.say(f"warning: {name}: damaged JPEG ({error}); it is kept as PNG, as far as it can be decoded")
-        return False
+        return str(error) or "not decodable"
 
 
 def orientation(image: Image.Image) -> int:
@@ -216,37 +261,65 @@ def stored_bytes(content: Content) -> int:
     if content.name.lower().endswith((".jpg", ".jpeg", ".png")):
         return content.num_bytes
     try:
-        with Image.open(io.BytesIO(content.read())) as image:
+        with _broken(content.name), Image.open(io.BytesIO(content.read()), formats=_FORMATS) as image:
             return content.num_bytes if image.format in ("JPEG", "PNG") else 3 * image.width * image.height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except DataError:
         return content.num_bytes  # reading it will say what is wrong
 
 
 def palette_of(data: bytes) -> list[Color] | None:
     """The colours of a palette picture by value, if it is one."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _broken("mask"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             flat = image.getpalette("RGB") if image.mode == "P" else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except DataError:
         return None
     return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)] if flat else None
 
 
-def open_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """A decoded picture. Raises DataError when it is none, is truncated, or is a bomb."""
-    try:
-        image = Image.open(io.BytesIO(data))
+def open_picture(data: bytes, name: str, max_pixels: int, load: bool = True) -> Image.Image:
+    """A picture, decoded unless `load` is False. Raises DataError when it is none, is damaged, or is a bomb."""
+    with _broken(name):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > max_pixels:
             image.close()
             raise DataError(
                 f"{name}: {image.width}x{image.height} pixels exceed --max-megapixels {max_pixels // 10**6}; "
                 "raise it if you trust this file"
             )
-        image.load()
+        if image.format == "PNG":
+            _check_sums(data)
+        if load:
+            image.load()
         return image
+
+
+@contextlib.contextmanager
+def _broken(name: str) -> Iterator[None]:
+    """What Pillow raises on broken files, which is nearly everything, becomes a DataError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"{name}: not an image that can be read; replace or remove it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name}: broken image ({error}); replace or remove it") from None
+    except Exception as error:
+        raise DataError(f"{name}: broken image ({error or type(error).__name__}); replace or remove it") from None
+
+
+def _check_sums(data: bytes) -> None:
+    """Raises ValueError when a PNG's pixels, palette or header are not what was written.
+
+    Pillow leaves the checksums of pixels unread: of the flips of a single bit in a small mask, it takes one in twelve for
+    another mask.
+    """
+    at, kind = len(_PNG), b""
+    while kind != b"IEND":
+        length = int.from_bytes(data[at : at + 4])
+        kind, end = data[at + 4 : at + 8], at + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("truncated")
+        critical = not kind[:1].islower()  # others hold texts, times, colour profiles
+        if critical and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ValueError(f"checksum of its {kind.decode('latin-1')} is wrong")
+        at = end + 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -81,6 +82,10 @@ class Listing:
             for e in storage.patiently(lambda: storage.walk(source), log.say)
             if PurePosixPath(e.name).suffix.lower() in self._suffixes and not PurePosixPath(e.name).name.startswith(".")
         }
+        for name in self._files:
+            if not _is_text(name):
+                shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                raise DataError(f"{storage.join(source, shown)}: this file's name is no UTF-8 text; rename it")
 
     def get(self, name: str) -> File | None:
         """One file, by its path below the source."""
@@ -99,7 +104,8 @@ class Listing:
         """The files of a folder by their path in it without suffix, sorted. Raises DataError for two of one name."""
         found: dict[str, File] = {}
         for name, file in sorted(self.below(folder).items()):
-            stem = str(PurePosixPath(name).with_suffix(""))
+            # a Mac writes é as e and an accent; names that look equal are equal
+            stem = unicodedata.normalize("NFC", str(PurePosixPath(name).with_suffix("")))
             if stem in found:
                 twin = found[stem].uri.rsplit("/", 1)[-1]
                 raise DataError(f"{file.uri}: {twin} has the same name without suffix; rename one of them")
@@ -110,6 +116,14 @@ class Listing:
         """Names directly in a folder, or in the source itself; what holds nothing is among them."""
         found = storage.names(storage.join(self.source, folder) if folder else self.source)
         return [name for name in found if PurePosixPath(name).suffix.lower() not in self._suffixes]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from segdist import storage
@@ -44,7 +45,7 @@ def listed(listing: Listing, path: str, columns: bool = False) -> list[str]:
         raise DataError(f"{file.uri}: this list is no UTF-8 text; take it from the archive again") from None
     if columns:
         lines = [line.split()[0] for line in lines if line and not line.startswith("#")]
-    names = [line for line in lines if line]
+    names = [unicodedata.normalize("NFC", line) for line in lines if line]  # as Listing.by_stem
     if not names:
         raise DataError(f"{file.uri}: this list names nothing; take it from the archive again, or remove it")
     if len(set(names)) < len(names):
