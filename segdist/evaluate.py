@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,16 @@ from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_share, eval_units
 from segdist.errors import DataError, LabelError
 from segdist.inference import PLAIN, Recipe, look, recipe, settle
-from segdist.metric import Scores, pair_table, scores
+from segdist.metric import Scores, bootstrap_miou, boundary_counts, class_iou, pair_table, picture_counts, scores
 from segdist.models.segmenter import Segmenter
 from segdist.ops import IGNORE
 from segdist.world import SharedError, World, joined
 
 ImageSize = int | tuple[int, int] | None
+_MEANS = (
+    "miou", "mean_accuracy", "overall_accuracy", "miou_all", "mean_dice", "mean_precision", "freq_weighted_iou", "kappa",
+)  # fmt: skip
+_PER_CLASS = ("iou", "accuracy", "dice", "precision")
 _COUNT_PIXELS = 1 << 24  # counted at a time: it takes some twenty bytes a pixel
 
 
@@ -38,7 +42,7 @@ class Pictures:
     """What each sample adds to the scores, in the order of the split."""
 
     sample_ids: list[str]
-    counts: torch.Tensor  # int64 (samples, 3, K): see picture_counts
+    counts: np.ndarray  # int64 (samples, 3, K): see metric.picture_counts
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Evaluation:
     num_samples: int
     table: torch.Tensor
     pictures: Pictures | None  # where they were asked for
+    boundary: np.ndarray | None  # int64 (3, K), see metric.boundary_counts; where it was asked for
 
 
 def evaluate(
@@ -66,6 +71,7 @@ def evaluate(
     how: Recipe = PLAIN,
     num_samples: int | None = None,
     pictures: bool = False,
+    boundary: bool = False,
     logits_of: Callable[[EvalBatch], torch.Tensor] | None = None,
 ) -> Evaluation:
     """The evaluation of `model` on a split; all ranks must call it and get the same. `advance` hears of done samples.
@@ -76,7 +82,7 @@ def evaluate(
     """
     source = Source(uri, index, split)
     units = eval_units(source.sizes, batch_size, num_samples)
-    tally = _Tally(index.split(split).num_samples, index.labels.num_classes, world.device, pictures)
+    tally = _Tally(index.split(split).num_samples, index.labels.num_classes, world.device, pictures, boundary)
     was_training = model is not None and model.training
     failure: Exception | None = None
     try:
@@ -105,26 +111,29 @@ def evaluate(
 class _Tally:
     """What this rank has counted, sample by sample; `meet` adds up all ranks."""
 
-    def __init__(self, num_rows: int, num_classes: int, device: torch.device, pictures: bool) -> None:
+    def __init__(self, num_rows: int, num_classes: int, device: torch.device, pictures: bool, boundary: bool) -> None:
         self._num_classes = num_classes
         self._table = torch.zeros(256, 256, dtype=torch.int64, device=device)
         self._losses = torch.zeros(num_rows, dtype=torch.float64, device=device)  # a batch's, at its first row
         self._seen = torch.zeros(num_rows, dtype=torch.int64)  # how often
-        shape = (num_rows, 3, num_classes)
-        self._counts = torch.zeros(shape, dtype=torch.int64, device=device) if pictures else None
+        self._counts = torch.zeros(num_rows, 3, num_classes, dtype=torch.int64) if pictures else None
+        self._boundary = torch.zeros(3, num_classes, dtype=torch.int64) if boundary else None
         self._ids: dict[int, str] = {}  # by row
 
     def add(self, batch: EvalBatch, masks: torch.Tensor, pred: torch.Tensor, loss: torch.Tensor) -> None:
-        """Counts uint8 (B, H, W) predictions and the batch's summed loss; waits for no device."""
+        """Counts uint8 (B, H, W) predictions and the batch's summed loss; only counting by picture waits for a device."""
         self._losses[batch.rows[0]] += loss
         self._seen[batch.rows] += 1
+        if self._boundary is not None:
+            for one, mask in zip(pred, masks):
+                self._boundary += torch.from_numpy(boundary_counts(one, mask, self._num_classes))
         if self._counts is None:
             self._table += count_pairs(pred, masks)
             return
         for row, sample_id, one, mask in zip(batch.rows, batch.sample_ids, pred, masks):
             table = count_pairs(one[None], mask[None])
             self._table += table
-            self._counts[row] = picture_counts(table, self._num_classes)
+            self._counts[row] = torch.from_numpy(picture_counts(table, self._num_classes))
             self._ids[row] = sample_id
 
     def meet(self, world: World, num_samples: int, failure: Exception | None) -> Evaluation:
@@ -143,14 +152,15 @@ class _Tally:
         valid = int(table[:IGNORE].sum())
         loss = float(np.cumsum(losses)[-1]) / valid if valid else math.nan  # in the order of the split, whoever saw it
         found = scores(table, self._num_classes)
-        return Evaluation(found, loss, num_samples, table, self._pictures(world, seen))
+        boundary = None if self._boundary is None else world.sum(self._boundary).numpy()
+        return Evaluation(found, loss, num_samples, table, self._pictures(world, seen), boundary)
 
     def _pictures(self, world: World, seen: torch.Tensor) -> Pictures | None:
         if self._counts is None:
             return None
-        counts = world.sum(self._counts.cpu())
+        counts = world.sum(self._counts)
         ids = {row: sample_id for part in world.gather(self._ids) for row, sample_id in part.items()}
-        return Pictures([ids[row] for row in sorted(ids)], counts[seen > 0])
+        return Pictures([ids[row] for row in sorted(ids)], counts[seen > 0].numpy())
 
 
 def count_pairs(pred: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -158,13 +168,6 @@ def count_pairs(pred: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     rows = max(1, _COUNT_PIXELS // (masks.shape[0] * masks.shape[2]))
     bands = zip(pred.split(rows, 1), masks.split(rows, 1))
     return torch.stack([pair_table(one, mask) for one, mask in bands]).sum(0)
-
-
-def picture_counts(table: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """int64 (3, K) of a pair table: each class's pixels that are right, true, and predicted; void leaves all three."""
-    valid = table[:IGNORE]
-    hit, true, predicted = valid.diagonal(), valid.sum(1), valid.sum(0)
-    return torch.stack([counts[:num_classes] for counts in (hit, true, predicted)])
 
 
 def protocol(image_size: ImageSize, how: Recipe = PLAIN, part: str = "") -> str:
@@ -184,25 +187,23 @@ def protocol(image_size: ImageSize, how: Recipe = PLAIN, part: str = "") -> str:
 def report(result: Evaluation, names: list[str]) -> dict[str, Any]:
     """The evaluation as JSON-able data, per-class values by name."""
     s = result.scores
-    tree = {
-        "miou": s.miou,
-        "mean_accuracy": s.mean_accuracy,
-        "overall_accuracy": s.overall_accuracy,
-        "loss": result.loss,
-        "iou": dict(zip(names, s.iou)),
-        "accuracy": dict(zip(names, s.accuracy)),
-        "num_samples": result.num_samples,
-        "confusion": s.confusion,
-    }
+    tree: dict[str, Any] = {key: getattr(s, key) for key in _MEANS} | {"loss": result.loss}
+    tree |= {key: dict(zip(names, getattr(s, key))) for key in _PER_CLASS}
+    tree |= {"num_samples": result.num_samples, "confusion": s.confusion}
+    if result.boundary is not None:
+        iou = class_iou(result.boundary)
+        tree["boundary_iou"] = dict(zip(names, iou.tolist()))
+        tree["mean_boundary_iou"] = float(np.nanmean(iou)) if not np.isnan(iou).all() else math.nan
     if result.pictures is not None:
         counts = [_present(one) for one in result.pictures.counts]
         tree["pictures"] = {"sample_ids": result.pictures.sample_ids, "counts": counts}
+        tree["miou_interval"] = asdict(bootstrap_miou(result.pictures.counts))
     return tree
 
 
-def _present(counts: torch.Tensor) -> dict[str, list[int]]:
+def _present(counts: np.ndarray) -> dict[str, list[int]]:
     """{class number: [right, true, predicted] pixels} of int64 (3, K), for classes that have any."""
-    present = (counts[1] + counts[2]).nonzero().flatten().tolist()
+    present = np.flatnonzero(counts[1] + counts[2]).tolist()
     return {str(k): counts[:, k].tolist() for k in present}
 
 
@@ -214,6 +215,7 @@ def evaluate_checkpoint(
     device: str,
     changes: dict[str, Any] | None = None,
     pictures: bool = False,
+    boundary: bool = False,
 ) -> dict[str, Any]:
     """What `segdist evaluate` prints: the report of a run's best checkpoint, or of one checkpoint, on a split.
 
@@ -229,7 +231,7 @@ def evaluate_checkpoint(
         with progress if world.is_first else contextlib.nullcontext():
             result = evaluate(
                 trained.model, address, index, split, size, cfg.io, cfg.eval.batch_size, world,
-                lambda n: advance(n * world.num_ranks), how=how, pictures=pictures,
+                lambda n: advance(n * world.num_ranks), how=how, pictures=pictures, boundary=boundary,
             )  # fmt: skip
     about = {
         "protocol": protocol(size, how),

@@ -139,7 +139,7 @@ def scores(table: torch.Tensor | np.ndarray, num_classes: int) -> Scores:
 
 def picture_counts(table: torch.Tensor | np.ndarray, num_classes: int) -> np.ndarray:
     """int64 (3, K): intersection, true and predicted pixels of every class in a pair table, of one picture or of many."""
-    counts = np.asarray(table, dtype=np.int64)
+    counts = np.asarray(table.cpu() if torch.is_tensor(table) else table, dtype=np.int64)
     assert counts.shape == (_SIDE, _SIDE) and 2 <= num_classes <= IGNORE
     counts = counts[:IGNORE]  # void leaves everything
     hit = np.diag(counts)[:num_classes]

@@ -189,7 +189,10 @@ def test_the_commands_speak_json_on_stdout_and_words_on_stderr(
     runs: dict[str, str], pictures: list[str], tmp_path: Path
 ) -> None:
     run = runs["segformer"]
-    done = segdist("evaluate", run, "--json", "--out", str(tmp_path / "e.json"))
+    more = ["--boundary", "--confusion", str(tmp_path / "e.png")]
+    done = segdist("evaluate", run, "--json", "--out", str(tmp_path / "e.json"), *more)
+    assert Image.open(tmp_path / "e.png").width > 300
+    assert "boundary" in done.stderr
     result = json.loads(done.stdout)
     assert result["checkpoint"] == resolve(run)
     assert json.loads((tmp_path / "e.json").read_text(encoding="utf-8")) == result

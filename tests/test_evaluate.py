@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SEGFORMER, UNET, prepare, tree, write_pair
 
 from segdist import config, models, record
@@ -25,9 +26,9 @@ from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_share, eval_units
 from segdist.errors import DataError
-from segdist.evaluate import Evaluation, evaluate, evaluate_checkpoint, picture_counts, protocol, report
+from segdist.evaluate import Evaluation, evaluate, evaluate_checkpoint, protocol, report
 from segdist.inference import PLAIN, Recipe
-from segdist.metric import pair_table, scores
+from segdist.metric import boundary_counts, class_iou, scores
 from segdist.train import fit
 from segdist.world import SharedError, World
 
@@ -186,7 +187,7 @@ def test_any_number_of_ranks_gives_the_very_same_result(
         assert torch.equal(result.table, one.table)
         assert (result.loss, result.scores.miou, result.num_samples) == (one.loss, one.scores.miou, len(SIZES))
         assert result.pictures.sample_ids == one.pictures.sample_ids == [f"p{i:02d}" for i in range(len(SIZES))]
-        assert torch.equal(result.pictures.counts, one.pictures.counts)
+        assert np.array_equal(result.pictures.counts, one.pictures.counts)
 
 
 def test_one_sample_may_meet_many_ranks(tmp_path: Path) -> None:
@@ -292,15 +293,31 @@ def test_a_report_carries_its_protocol_its_digests_and_its_pictures(runs: dict[s
     assert "pictures" not in evaluate_checkpoint(runs["segformer"], None, "val", 2, "cpu")
 
 
-def test_picture_counts_are_those_of_the_scores() -> None:
-    generator = torch.Generator().manual_seed(0)
-    pred = torch.randint(0, 4, (2, 30, 40), dtype=torch.uint8, generator=generator)
-    mask = torch.where(torch.rand(2, 30, 40, generator=generator) < 0.2, 255, pred.flip(0)).to(torch.uint8)
-    table = pair_table(pred, mask)
-    hit, true, predicted = picture_counts(table, 5).numpy()
-    with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(hit / (true + predicted - hit), scores(table, 5).iou)
-    assert true[4] == predicted[4] == 0
+def test_the_report_holds_every_score_and_is_made_of_its_pictures(varied: str) -> None:
+    """By a predictor that is wrong in the lower half; the interval holds the score, boundaries are those of single pictures."""
+    index = indices.load(varied)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def half(batch: EvalBatch) -> torch.Tensor:
+        classes = torch.where(batch.masks == 255, 0, batch.masks).long()
+        classes[:, classes.shape[1] // 2 :] = (classes[:, classes.shape[1] // 2 :] + 1) % index.labels.num_classes
+        seen.extend(zip(classes.to(torch.uint8), batch.masks))
+        return F.one_hot(classes, index.labels.num_classes).permute(0, 3, 1, 2).float()
+
+    found = evaluate(
+        None, varied, index, "val", None, Io(), 2, ALONE, pictures=True, boundary=True, logits_of=half
+    )  # fmt: skip
+    told = report(found, index.labels.names)
+    assert told["miou_interval"]["low"] <= told["miou"] <= told["miou_interval"]["high"]
+    want = class_iou(sum(boundary_counts(pred, mask, index.labels.num_classes) for pred, mask in seen))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(list(told["boundary_iou"].values()), want)
+    table = scores(found.table, index.labels.num_classes)
+    assert (told["kappa"], told["miou_all"], told["freq_weighted_iou"]) == (
+        table.kappa,
+        table.miou_all,
+        table.freq_weighted_iou,
+    )
+    assert list(told["dice"].values()) == pytest.approx(table.dice, nan_ok=True)
 
 
 def test_large_pictures_are_counted_in_bands(varied: str, monkeypatch: pytest.MonkeyPatch) -> None:

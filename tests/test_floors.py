@@ -38,7 +38,7 @@ DOORS = {
     "boto3": {"storage"},
     "deepspeed": {"strategy"},
     "huggingface_hub": {"hub", "storage"},
-    "datasets": {"data"},
+    "datasets": {"data", "mean_iou"},
     "evaluate": {"mean_iou"},
 }
 

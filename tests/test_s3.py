@@ -443,12 +443,12 @@ def test_export_predictions_and_initial_weights_live_in_the_bucket_too(
 
     for name in ("0000.jpg", "0001.jpg"):
         storage.write(f"{on_s3}/album/{name}", (street_folder / "images" / name).read_bytes())
-    there = predict_files(trained, [f"{on_s3}/album"], f"{on_s3}/out", ALONE.device)
+    there = predict_files(trained, [f"{on_s3}/album"], f"{on_s3}/out")
     assert [p["mask"] for p in there] == [f"{on_s3}/out/0000.png", f"{on_s3}/out/0001.png"]
-    here = predict_files(trained, [str(street_folder / "images" / "0000.jpg")], f"{on_s3}/one", ALONE.device)
+    here = predict_files(trained, [str(street_folder / "images" / "0000.jpg")], f"{on_s3}/one")
     assert storage.read(there[0]["mask"]) == storage.read(here[0]["mask"])
     with pytest.raises(UserError, match="no such image"):
-        predict_files(trained, [f"{on_s3}/nothing"], f"{on_s3}/out2", ALONE.device)
+        predict_files(trained, [f"{on_s3}/nothing"], f"{on_s3}/out2")
 
 
 def test_a_source_in_a_bucket_is_prepared_as_its_copy_on_disk_is(

@@ -294,7 +294,13 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(make_config: Make, tmp_pa
             return real(*a)
 
         patch.setattr(train, "validate", killed)
-        patch.setattr(train.checkpoint.Keeper, "put", lambda self, taken: self._commit(taken))
+        put = checkpoint.Keeper.put
+
+        def at_once(self: Any, taken: Any) -> None:
+            put(self, taken)
+            self._outbox.flush()
+
+        patch.setattr(train.checkpoint.Keeper, "put", at_once)
         with pytest.raises(KeyboardInterrupt):
             fit(cfg, ALONE)
     ended = fit(cfg, ALONE)

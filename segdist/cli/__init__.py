@@ -203,7 +203,14 @@ def evaluate(
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Average with mirrored images. [default: the run's own]")
     ] = None,
-    pictures: Annotated[bool, typer.Option(help="Put the pixel counts of every picture into the JSON.")] = False,
+    pictures: Annotated[
+        bool,
+        typer.Option(help="Count by picture: an interval for the mIoU, and what `segdist compare` needs, in the JSON."),
+    ] = False,
+    boundary: Annotated[bool, typer.Option(help="Boundary IoU (Cheng et al. 2021), too; it costs some time.")] = False,
+    confusion: Annotated[
+        str | None, typer.Option(help="Draw the confusion matrix into this PNG (path or URI).")
+    ] = None,
     device: Device = "auto",
     out: Annotated[
         str | None, typer.Option(help="Also write the JSON, with the confusion matrix, to this file.")
@@ -234,10 +241,16 @@ def evaluate(
     if out and is_first:
         storage.write(out, b"{}")  # before the work: can it be written?
     changes = {key: value for key, value in given.items() if value is not None}
-    result = evaluate_checkpoint(checkpoint, data, split, batch_size, device, changes, pictures)
+    result = evaluate_checkpoint(checkpoint, data, split, batch_size, device, changes, pictures, boundary)
     if not is_first:
         return
     console.print(scores(result))
+    if confusion:
+        from segdist import figures
+
+        drawn = figures.confusion(result["confusion"], list(result["iou"]))
+        storage.write(confusion, figures.png(drawn))
+        _say(f"written: {confusion}")
     if out:
         storage.write(out, to_json(result, indent=1).encode())
         _say(f"written: {out}")

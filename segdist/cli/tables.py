@@ -17,18 +17,37 @@ def scores(result: dict[str, Any]) -> Table:
     """The report of an evaluation, class by class."""
     table = Table(
         title=f"{result['data']}, {result['split']}: {result['num_samples']} samples",
-        caption=f"checkpoint {result['checkpoint']}\nmIoU {result['miou']:.4f}   mean accuracy {result['mean_accuracy']:.4f}   "
-        f"overall accuracy {result['overall_accuracy']:.4f}   loss {result['loss']:.4f}\n{result['protocol']}",
+        caption=f"checkpoint {result['checkpoint']}\n{_means(result)}\n{result['protocol']}",
         caption_justify="left",
     )
+    columns = {
+        "IoU": "iou",
+        "accuracy": "accuracy",
+        "precision": "precision",
+        "Dice": "dice",
+        "boundary": "boundary_iou",
+    }
+    columns = {heading: key for heading, key in columns.items() if key in result}
     table.add_column("class")
-    table.add_column("IoU", justify="right")
-    table.add_column("accuracy", justify="right")
-    table.add_column("pixels", justify="right")
+    for heading in (*columns, "pixels"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for k, name in enumerate(result["iou"]):  # names may hold brackets, which rich would read as markup
-        pixels = sum(result["confusion"][k])
-        table.add_row(Text(name), _number(result["iou"][name]), _number(result["accuracy"][name]), f"{pixels:,}")
+        numbers = [_number(result[key][name]) for key in columns.values()]
+        table.add_row(Text(name), *numbers, f"{sum(result['confusion'][k]):,}")
     return table
+
+
+def _means(result: dict[str, Any]) -> str:
+    """The scores over all classes, in two lines."""
+    interval = result.get("miou_interval")
+    between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95 % over pictures" if interval else ""
+    boundary = f"   mean boundary IoU {result['mean_boundary_iou']:.4f}" if "mean_boundary_iou" in result else ""
+    return (
+        f"mIoU {result['miou']:.4f}{between}   mean accuracy {result['mean_accuracy']:.4f}   "
+        f"overall accuracy {result['overall_accuracy']:.4f}   loss {result['loss']:.4f}\n"
+        f"mean Dice {result['mean_dice']:.4f}   frequency-weighted IoU {result['freq_weighted_iou']:.4f}   "
+        f"kappa {result['kappa']:.4f}{boundary}"
+    )
 
 
 def findings(title: str, found: list[Finding]) -> Table:
