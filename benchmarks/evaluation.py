@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,8 +30,9 @@ CPU = torch.device("cpu")
 
 
 def peak_mb() -> int:
-    """Of this process, up to now."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """MiB of this process at its largest, up to now; getrusage would count the process that started it, too."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) // 1024
 
 
 def tiny(num_classes: int) -> models.Segmenter:

@@ -463,7 +463,7 @@ def test_twelve_megapixels_of_150_classes_take_less_than_two_gib() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["counted_pixels"] == 3464**2
-    assert result["peak_mb"] - result["floor_mb"] < 1200
+    assert result["peak_mb"] - result["floor_mb"] < 900  # 500, and what threads take
     assert result["peak_mb"] < 2048
 
 
