@@ -1,0 +1,176 @@
+"""Commands for data: prepare, doctor, stats."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from segdist.cli.app import (
+    Json,
+    app,
+    machine,
+    mask_values,
+    say,
+)
+from segdist.errors import UserError
+
+
+def _list_layouts(wanted: bool) -> None:
+    """What `--list` prints."""
+    if not wanted:
+        return
+    from segdist.cli.tables import layouts
+    from segdist.data.importers import LAYOUTS
+    from segdist.log import console
+
+    console.print(layouts(LAYOUTS))
+    raise typer.Exit
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        str, typer.Argument(help="Folder with images and masks (path, s3:// or hf://), or what --format expects.")
+    ],
+    dest: Annotated[str, typer.Argument(help="Where the prepared data set goes (path or s3://).")],
+    list_layouts: Annotated[
+        bool, typer.Option("--list", callback=_list_layouts, is_eager=True, help="Explain all formats, and end.")
+    ] = False,
+    format: Annotated[str, typer.Option(help="Layout of SOURCE; --list explains them.")] = "folder",
+    names: Annotated[
+        str | None,
+        typer.Option(
+            help="Class names in order of mask values (sky,road), or name=value pairs (road=7,car=26), or for masks of "
+            "colours name=#rrggbb; a .txt, .json or .yaml file (path or URI); a Hub data set OWNER/NAME with an "
+            "id2label.json; or a preset (ade20k, camvid, cityscapes, pets, pets-binary, voc)."
+        ),
+    ] = None,
+    void: Annotated[
+        str | None, typer.Option(help="Mask values (or #rrggbb colours) that count for nothing. [default: 255]")
+    ] = None,
+    first: Annotated[
+        int,
+        typer.Option(min=0, help="Mask value of the first name; values below it are void. 1 for ADE20K's way."),
+    ] = 0,
+    palette: Annotated[
+        str | None, typer.Option(help="Display colours of the classes: ade20k, cityscapes, voc or generated.")
+    ] = None,
+    color_tolerance: Annotated[
+        int, typer.Option(min=0, max=64, help="Take the nearest declared colour, if each channel is at most this far.")
+    ] = 0,
+    val_share: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.9,
+            help="About this share of images is for validation, where SOURCE has no splits; chosen by name, "
+            "so that adding images later moves no other.",
+        ),
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")] = None,
+    revision: Annotated[str | None, typer.Option(help="hub: commit, branch or tag.")] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            help="hub: configuration of the data set. coco: panoptic, instances, stuff, stuffthingmaps or pixelmaps."
+        ),
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")] = None,
+    mask_column: Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what DEST holds.")] = False,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 200,
+    json: Json = False,
+) -> None:
+    """Check images and masks, and pack them into shards that training can stream.
+
+    Example: `segdist prepare photos/ data/photos --names background=0,crack=1`
+
+    Safe to interrupt and to repeat: DEST counts as prepared once its index.json is there.
+    """
+    from segdist.data.importers import LAYOUTS
+    from segdist.data.importers.layout import Ask
+    from segdist.prepare import Declared
+    from segdist.prepare import prepare as run
+
+    if format not in LAYOUTS:
+        raise UserError(f"--format {format!r} is unknown; there are {', '.join(LAYOUTS)} (--list explains them)")
+    ask = Ask(val_share, seed, limit, revision, subset, image_column, mask_column)
+    declared = Declared(names, mask_values(void), first, palette, color_tolerance)
+    summary = run(source, dest, format, declared, ask, overwrite, max_megapixels)
+    for name, split in summary["splits"].items():
+        say(f"{name}: {split['samples']} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:.1f} MB")
+    say(f"prepared: {summary['uri']}")
+    machine(json, summary)
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str, typer.Argument(help="A YAML config, a prepared data set, or a folder of images and masks (paths or URIs).")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="With a config: section.field=value ...")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Look at every sample, not at some.")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="About how many samples per split to look at.")] = 200,
+    format: Annotated[
+        str, typer.Option(help="Of a folder: its layout; `segdist prepare --list` explains them.")
+    ] = "folder",
+    names: Annotated[str | None, typer.Option(help="Of a folder: as for `segdist prepare`.")] = None,
+    void: Annotated[str | None, typer.Option(help="Of a folder: as for `segdist prepare`.")] = None,
+    json: Json = False,
+) -> None:
+    """Look for what would waste a run: data, labels, leaks, storage, device; and rehearse two steps of it.
+
+    Examples: `segdist doctor configs/demo.yaml data.uri=data/photos run.uri=runs/photos`, `segdist doctor data/photos --all`,
+    `segdist doctor photos/ --names background=0,crack=1`
+
+    Exit code 2 when something would waste a run; warnings alone leave 0.
+    """
+    from segdist.cli.tables import findings
+    from segdist.doctor import examine
+    from segdist.log import console
+    from segdist.prepare import Declared
+
+    most = None if everything else sample
+    found = examine(target, overrides or [], most, format, Declared(names, mask_values(void)))
+    console.print(findings(f"segdist doctor {target}", found))
+    errors = [f for f in found if f.severity == "error"]
+    warned = sum(f.severity == "warning" for f in found)
+    say(f"{len(errors)} error(s), {warned} warning(s)" + ("" if errors or warned else ": nothing stands in the way"))
+    machine(json, {"target": target, "healthy": not errors, "findings": [f.to_json() for f in found]})
+    if errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def stats(
+    data: Annotated[str, typer.Argument(help="Prepared data set (path or URI).")],
+    split: Annotated[str, typer.Option(help="Split to count.")] = "train",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Read every sample, not some, for mean, std and samples.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=1, help="About how many samples to read.")] = 500,
+    out: Annotated[str | None, typer.Option(help="Folder for stats.yaml and stats.png (path or s3://).")] = None,
+    json: Json = False,
+) -> None:
+    """Pixels and samples by class, sizes, mean and deviation, and class weights for the loss.
+
+    Example: `segdist stats data/photos --out stats/` writes them as YAML and as a picture, too.
+    """
+    from segdist import stats as statistics
+    from segdist import storage
+    from segdist.cli.tables import shares
+    from segdist.data import index as indices
+    from segdist.figures import png
+    from segdist.log import console
+
+    if out:
+        storage.check_writable(out)
+    found = statistics.stats(data, split, None if everything else sample)
+    console.print(shares(found))
+    if out:
+        storage.write(storage.join(out, "stats.yaml"), statistics.to_yaml(found).encode())
+        storage.write(storage.join(out, "stats.png"), png(statistics.picture(found, indices.load(data))))
+        say(f"written: {storage.join(out, 'stats.yaml')} and stats.png")
+    machine(json, found)

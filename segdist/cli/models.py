@@ -1,0 +1,167 @@
+"""Commands for trained models: evaluate, compare, export, predict."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+import typer
+
+from segdist.cli.app import (
+    Device,
+    Json,
+    RunOrCheckpoint,
+    app,
+    machine,
+    numbers,
+    say,
+)
+
+
+@app.command()
+def evaluate(
+    checkpoint: RunOrCheckpoint,
+    data: Annotated[str | None, typer.Option(help="Prepared data set. [default: the one it was trained on]")] = None,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images, or windows, per forward pass. [default: the run's own]")
+    ] = None,
+    mode: Annotated[
+        Literal["whole", "sliding"] | None,
+        typer.Option(help="See an image at once, or in overlapping windows. [default: the run's own]"),
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Sliding window, HEIGHTxWIDTH px. [default: the run's own, or its training crop]")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Share of a window that the next one covers again. [default: the run's own]")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Average over these scales, such as 0.5,1,1.5. [default: the run's own]")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Average with mirrored images. [default: the run's own]")
+    ] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option(help="Count by picture: an interval for the mIoU, and what `segdist compare` needs, in the JSON."),
+    ] = False,
+    boundary: Annotated[bool, typer.Option(help="Boundary IoU (Cheng et al. 2021), too; it costs some time.")] = False,
+    confusion: Annotated[
+        str | None, typer.Option(help="Draw the confusion matrix into this PNG (path or URI).")
+    ] = None,
+    device: Device = "auto",
+    out: Annotated[
+        str | None, typer.Option(help="Also write the JSON, with the confusion matrix, to this file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score a model on a split: every picture once, at its mask's own size.
+
+    Example: `segdist evaluate runs/photos --data data/photos --split val`
+
+    Large pictures: `--mode sliding --window 512x512 --overlap 0.5`. Several ranks share the pictures:
+    `torchrun --nproc-per-node 4 -m segdist evaluate RUN`.
+    """
+    from segdist import storage
+    from segdist.cli.tables import scores
+    from segdist.evaluate import evaluate_checkpoint
+    from segdist.log import console
+    from segdist.record import to_json
+
+    given = {
+        "mode": mode,
+        "window_size": numbers("--window", window, "x", int, "512x512"),
+        "window_overlap": overlap,
+        "scales": numbers("--scales", scales, ",", float, "0.5,1,1.5"),
+        "flip": flip,
+    }
+    is_first = os.environ.get("RANK", "0") == "0"
+    if out and is_first:
+        storage.write(out, b"{}")  # before the work: can it be written?
+    changes = {key: value for key, value in given.items() if value is not None}
+    result = evaluate_checkpoint(checkpoint, data, split, batch_size, device, changes, pictures, boundary)
+    if not is_first:
+        return
+    console.print(scores(result))
+    if confusion:
+        from segdist import figures
+
+        drawn = figures.confusion(result["confusion"], list(result["iou"]))
+        storage.write(confusion, figures.png(drawn))
+        say(f"written: {confusion}")
+    if out:
+        storage.write(out, to_json(result, indent=1).encode())
+        say(f"written: {out}")
+    machine(json, result)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Report of the first model: what `segdist evaluate --out` wrote.")],
+    b: Annotated[str, typer.Argument(help="Report of the second model, on the same data.")],
+    json: Json = False,
+) -> None:
+    """Say which of two evaluations is better, class by class, and whether that is more than the choice of pictures.
+
+    Example: `segdist compare before.json after.json`
+
+    With `segdist evaluate ... --pictures --out FILE` for both, the difference comes with a 95 % interval (bootstrap over
+    pictures, both models on the same ones). Reports of other data, splits, classes or protocols are refused.
+    """
+    from segdist.cli.tables import comparison
+    from segdist.compare import compare as run
+    from segdist.log import console
+
+    result = run(a, b)
+    console.print(comparison(result))
+    say(result["sentence"])
+    machine(json, result)
+
+
+@app.command()
+def export(
+    checkpoint: RunOrCheckpoint,
+    dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],
+    overwrite: Annotated[bool, typer.Option(help="Replace the export of another run.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a model in its library's own layout, to be used without segdist.
+
+    SegFormer: `transformers.pipeline("image-segmentation", model=DEST)`. U-Net: `smp.from_pretrained(DEST)`.
+
+    Example: `segdist export runs/photos exports/photos`
+    """
+    import torch
+
+    from segdist.checkpoint import load_trained
+    from segdist.export import export as run
+
+    trained = load_trained(checkpoint, torch.device("cpu"))
+    summary = run(trained, dest, overwrite)
+    say(f"exported {trained.uri} for {summary['layout']}: {dest}")
+    machine(json, summary)
+
+
+@app.command()
+def predict(
+    checkpoint: RunOrCheckpoint,
+    images: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures (paths or URIs).")],
+    out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 200,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Write an index mask (PNG with palette) and an overlay with a legend for each picture.
+
+    A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
+
+    Example: `segdist predict runs/photos holiday/*.jpg --out predictions/`
+    """
+    from segdist.checkpoint import load_trained
+    from segdist.predict import predict_files
+    from segdist.world import choose_device
+
+    done = predict_files(load_trained(checkpoint, choose_device(device)), images, out, max_megapixels)
+    say(f"{len(done)} masks and overlays: {out}")
+    machine(json, {"out": out, "images": done})
