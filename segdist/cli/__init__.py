@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from segdist.cli import data, training, models  # noqa: I001 (in the order of --help: each adds its commands)
+from segdist.cli import data, training  # isort: skip (each adds its commands, and --help keeps this order)
+from segdist.cli import models  # isort: skip
 from segdist.cli.app import app
 from segdist.errors import RanksError, UserError
 
