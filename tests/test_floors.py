@@ -40,6 +40,7 @@ DOORS = {
     "huggingface_hub": {"hub", "storage"},
     "datasets": {"data", "mean_iou"},
     "evaluate": {"mean_iou"},
+    "urllib3": {"storage"},
 }
 
 

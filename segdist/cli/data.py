@@ -31,7 +31,10 @@ def _list_layouts(wanted: bool) -> None:
 @app.command()
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="Folder with images and masks (path, s3:// or hf://), or what --format expects.")
+        str,
+        typer.Argument(
+            help="Folder with images and masks (path, s3:// or hf://), or what --format expects (a file, a URL, a Hub id)."
+        ),
     ],
     dest: Annotated[str, typer.Argument(help="Where the prepared data set goes (path or s3://).")],
     list_layouts: Annotated[
@@ -74,7 +77,8 @@ def prepare(
     subset: Annotated[
         str | None,
         typer.Option(
-            help="hub: configuration of the data set. coco: panoptic, instances, stuff, stuffthingmaps or pixelmaps."
+            help="hub: configuration of the data set. coco: panoptic, instances, stuff, stuffthingmaps or pixelmaps. "
+            "segments: labelset."
         ),
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")] = None,
