@@ -6,12 +6,16 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from segdist import checkpoint, config, log, storage
 from segdist.config import Config
+from segdist.data import index as indices
+from segdist.data.augment import model_size
+from segdist.data.index import Index
 from segdist.errors import StorageError, UserError
 from segdist.health import Finding, attempt, ok
 from segdist.launch import cluster
@@ -19,6 +23,7 @@ from segdist.train import fit, look
 from segdist.world import World, choose_device
 
 GIB = 1 << 30
+WHOLE_PIXELS = 8 << 20  # beyond, the attention of a SegFormer on the whole image needs more memory than most GPUs have
 
 
 def examine(cfg: Config) -> list[Finding]:
@@ -26,6 +31,7 @@ def examine(cfg: Config) -> list[Finding]:
     findings = [attempt("config", lambda: _looked(cfg)), *storage_of(cfg.run.uri), _device(cfg), *_machine(cfg)]
     if any(f.severity == "error" for f in findings):
         return findings
+    findings += _sizes(cfg, indices.load(cfg.data.uri))
     try:
         text, num_bytes = _rehearse(cfg)
     except UserError as error:
@@ -40,6 +46,29 @@ def _looked(cfg: Config) -> str:
         "begins" if found.known is None else f"goes on from attempt {found.known['attempt']} ({found.known['state']})"
     )
     return f"{cfg.train.num_groups} micro-batches on {cfg.scale.num_ranks} rank(s); the run {known}"
+
+
+def _sizes(cfg: Config, index: Index) -> list[Finding]:
+    """Whether crops fit the images, and whether the largest image can be looked at whole."""
+    findings = []
+    largest = model_size(cfg.data.image_size, *index.split(cfg.data.train_split).largest)
+    reach = tuple(int(side * cfg.data.scale_range[1]) for side in largest)
+    if reach[0] < cfg.data.crop_size[0] or reach[1] < cfg.data.crop_size[1]:
+        text = (
+            f"crops of {_by(cfg.data.crop_size)} px, but the largest image is {_by(reach)} px even at its largest scale"
+        )
+        findings.append(
+            Finding("warning", "crop", text, "lower data.crop_size: what lies beyond is padding, and costs as much")
+        )
+    height, width = model_size(cfg.data.image_size, *index.split(cfg.data.val_split).largest)
+    if cfg.eval.mode == "whole" and height * width > WHOLE_PIXELS:
+        text = f"the largest image of {cfg.data.val_split} is {height}x{width} px, looked at whole"
+        findings.append(Finding("warning", "evaluation", text, "eval.mode=sliding bounds its memory"))
+    return findings
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
 
 
 def storage_of(uri: str) -> list[Finding]:
