@@ -23,7 +23,7 @@ from segdist.train import fit, look
 from segdist.world import World, choose_device
 
 GIB = 1 << 30
-WHOLE_PIXELS = 8 << 20  # beyond, the attention of a SegFormer on the whole image needs more memory than most GPUs have
+WHOLE_PIXELS = 8 << 20  # 2900 x 2900 px; a larger image is seldom meant to be seen at once
 
 
 def examine(cfg: Config) -> list[Finding]:
