@@ -216,15 +216,18 @@ def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | 
     """Classes (H, W) and the loss of one picture: of its only view's logits, or of the mean of all views' probabilities."""
     height, width = size
     rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
-    preds, loss = [], torch.zeros((), dtype=torch.float64, device=views[0].device)
+    pred = torch.empty(
+        size, dtype=torch.uint8, device=views[0].device
+    )  # in one piece: small ones would scatter the heap
+    loss = torch.zeros((), dtype=torch.float64, device=views[0].device)
     for first in range(0, height, rows):
         last = min(height, first + rows)
         scores = _mean([view.band(first, last) for view in views])
-        preds.append(scores.max(0)[1].to(torch.uint8))  # on CPUs argmax takes more than twice as long
+        pred[first:last] = scores.max(0)[1]  # on CPUs argmax takes more than twice as long
         if mask is not None:
             truth = mask[None, first:last].long()
             loss += F.cross_entropy(scores[None], truth, ignore_index=IGNORE, reduction="sum")
-    return torch.cat(preds), loss
+    return pred, loss
 
 
 def _mean(views: list[torch.Tensor]) -> torch.Tensor:
