@@ -20,7 +20,7 @@ from segdist.metric import Interval, bootstrap_difference, class_iou
 
 NUM_RESAMPLES = 2000
 FEW_PICTURES = 30
-Pixels = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class _Part(BaseModel):
@@ -37,7 +37,7 @@ class Report(_Part):
 
     miou: float | None
     iou: dict[str, float | None]
-    num_samples: int
+    num_samples: int = Field(ge=0)
     protocol: str
     split: str
     data: str
@@ -51,17 +51,18 @@ def load(uri: str) -> Report:
     """The report at a path or URI. Raises UserError when there is no whole one."""
     try:
         report = Report.model_validate(json.loads(storage.read(uri)))
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         missing = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, missing['loc']))}: {missing['msg']}" if missing else f"no JSON ({error})"
         raise UserError(
-            f"{uri}: not a report of `segdist evaluate CHECKPOINT --out FILE`, or of an older segdist: {why}; make it anew"
+            f"{storage.shown(uri)}: not a report of `segdist evaluate CHECKPOINT --out FILE`, or of an older segdist: {why}; "
+            "make it anew"
         ) from None
     if report.miou is None:
         raise UserError(
-            f"{uri}: its mIoU is empty, so no pixel of split {report.split!r} counted; there is nothing to compare"
+            f"{storage.shown(uri)}: its mIoU is empty, as no pixel of split {report.split!r} counted: nothing to compare"
         )
     return report
 
@@ -72,6 +73,7 @@ def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
     `verdict` is "A", "B", "none" (no clear difference) or "unknown" (no pictures, so no interval).
     """
     a, b = load(uri_a), load(uri_b)
+    uri_a, uri_b = storage.shown(uri_a), storage.shown(uri_b)
     _check(uri_a, a, uri_b, b)
     counts = _counts(uri_a, a), _counts(uri_b, b)
     interval = None

@@ -62,13 +62,18 @@ def few(items: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-def from_index(index: Index) -> list[Finding]:
-    """What the pixel counts of the index tell; reads nothing."""
+def from_index(index: Index, trained: str | None = None) -> list[Finding]:
+    """What the pixel counts of the index tell, where `trained` (None: train, else the largest) is trained on; reads nothing."""
     shares = {s: np.array(split.class_pixels) / max(1, sum(split.class_pixels)) for s, split in index.splits.items()}
-    trained = "train" if "train" in shares else next(iter(shares))
+    trained = trained or trained_split(index)
     findings = [f for split in shares for f in _classes(index, split, split == trained, shares)]
     findings.append(_imbalance(index, trained, shares[trained]))
     return findings + [_drift(index, a, b, shares) for a, b in combinations(shares, 2)]
+
+
+def trained_split(index: Index) -> str:
+    """The split that a data set is most likely trained on."""
+    return "train" if "train" in index.splits else max(index.splits, key=lambda s: index.splits[s].num_samples)
 
 
 def _classes(index: Index, split: str, is_trained: bool, shares: dict[str, np.ndarray]) -> list[Finding]:
@@ -131,18 +136,20 @@ def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, 
     """Whether the path that evaluation uses gives a perfect predictor exactly 1.0, and one that is always wrong exactly 0.0.
 
     They emit one-hot logits of the mask at the mask's own size, and of (mask + 1) % K; on `num_samples` pictures, always the
-    same ones. Left out (a note) where such logits would take more than `most_bytes`.
+    same ones. Left out (a note) where such logits would take more than `most_bytes`. The mask comes through the stream as in
+    every evaluation; what a model would see, and windows, are not part of it.
     """
     k, topic = index.labels.num_classes, "self-test"
     height, width = index.split(split).largest
     if 4 * k * height * width > most_bytes:
-        return Finding("note", topic, f"left out: {k} logits of {height}x{width} px take too much memory")
+        text = f"left out: {k} one-hot logits of {height}x{width} px take {4 * k * height * width / 2**30:.1f} GiB"
+        return Finding("note", topic, text, "`segdist doctor` tries pictures of up to 4 GiB of them")
     here = World(0, 1, torch.device("cpu"))
 
     def score(shift: int) -> float:
         def logits_of(batch: EvalBatch) -> torch.Tensor:
             classes = torch.where(batch.masks == IGNORE, 0, (batch.masks.long() + shift) % k)
-            return torch.nn.functional.one_hot(classes, k).permute(0, 3, 1, 2).float()
+            return torch.zeros(len(classes), k, *classes.shape[1:]).scatter_(1, classes[:, None], 1.0)
 
         result = evaluate(None, uri, index, split, None, io, 1, here, num_samples=num_samples, logits_of=logits_of)
         return result.scores.miou

@@ -21,16 +21,17 @@ from rich.table import Table
 from rich.text import Text
 
 from segdist import log, storage
-from segdist.data import causes, importers, labels, names, write
+from segdist.data import causes, labels, names, write
 from segdist.data import index as indices
 from segdist.data.codec import encode_mask
-from segdist.data.importers import files
+from segdist.data.importers import LAYOUTS, files
 from segdist.data.importers.files import Rules
 from segdist.data.importers.folder import infer_labels
 from segdist.data.importers.layout import Ask, Found, Pair, Splits
 from segdist.data.index import Index, Split
 from segdist.data.labels import Color, Labels
 from segdist.data.order import Permutation, key
+from segdist.data.source import Source
 from segdist.data.write import Row, ShardWriter
 from segdist.errors import DataError, LabelError
 from segdist.threads import ahead
@@ -62,19 +63,10 @@ def prepare(
 
     Raises DataError or LabelError naming the first bad file and its remedy; DEST then counts as prepared, or not, as before.
     """
-    importer = importers.LAYOUTS[layout]
-    if not importer.hub and not storage.exists(source):
-        raise DataError(f"{storage.shown(source)}: this folder does not exist")
     if source.rstrip("/") == dest.rstrip("/") or source.startswith(f"{dest.rstrip('/')}/"):
         raise DataError(f"{dest} holds the source {source}; give the prepared data a folder of its own")
-    Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
-    found = importer.find(source, ask)
-    splits = {s: pairs[: ask.limit] for s, pairs in found.splits.items()}
-    for split, pairs in splits.items():
-        if not pairs:
-            raise DataError(
-                f"{storage.shown(source)}: split {split!r} is empty; put images and masks there, or remove its folder"
-            )
+    found = find(source, layout, ask)
+    splits = found.splits
     storage.check_writable(dest)
     contract = contract_of(declared, found)
     rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
@@ -100,14 +92,40 @@ def prepare(
         name=_name(source),
         source=found.source or f"{layout}: {_name(source)}",
         source_digest=digest,
-        licence=found.licence or importer.licence,
+        licence=found.licence,
         contract=rules.labels.to_json(),
+        meaning=rules.labels.meaning(),
         splits=written,
     )
+    for split in splits:
+        Source(dest, index, split).check()  # nobody who prepares another source into DEST has deleted them
     indices.save(dest, index)
-    _delete_stale(dest, index, {*splits, *(known.splits if known else ())})
+    _delete_stale(dest, {*splits, *(known.splits if known else ())})
     log.console.print(_class_table(index))
     return _summary(dest, index)
+
+
+def find(source: str, layout: str, ask: Ask) -> Found:
+    """The pairs of a source, none of its splits empty, up to the limit. Raises DataError."""
+    if layout not in LAYOUTS:
+        raise DataError(f"--format {layout!r} is unknown; there are {', '.join(LAYOUTS)} (`segdist prepare --list`)")
+    importer = LAYOUTS[layout]
+    for option in ("revision", "subset", "image_column", "mask_column"):
+        if getattr(ask, option) is not None and option not in importer.options:
+            raise DataError(f"--format {layout} has no use for --{option.replace('_', '-')}; leave it out")
+    if not importer.hub and not storage.exists(source):
+        raise DataError(f"{storage.shown(source)}: this folder does not exist")
+    Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
+    found = importer.find(source, ask)
+    splits = {s: pairs[: ask.limit] for s, pairs in found.splits.items()}
+    for split, pairs in splits.items():
+        if not pairs and sum(map(len, splits.values())) == 1:
+            raise DataError(f"{storage.shown(source)}: only one pair is there; two splits need one each, at least")
+        if not pairs:
+            raise DataError(
+                f"{storage.shown(source)}: split {split!r} is empty; add images and masks to it, or remove it"
+            )
+    return replace(found, splits=splits, licence=found.licence or importer.licence)
 
 
 def _name(source: str) -> str:
@@ -231,9 +249,10 @@ def _content_digests(pair: Pair) -> list[str]:
     return [content.digest() for content in (pair.image, pair.mask)]
 
 
-def _delete_stale(dest: str, index: Index, splits: Iterable[str]) -> None:
+def _delete_stale(dest: str, splits: Iterable[str]) -> None:
     """Shards of earlier preparations, now that the index names others, and what killed writers left."""
     storage.sweep(dest)
+    index = indices.load(dest)  # as it is now: another one may have been written after ours
     current = {shard.file for split in index.splits.values() for shard in split.shards}
     for split in splits:
         storage.sweep(storage.join(dest, split))
@@ -254,11 +273,11 @@ def _summary(dest: str, index: Index) -> dict[str, Any]:
 
 
 def _class_table(index: Index) -> Table:
-    table = Table(title=f"{index.name}: share of pixels")
+    table = Table(title=Text(f"{index.name}: share of pixels"))
     table.add_column("class")
     table.add_column("raw values")
     for name, split in index.splits.items():
-        table.add_column(f"{name} ({split.num_samples})", justify="right")
+        table.add_column(Text(f"{name} ({split.num_samples})"), justify="right")
     contract = index.labels
     rows = [(c.name, c.raw) for c in contract.classes] + [("void", contract.void)]
     for k, (name, raw) in enumerate(rows):

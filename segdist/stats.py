@@ -51,6 +51,8 @@ def stats(uri: str, split: str, sample: int | None) -> dict[str, Any]:
 def weights(index: Index, survey: Survey) -> dict[str, list[float]]:
     """Three usual choices of loss.class_weights; a class without pixels weighs 0, as it does nothing.
 
+    `median` is left out when a class was in none of the pictures that were read.
+
     inverse: 1 / share, scaled to a mean of 1. median: median of all frequencies / own, where a frequency is among the pixels
     of pictures that show the class (Eigen & Fergus 2015, arXiv:1411.4734, section 6.3.2). enet: see loss.class_weights.
     """
@@ -63,19 +65,17 @@ def weights(index: Index, survey: Survey) -> dict[str, list[float]]:
     median = np.median(frequency[frequency > 0])
     enet = class_weights(Loss(class_weights="enet"), pixels.tolist())
     assert enet is not None
-    found = {
-        "inverse": inverse / inverse[there].mean(),
-        "median": np.divide(median, frequency, where=frequency > 0, out=np.zeros(len(pixels))),
-        "enet": enet.double().numpy() * there,
-    }
+    found = {"inverse": inverse / inverse[there].mean(), "enet": enet.double().numpy() * there}
+    if (frequency[there] > 0).all():
+        found["median"] = np.divide(median, frequency, where=there, out=np.zeros(len(pixels)))
     return {name: [float(f"{w:.4g}") for w in values] for name, values in found.items()}
 
 
 def to_yaml(found: dict[str, Any]) -> str:
     """The statistics as YAML, with the lines that a config would take over."""
     text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    chosen = found["class_weights"]["median"]
-    return f"{text}# to train with these weights, in a config:  loss: {{class_weights: {chosen}}}\n"
+    lines = [f"# loss: {{class_weights: {weights}}}  # {name}" for name, weights in found["class_weights"].items()]
+    return "\n".join([f"{text}# To train with weights, put one of these lines into a config:", *lines, ""])
 
 
 def picture(found: dict[str, Any], index: Index) -> Image.Image:

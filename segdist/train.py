@@ -31,7 +31,7 @@ from segdist.models.segmenter import Segmenter
 from segdist.strategy import Step, resolve
 from segdist.world import World
 
-SELF_TEST_BYTES = 1 << 27  # of one-hot logits: it costs a moment, or is left out
+SELF_TEST_BYTES = 1 << 29  # of one-hot logits: it costs a moment, or is left out
 
 Tell = Callable[[dict[str, Any]], Any]
 Notice = Callable[[], Literal["checkpoint", "stop"] | None]
@@ -204,10 +204,12 @@ def open_run(cfg: Config, world: World) -> Opening:
 
 def check_health(cfg: Config, index: Index) -> None:
     """Says what may spoil the run. Raises DataError when its scores could not be trusted."""
-    for finding in health.from_index(index):
+    for finding in health.from_index(index, cfg.data.train_split):
         if finding.severity in ("warning", "error"):
             log.say(f"warning: {finding.text} ({finding.remedy}; more by `segdist doctor`)")
     tested = health.self_test(cfg.data.uri, index, cfg.data.val_split, cfg.io, 1, SELF_TEST_BYTES)
+    if tested.severity == "note":
+        log.say(f"self-test {tested.text}; {tested.remedy}")
     if tested.severity == "error":
         raise DataError(f"{cfg.data.uri}: {tested.text}; {tested.remedy}")
 

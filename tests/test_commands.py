@@ -189,6 +189,9 @@ def test_the_commands_speak_json_on_stdout_and_words_on_stderr(
     runs: dict[str, str], pictures: list[str], tmp_path: Path
 ) -> None:
     run = runs["segformer"]
+    (tmp_path / "e.json").write_text("precious")
+    segdist("evaluate", str(tmp_path / "nosuch"), "--out", str(tmp_path / "e.json"), code=2)
+    assert (tmp_path / "e.json").read_text() == "precious"
     more = ["--boundary", "--confusion", str(tmp_path / "e.png")]
     done = segdist("evaluate", run, "--json", "--out", str(tmp_path / "e.json"), *more)
     assert Image.open(tmp_path / "e.png").width > 300

@@ -20,6 +20,7 @@ from PIL import Image
 from segdist import config, doctor, evaluate, health, stats
 from segdist.config import Config
 from segdist.data import index, survey
+from segdist.data.importers.layout import Ask
 from segdist.errors import DataError
 from segdist.health import Finding
 from segdist.prepare import Declared
@@ -94,7 +95,7 @@ def test_leaks_and_copies_are_found_and_likenesses_too(tmp_path: Path) -> None:
     assert "1 images are both in train and val: train1 = val2" in error.text
     texts = [f.text for f in findings(str(tmp_path / "data"), "warning")]
     assert any("1 images of train are copies: " in t for t in texts)
-    assert any("1 pairs of train and val look alike: train5 ~ val4" in t for t in texts)
+    assert any("1 images of train look like one of val: train5 ~ val4" in t for t in texts)
 
 
 def test_a_rotten_byte_and_a_missing_shard_are_errors(tmp_path: Path) -> None:
@@ -115,7 +116,11 @@ def test_a_contract_that_was_tampered_with_is_an_error(tmp_path: Path) -> None:
     told = json.loads(path.read_text())
     told["contract"]["classes"][2]["raw"] = [7]
     path.write_text(json.dumps(told))
-    assert "unknown mask value 2 (1024 pixels)" in findings(uri, "error")[0].text
+    with pytest.raises(DataError, match=r"raw values.* were changed since the data were checked"):
+        doctor.examine(uri)
+    told["contract"]["classes"][2] |= {"raw": [2], "name": "d", "color": [1, 2, 3]}
+    path.write_text(json.dumps(told))
+    assert not findings(uri, "error")  # names and colours may be edited
 
 
 def test_a_sample_of_the_samples_is_the_same_every_time_and_said_to_be_one(tmp_path: Path) -> None:
@@ -148,6 +153,24 @@ def test_masks_that_are_all_void_are_said(tmp_path: Path) -> None:
     assert any("all void" in t for t in texts)
 
 
+def test_a_run_is_judged_by_the_splits_it_uses(tmp_path: Path) -> None:
+    uri = prepared(tmp_path, {"aaa": (0, 1, 2), "fold": (0, 1), "holdout": (0, 1, 2)})
+    cfg = config.from_tree(
+        tree(uri, str(tmp_path / "run"), data={"train_split": "fold", "val_split": "holdout"}), "test"
+    )
+    errors = [f.text for f in doctor.examine_run(cfg, None) if f.severity == "error"]
+    assert any("no pixel of c in fold, though other splits hold it" in text for text in errors)
+
+
+def test_likenesses_within_a_split_are_a_note(tmp_path: Path) -> None:
+    source = split_folder(tmp_path / "src", WELL)
+    squeezed = Image.open(source / "train/images/train5.png").resize((32, 24)).resize((64, 48))
+    squeezed.save(source / "train/images/train4.png")
+    prepare(str(source), str(tmp_path / "data"), names=NAMES)
+    (note,) = findings(str(tmp_path / "data"), "note")
+    assert "2 images of train look like another one of it: train" in note.text
+
+
 def test_training_says_before_the_first_step_what_may_spoil_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,14 +189,27 @@ def test_a_folder_is_told_all_its_mistakes_at_once(tmp_path: Path) -> None:
     (source / "masks/p1.png").write_bytes(b"no picture")
     Image.new("L", (5, 5)).save(source / "masks/p2.png")
     Image.new("L", (12, 8), 77).save(source / "masks/p3.png")
-    found = doctor.examine(str(source), [], None, "folder", Declared(NAMES))
+    found = doctor.examine(str(source), declared=Declared(NAMES))
     errors = [f.text for f in found if f.severity == "error"]
     assert len(errors) == 3
     assert any("p1.png: not an image" in t for t in errors)
     assert any("p2.png: the image is 8x12 but its mask is 5x5" in t for t in errors)
     assert any("p3.png: unknown mask value 77 (96 pixels)" in t for t in errors)
-    well = doctor.examine(str(plain_folder(tmp_path / "well")), [], None, "folder", Declared(NAMES))
+    well = doctor.examine(str(plain_folder(tmp_path / "well")), declared=Declared(NAMES))
     assert {f.severity for f in well} == {"ok"}
+
+
+def test_a_folder_is_judged_as_prepare_would_take_it(tmp_path: Path) -> None:
+    ones = str(plain_folder(tmp_path / "ones", values=(0, 1, 2, 3)))
+    assert {f.severity for f in doctor.examine(ones, declared=Declared(NAMES, first=1))} == {"ok"}
+    for asked, message in (
+        ({"layout": "bogus"}, "--format 'bogus' is unknown"),
+        ({"ask": Ask(subset="x")}, "--format folder has no use for --subset"),
+        ({"target": str(tmp_path / "nothing")}, "this folder does not exist"),
+        ({"target": str(plain_folder(tmp_path / "one", 1))}, "only one pair is there"),
+    ):
+        (error,) = doctor.examine(**{"target": ones, **asked})  # type: ignore[arg-type]
+        assert message in error.text
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -260,6 +296,16 @@ def test_statistics_are_those_of_numpy(street_data: str, street_folder: Path) ->
     inverse = np.divide(1.0, counts, where=counts > 0, out=np.zeros(7))
     assert np.allclose(found["class_weights"]["inverse"], inverse / inverse[counts > 0].mean(), rtol=1e-3)
     assert np.allclose(found["class_weights"]["enet"], (counts > 0) / np.log(1.02 + counts / counts.sum()), rtol=1e-3)
+
+
+def test_a_class_that_no_picture_read_shows_gets_no_median_weight(tmp_path: Path) -> None:
+    source = split_folder(tmp_path / "src", WELL, num=40)
+    for path in sorted((source / "train/masks").iterdir())[1:]:
+        Image.fromarray(np.resize(np.array([0, 1], np.uint8), (48, 64))).save(path)
+    prepare(str(source), str(tmp_path / "data"), names=NAMES)
+    found = [stats.stats(str(tmp_path / "data"), "train", n)["class_weights"] for n in (None, 1)]
+    assert found[0]["median"][2] > found[0]["median"][0]
+    assert all(w > 0 for weights in found[1].values() for w in weights)
 
 
 def test_statistics_are_written_as_yaml_and_as_a_picture(street_data: str, tmp_path: Path) -> None:

@@ -453,7 +453,7 @@ case(
         both(lambda f: shutil.rmtree(f / "masks"), lambda f: shutil.rmtree(f / "images")), refused("images/ and masks/")
     ),
 )
-case("one pair", does(lambda f: [p.unlink() for p in f.rglob("p[123].*")], refused("val")))
+case("one pair", does(lambda f: [p.unlink() for p in f.rglob("p[123].*")], refused("only one pair")))
 
 
 # -- contracts --------------------------------------------------------------------------------------------------------

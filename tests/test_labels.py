@@ -120,6 +120,14 @@ def test_known_contracts_hold_their_authors_facts() -> None:
     assert classes["pets"]["border"][0] == (3,)
 
 
+def test_an_id2label_says_void_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "id2label.json"
+    path.write_text('{"0": "unlabeled", "1": "road", "2": "sky"}')
+    contract = names_of.parse_names(str(path))
+    assert contract.names == ["road", "sky"]
+    assert contract.table(np.uint8)[:3].tolist() == [255, 0, 1]
+
+
 def test_a_contract_by_colours_comes_from_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "contract.yaml"
     path.write_text("classes: [{name: a, rgb: ['#010203', [4, 5, 6]]}, {name: b, rgb: [7, 8, 9]}]\nvoid: ['#000000']")

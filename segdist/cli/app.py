@@ -37,6 +37,13 @@ def config_of(uri: str, overrides: list[str] | None) -> Any:
     return configs.loads(storage.read(uri), uri, overrides or [])
 
 
+def check_file(uri: str) -> None:
+    """Raises StorageError unless a file can be written there; what is there already stays as it is."""
+    from segdist import storage
+
+    storage.check_writable(uri.rpartition("/")[0] or ".")
+
+
 def say(text: str) -> None:
     from segdist.log import say
 

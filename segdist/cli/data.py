@@ -6,14 +6,39 @@ from typing import Annotated
 
 import typer
 
-from segdist.cli.app import (
-    Json,
-    app,
-    machine,
-    mask_values,
-    say,
-)
-from segdist.errors import UserError
+from segdist.cli.app import Json, app, machine, mask_values, say
+
+# What a source is and means: options of prepare, and of doctor for a folder.
+Format = Annotated[str, typer.Option(help="Layout of the source; `segdist prepare --list` explains them.")]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        help="Class names in order of mask values (sky,road), or name=value pairs (road=7,car=26), or for masks of "
+        "colours name=#rrggbb; a .txt, .json or .yaml file (path or URI); a Hub data set OWNER/NAME with an "
+        "id2label.json; or a preset (ade20k, camvid, cityscapes, pets, pets-binary, voc)."
+    ),
+]
+Void = Annotated[
+    str | None, typer.Option(help="Mask values (or #rrggbb colours) that count for nothing. [default: 255]")
+]
+First = Annotated[
+    int, typer.Option(min=0, help="Mask value of the first name; values below it are void. 1 for ADE20K's way.")
+]
+ColorTolerance = Annotated[
+    int, typer.Option(min=0, max=64, help="Take the nearest declared colour, if each channel is at most this far.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")]
+Revision = Annotated[str | None, typer.Option(help="hub: commit, branch or tag.")]
+Subset = Annotated[
+    str | None,
+    typer.Option(
+        help="hub: configuration of the data set. coco: panoptic, instances, stuff, stuffthingmaps or pixelmaps. "
+        "segments: labelset."
+    ),
+]
+ImageColumn = Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")]
+MaskColumn = Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")]
+MaxMegapixels = Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")]
 
 
 def _list_layouts(wanted: bool) -> None:
@@ -40,28 +65,14 @@ def prepare(
     list_layouts: Annotated[
         bool, typer.Option("--list", callback=_list_layouts, is_eager=True, help="Explain all formats, and end.")
     ] = False,
-    format: Annotated[str, typer.Option(help="Layout of SOURCE; --list explains them.")] = "folder",
-    names: Annotated[
-        str | None,
-        typer.Option(
-            help="Class names in order of mask values (sky,road), or name=value pairs (road=7,car=26), or for masks of "
-            "colours name=#rrggbb; a .txt, .json or .yaml file (path or URI); a Hub data set OWNER/NAME with an "
-            "id2label.json; or a preset (ade20k, camvid, cityscapes, pets, pets-binary, voc)."
-        ),
-    ] = None,
-    void: Annotated[
-        str | None, typer.Option(help="Mask values (or #rrggbb colours) that count for nothing. [default: 255]")
-    ] = None,
-    first: Annotated[
-        int,
-        typer.Option(min=0, help="Mask value of the first name; values below it are void. 1 for ADE20K's way."),
-    ] = 0,
+    format: Format = "folder",
+    names: Names = None,
+    void: Void = None,
+    first: First = 0,
     palette: Annotated[
         str | None, typer.Option(help="Display colours of the classes: ade20k, cityscapes, voc or generated.")
     ] = None,
-    color_tolerance: Annotated[
-        int, typer.Option(min=0, max=64, help="Take the nearest declared colour, if each channel is at most this far.")
-    ] = 0,
+    color_tolerance: ColorTolerance = 0,
     val_share: Annotated[
         float,
         typer.Option(
@@ -72,19 +83,13 @@ def prepare(
         ),
     ] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")] = None,
-    revision: Annotated[str | None, typer.Option(help="hub: commit, branch or tag.")] = None,
-    subset: Annotated[
-        str | None,
-        typer.Option(
-            help="hub: configuration of the data set. coco: panoptic, instances, stuff, stuffthingmaps or pixelmaps. "
-            "segments: labelset."
-        ),
-    ] = None,
-    image_column: Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")] = None,
-    mask_column: Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")] = None,
+    limit: Limit = None,
+    revision: Revision = None,
+    subset: Subset = None,
+    image_column: ImageColumn = None,
+    mask_column: MaskColumn = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what DEST holds.")] = False,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 200,
+    max_megapixels: MaxMegapixels = 200,
     json: Json = False,
 ) -> None:
     """Check images and masks, and pack them into shards that training can stream.
@@ -93,13 +98,10 @@ def prepare(
 
     Safe to interrupt and to repeat: DEST counts as prepared once its index.json is there.
     """
-    from segdist.data.importers import LAYOUTS
     from segdist.data.importers.layout import Ask
     from segdist.prepare import Declared
     from segdist.prepare import prepare as run
 
-    if format not in LAYOUTS:
-        raise UserError(f"--format {format!r} is unknown; there are {', '.join(LAYOUTS)} (--list explains them)")
     ask = Ask(val_share, seed, limit, revision, subset, image_column, mask_column)
     declared = Declared(names, mask_values(void), first, palette, color_tolerance)
     summary = run(source, dest, format, declared, ask, overwrite, max_megapixels)
@@ -117,11 +119,17 @@ def doctor(
     overrides: Annotated[list[str] | None, typer.Argument(help="With a config: section.field=value ...")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Look at every sample, not at some.")] = False,
     sample: Annotated[int, typer.Option(min=1, help="About how many samples per split to look at.")] = 200,
-    format: Annotated[
-        str, typer.Option(help="Of a folder: its layout; `segdist prepare --list` explains them.")
-    ] = "folder",
-    names: Annotated[str | None, typer.Option(help="Of a folder: as for `segdist prepare`.")] = None,
-    void: Annotated[str | None, typer.Option(help="Of a folder: as for `segdist prepare`.")] = None,
+    format: Format = "folder",
+    names: Names = None,
+    void: Void = None,
+    first: First = 0,
+    color_tolerance: ColorTolerance = 0,
+    limit: Limit = None,
+    revision: Revision = None,
+    subset: Subset = None,
+    image_column: ImageColumn = None,
+    mask_column: MaskColumn = None,
+    max_megapixels: MaxMegapixels = 200,
     json: Json = False,
 ) -> None:
     """Look for what would waste a run: data, labels, leaks, storage, device; and rehearse two steps of it.
@@ -129,15 +137,19 @@ def doctor(
     Examples: `segdist doctor configs/demo.yaml data.uri=data/photos run.uri=runs/photos`, `segdist doctor data/photos --all`,
     `segdist doctor photos/ --names background=0,crack=1`
 
-    Exit code 2 when something would waste a run; warnings alone leave 0.
+    Exit code 2 when something would waste a run; warnings alone leave 0. --format and what follows it are for a folder that is
+    not prepared yet.
     """
     from segdist.cli.tables import findings
+    from segdist.data.importers.layout import Ask
     from segdist.doctor import examine
     from segdist.log import console
     from segdist.prepare import Declared
 
     most = None if everything else sample
-    found = examine(target, overrides or [], most, format, Declared(names, mask_values(void)))
+    declared = Declared(names, mask_values(void), first, None, color_tolerance)
+    ask = Ask(limit=limit, revision=revision, subset=subset, image_column=image_column, mask_column=mask_column)
+    found = examine(target, overrides or [], most, format, declared, ask, max_megapixels)
     console.print(findings(f"segdist doctor {target}", found))
     errors = [f for f in found if f.severity == "error"]
     warned = sum(f.severity == "warning" for f in found)

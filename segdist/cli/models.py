@@ -12,6 +12,7 @@ from segdist.cli.app import (
     Json,
     RunOrCheckpoint,
     app,
+    check_file,
     machine,
     numbers,
     say,
@@ -77,23 +78,24 @@ def evaluate(
         "flip": flip,
     }
     is_first = os.environ.get("RANK", "0") == "0"
-    if out and is_first:
-        storage.write(out, b"{}")  # before the work: can it be written?
+    for file in filter(None, (out, confusion)):
+        if is_first:
+            check_file(file)  # before the work
     changes = {key: value for key, value in given.items() if value is not None}
     result = evaluate_checkpoint(checkpoint, data, split, batch_size, device, changes, pictures, boundary)
     if not is_first:
         return
     console.print(scores(result))
+    if out:
+        storage.write(out, to_json(result, indent=1).encode())
+        say(f"written: {out}")
+    machine(json, result)
     if confusion:
         from segdist import figures
 
         drawn = figures.confusion(result["confusion"], list(result["iou"]))
         storage.write(confusion, figures.png(drawn))
         say(f"written: {confusion}")
-    if out:
-        storage.write(out, to_json(result, indent=1).encode())
-        say(f"written: {out}")
-    machine(json, result)
 
 
 @app.command()

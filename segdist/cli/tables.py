@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def scores(result: dict[str, Any]) -> Table:
     """The report of an evaluation, class by class."""
     table = Table(
-        title=f"{result['data']}, {result['split']}: {result['num_samples']} samples",
-        caption=f"checkpoint {result['checkpoint']}\n{_means(result)}\n{result['protocol']}",
+        title=Text(f"{result['data']}, {result['split']}: {result['num_samples']} samples"),
+        caption=Text(f"checkpoint {result['checkpoint']}\n{_means(result)}\n{result['protocol']}"),
         caption_justify="left",
     )
     columns = {
@@ -41,6 +41,8 @@ def _means(result: dict[str, Any]) -> str:
     """The scores over all classes, in two lines."""
     interval = result.get("miou_interval")
     between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95 % over pictures" if interval else ""
+    few = f", few: {result['num_samples']}, so likely too narrow" if interval and result["num_samples"] < 30 else ""
+    between += few
     boundary = f"   mean boundary IoU {result['mean_boundary_iou']:.4f}" if "mean_boundary_iou" in result else ""
     return (
         f"mIoU {result['miou']:.4f}{between}   mean accuracy {result['mean_accuracy']:.4f}   "
@@ -52,7 +54,7 @@ def _means(result: dict[str, Any]) -> str:
 
 def findings(title: str, found: list[Finding]) -> Table:
     """What the doctor found, the worst first."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for column in ("", "what", "finding"):
         table.add_column(column)
     styles = {"error": "bold red", "warning": "yellow", "note": "cyan", "ok": "green"}
@@ -60,14 +62,16 @@ def findings(title: str, found: list[Finding]) -> Table:
         text = Text(finding.text)
         if finding.remedy:
             text.append(f"\n{finding.remedy}", style="italic")
-        table.add_row(Text(finding.severity, styles[finding.severity]), finding.topic, text)
+        table.add_row(Text(finding.severity, styles[finding.severity]), Text(finding.topic), text)
     return table
 
 
 def shares(found: dict[str, Any]) -> Table:
     """Pixels and weights, class by class."""
     table = Table(
-        title=f"{found['data']}, {found['split']}: {found['num_samples']} samples, {found['num_samples_read']} read",
+        title=Text(
+            f"{found['data']}, {found['split']}: {found['num_samples']} samples, {found['num_samples_read']} read"
+        ),
         caption=f"mean {_triple(found['mean'])}   std {_triple(found['std'])} (of 0..1)\nsizes "
         + " to ".join("x".join(map(str, found["size_px"][k])) for k in ("smallest", "largest"))
         + " px (height x width)\nthe last columns are weights for loss.class_weights",
@@ -101,8 +105,8 @@ def layouts(known: dict[str, Layout]) -> Table:
 def comparison(result: dict[str, Any]) -> Table:
     """Two evaluations side by side, class by class."""
     table = Table(
-        title=f"{result['data']}, {result['split']}: {result['num_samples']} samples",
-        caption=f"A {result['a']['checkpoint']}\nB {result['b']['checkpoint']}\n{result['protocol']}",
+        title=Text(f"{result['data']}, {result['split']}: {result['num_samples']} samples"),
+        caption=Text(f"A {result['a']['checkpoint']}\nB {result['b']['checkpoint']}\n{result['protocol']}"),
         caption_justify="left",
     )
     table.add_column("class")

@@ -47,7 +47,7 @@ def size_of(data: pa.Buffer | bytes) -> tuple[int, int]:
         if _is_jpeg(view):
             height, width = simplejpeg.decode_jpeg_header(view)[:2]
             return int(height), int(width)
-        with _opened(view) as image:
+        with opened(view) as image:
             return image.height, image.width
     except (ValueError, OSError, SyntaxError) as error:
         raise DataError(f"image does not decode: {error}") from None
@@ -64,7 +64,7 @@ def decode_image(data: pa.Buffer | bytes) -> torch.Tensor:
         if _is_jpeg(view):
             pixels = simplejpeg.decode_jpeg(view, "RGB")
         else:
-            with _opened(view) as image:
+            with opened(view) as image:
                 pixels = np.array(image.convert("RGB"))
     except (ValueError, OSError, SyntaxError) as error:
         raise DataError(f"image does not decode: {error}") from None
@@ -75,6 +75,6 @@ def _is_jpeg(view: memoryview) -> bool:
     return bytes(view[:2]) == b"\xff\xd8"
 
 
-def _opened(view: memoryview) -> Image.Image:
+def opened(view: memoryview) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = None  # `prepare --max-megapixels` has decided what is too large
     return Image.open(io.BytesIO(view))

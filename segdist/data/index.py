@@ -54,6 +54,8 @@ class Split(_Part):
         if self.num_samples != sum(shard.rows for shard in self.shards):
             raise ValueError(f"{self.num_samples} samples are said, and the shards hold others")
         for shard in self.shards:
+            if shard.rows > shard.bytes:
+                raise ValueError(f"{shard.file}: {shard.rows} rows in {shard.bytes} bytes")
             if shard.footer_offset + shard.footer_length > shard.bytes:
                 raise ValueError(f"{shard.file}: its footer lies beyond its end")
         return self
@@ -84,6 +86,7 @@ class Index(_Part):
     source_digest: str  # of the files and settings that `prepare` read; the same again means nothing to do
     licence: str
     contract: dict[str, Any]
+    meaning: str = ""  # digest of what raw values mean, see Labels.meaning; the data's, whatever became of the contract
     splits: dict[str, Split]
 
     @property
@@ -128,6 +131,11 @@ def load(uri: str) -> Index:
         num = index.labels.num_classes
         if any(len(split.class_pixels) != num for split in index.splits.values()):
             raise ValueError(f"class_pixels are not those of {num} classes")
+        if index.meaning and index.meaning != index.labels.meaning():
+            raise DataError(
+                f"{address}: the contract's raw values, or its order of classes, were changed since the data were checked "
+                "against them; prepare the data again with other --names (names and colours alone may be edited)"
+            )
         return index
     except (ValidationError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):

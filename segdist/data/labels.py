@@ -7,6 +7,8 @@ contract. Everything behind `Labels.table` sees 0..K-1 and IGNORE.
 from __future__ import annotations
 
 import colorsys
+import hashlib
+import json
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +99,11 @@ class Labels:
     def colored(self, colors: Sequence[Color]) -> Labels:
         """The same contract with these display colours, class by class."""
         return replace(self, classes=tuple(replace(c, color=color) for c, color in zip(self.classes, colors)))
+
+    def meaning(self) -> str:
+        """sha256 of what each raw value means: the values of each class in order, void, and colours; not names."""
+        tree = [[c.raw for c in self.classes], self.void, self.rgb]
+        return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         tree: dict[str, Any] = {

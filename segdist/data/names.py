@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from segdist import storage
+from segdist import log, storage
 from segdist.data.labels import Color, Labels, color_of, generated_colors, plain
 from segdist.data.presets import CONTRACTS, PALETTES
 from segdist.errors import LabelError, MissingError, StorageError
 
 DEFAULT_VOID: tuple[int, ...] = (255,)
+_VOID_NAMES = {"unlabeled", "unlabelled", "void", "ignore"}  # in an id2label, which cannot say void in another way
 _FILES = (".txt", ".json", ".yaml", ".yml")
 
 
@@ -152,8 +153,15 @@ def _from_tree(tree: Any, void: Sequence[int | Color] | None, first: int) -> Lab
         raise LabelError(
             "it holds neither a list of names, nor an id2label mapping ({0: sky, 1: road}), nor a contract"
         )
-    pairs = sorted((int(k), _name(v)) for k, v in tree.items())
-    return _contract([n for _, n in pairs], [k + first for k, _ in pairs], void, first)
+    pairs = sorted((int(k) + first, _name(v)) for k, v in tree.items())
+    blank = [v for v, n in pairs if n.lower() in _VOID_NAMES]
+    if blank:
+        shown = ", ".join(f"{v} ({n!r})" for v, n in pairs if v in blank)
+        log.say(f"void, by its name: {shown}; a contract file can make it a class")
+        pairs = [(v, n) for v, n in pairs if v not in blank]
+    return _contract(
+        [n for _, n in pairs], [v for v, _ in pairs], [*(DEFAULT_VOID if void is None else void), *blank], first
+    )
 
 
 def _name(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from segdist.data.causes import check
-from segdist.data.codec import decode_mask
+from segdist.data.codec import decode_mask, opened, size_of
 from segdist.data.index import Index
 from segdist.data.labels import Labels, histogram
 from segdist.data.order import Permutation, key
@@ -94,16 +93,16 @@ def look(
 
 def _facts(sample: Sample, tables: dict[np.dtype, np.ndarray], labels: Labels) -> Facts | str:
     """A sample's facts, or what is wrong with it."""
-    data = bytes(memoryview(sample.image))
+    data, size = memoryview(sample.image).cast("B"), (sample.height, sample.width)
     try:
-        raw = decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
-        with Image.open(io.BytesIO(data)) as image:
+        if (own := size_of(data)) != size:
+            return f"sample {sample.sample_id!r}: its image is {own[0]}x{own[1]}, its mask {size[0]}x{size[1]}"
+        raw = decode_mask(sample.mask, sample.mask_codec, *size)
+        with opened(data) as image:
             mode, turned = f"{image.format} {image.mode}", image.getexif().get(_ORIENTATION, 1) != 1
-            size, pixels, seen = (image.height, image.width), np.asarray(image.convert("RGB")), difference_hash(image)
-    except (DataError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            pixels, seen = np.asarray(image.convert("RGB")), difference_hash(image)
+    except (DataError, OSError, ValueError, SyntaxError) as error:
         return f"sample {sample.sample_id!r}: {error}"
-    if size != raw.shape:
-        return f"sample {sample.sample_id!r}: its image is {size[0]}x{size[1]}, its mask {raw.shape[0]}x{raw.shape[1]}"
     counts = histogram(raw)
     try:
         check(counts, labels, f"sample {sample.sample_id!r}")
@@ -117,7 +116,7 @@ def _facts(sample: Sample, tables: dict[np.dtype, np.ndarray], labels: Labels) -
 
 def _channel_sums(pixels: np.ndarray) -> np.ndarray:
     """float64 (2, 3): sum and sum of squares of each channel in 0..1, exactly, by the histogram of each."""
-    counts = np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)])
+    counts = np.stack([histogram(pixels[..., c]) for c in range(3)])
     values = np.arange(256) / 255
     return np.stack([counts @ values, counts @ values**2])
 
@@ -128,12 +127,17 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
 
 
-def near_pairs(a: list[Facts], b: list[Facts], most_bits: int) -> list[tuple[int, int]]:
-    """(i, j) of facts whose images' hashes differ in at most so many bits; flat images, which all look alike, are left out."""
-    right = np.array([f.look for f in b], np.uint64)
+def likenesses(a: list[Facts], b: list[Facts], most_bits: int) -> list[tuple[Facts, Facts]]:
+    """Each of `a` whose image's hash differs in at most so many bits from another one of `b`, with the first such one.
+
+    Copies, byte by byte, are another matter, and flat images, which all look alike, are left out.
+    """
+    looks = np.array([f.look for f in b], np.uint64)
     found = []
-    for i, facts in enumerate(a):
+    for facts in a:
         if _LEAST_BITS <= facts.look.bit_count() <= 64 - _LEAST_BITS:
-            away = np.bitwise_count(right ^ np.uint64(facts.look))
-            found += [(i, int(j)) for j in np.flatnonzero(away <= most_bits)]
+            near = np.flatnonzero(np.bitwise_count(looks ^ np.uint64(facts.look)) <= most_bits)
+            other = next((b[j] for j in near if b[j].digest != facts.digest), None)
+            if other is not None:
+                found.append((facts, other))
     return found

@@ -19,24 +19,29 @@ from segdist.errors import UserError
 from segdist.health import Finding
 from segdist.prepare import Declared
 
-MAX_MEGAPIXELS = 200
-
 
 def examine(
-    target: str, overrides: Sequence[str], sample: int | None, layout: str, declared: Declared
+    target: str,
+    overrides: Sequence[str] = (),
+    sample: int | None = None,
+    layout: str = "folder",
+    declared: Declared = Declared(),
+    ask: Ask = Ask(),
+    max_megapixels: int = 200,
 ) -> list[Finding]:
     """The findings of whatever TARGET is: a config (with overrides), a prepared data set, or a folder of images and masks."""
     if overrides or target.endswith((".yaml", ".yml")):
         return examine_run(config.loads(storage.read(target), target, overrides), sample)
     if storage.exists(storage.join(target, indices.NAME)):
         return examine_data(target, sample)
-    return sources.examine(target, layout, declared, Ask(limit=None), MAX_MEGAPIXELS)
+    return sources.examine(target, layout, declared, ask, max_megapixels)
 
 
 def examine_run(cfg: Config, sample: int | None) -> list[Finding]:
     """The findings of a run and of its data set, from about `sample` samples per split (None: all)."""
     try:
-        found = examine_data(cfg.data.uri, sample)
+        index = indices.load(cfg.data.uri)
+        found = datas.examine(cfg.data.uri, index, sample, cfg.data.train_split, cfg.data.val_split)
     except UserError as error:
         found = [Finding("error", "data", str(error))]
     return [*found, *runs.examine(cfg)]

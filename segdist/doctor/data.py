@@ -14,15 +14,24 @@ from segdist.data import survey as surveys
 from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.survey import Survey
-from segdist.health import Finding, attempt, few, from_index, ok, self_test
+from segdist.health import Finding, attempt, few, from_index, ok, self_test, trained_split
 
 RARE_SAMPLES = 10
 SAME_BITS = 4  # difference hashes this near show the same scene; the nearest of CamVid's train and val are 8 apart
 REPEAT_BELOW = 0.1  # classes in fewer of the samples than this are worth repeating
 
 
-def examine(uri: str, index: Index, sample: int | None) -> list[Finding]:
-    """All findings of a prepared data set, from about `sample` samples per split (None: all)."""
+SELF_TEST_BYTES = 4 << 30
+
+
+def examine(
+    uri: str, index: Index, sample: int | None, trained: str | None = None, scored: str | None = None
+) -> list[Finding]:
+    """All findings of a prepared data set, from about `sample` samples per split (None: all).
+
+    `trained` and `scored` are the splits that a run uses; else those that are most likely used.
+    """
+    trained = trained or trained_split(index)
     findings = [attempt(f"shards of {s}", partial(_whole, uri, index, s)) for s in index.splits]
     if any(f.severity == "error" for f in findings):
         return findings
@@ -32,14 +41,14 @@ def examine(uri: str, index: Index, sample: int | None) -> list[Finding]:
     with progress:
         for split in index.splits:
             seen[split] = surveys.look(uri, index, split, sample, advance)
-    findings += from_index(index)
+    findings += from_index(index, trained)
     for survey in seen.values():
         findings += _samples(survey)
-        findings += _presence(survey, index)
+        findings += _presence(survey, index, survey.split == trained)
     findings += _duplicates(seen)
     if not any(survey.broken for survey in seen.values()):
-        scored = "val" if "val" in index.splits else next(iter(index.splits))
-        findings.append(self_test(uri, index, scored, Io(), 4))
+        scored = scored or ("val" if "val" in index.splits else next(iter(index.splits)))
+        findings.append(self_test(uri, index, scored, Io(), 4, SELF_TEST_BYTES))
     return findings
 
 
@@ -69,12 +78,12 @@ def _samples(survey: Survey) -> list[Finding]:
     return findings
 
 
-def _presence(survey: Survey, index: Index) -> list[Finding]:
+def _presence(survey: Survey, index: Index, is_train: bool) -> list[Finding]:
     """In how many samples a class is seen, and how often to repeat those that show rare ones."""
     if not survey.is_complete:
         return []
     present = survey.class_pixels()[:, :-1] > 0
-    findings, is_train = [], survey.split == "train"
+    findings = []
     counts = dict(zip(index.labels.names, present.sum(0).tolist()))
     seldom = [f"{name} in {c}" for name, c in counts.items() if 0 < c < RARE_SAMPLES and 2 * c < len(present)]
     if seldom:
@@ -84,7 +93,7 @@ def _presence(survey: Survey, index: Index) -> list[Finding]:
         )
     rare = [f"{name} {f:.1f}x" for name, f in zip(counts, repeat_factors(present)) if f > 1.5]
     if is_train and rare:
-        text = f"classes in few samples of train; repeat factors: {few(rare)}"
+        text = f"classes in few samples of {survey.split}; repeat factors: {few(rare)}"
         findings.append(
             Finding("note", "balance", text, "copies of samples that show them, so many times, even this out")
         )
@@ -109,14 +118,17 @@ def _duplicates(seen: dict[str, Survey]) -> list[Finding]:
         if twice:
             text = f"{len(twice)} images of {survey.split} are copies: {few(twice)}"
             findings.append(Finding("warning", "duplicates", text, "remove the copies: they count double"))
+        near = [f"{x.sample_id} ~ {y.sample_id}" for x, y in surveys.likenesses(survey.facts, survey.facts, SAME_BITS)]
+        if near:
+            text = f"{len(near)} images of {survey.split} look like another one of it: {few(near)}"
+            findings.append(Finding("note", "duplicates", text, "frames of one video? They add less than they cost"))
     return findings + [f for a, b in combinations(seen.values(), 2) for f in _leaks(a, b)]
 
 
 def _leaks(a: Survey, b: Survey) -> list[Finding]:
     known = {f.digest: f.sample_id for f in a.facts}
     same = [f"{known[f.digest]} = {f.sample_id}" for f in b.facts if f.digest in known]
-    pairs = [(a.facts[i], b.facts[j]) for i, j in surveys.near_pairs(a.facts, b.facts, SAME_BITS)]
-    near = [f"{x.sample_id} ~ {y.sample_id}" for x, y in pairs if x.digest != y.digest]
+    near = [f"{x.sample_id} ~ {y.sample_id}" for x, y in surveys.likenesses(a.facts, b.facts, SAME_BITS)]
     findings = []
     if same:
         text = f"{len(same)} images are both in {a.split} and {b.split}: {few(same)}"
@@ -124,9 +136,14 @@ def _leaks(a: Survey, b: Survey) -> list[Finding]:
             Finding("error", "leaks", text, "remove them from one: a score on images that were seen is none")
         )
     if near:
-        text = f"{len(near)} pairs of {a.split} and {b.split} look alike: {few(near)}"
+        text = f"{len(near)} images of {a.split} look like one of {b.split}: {few(near)}"
         findings.append(
             Finding("warning", "leaks", text, "frames of one video, or resized copies? Split by scene, not by image")
         )
-    some = "" if a.is_complete and b.is_complete else ", of those looked at"
-    return findings or [ok("leaks", f"no image of {a.split} is in {b.split}, nor one that looks like it{some}")]
+    if findings:
+        return findings
+    if a.is_complete and b.is_complete:
+        return [ok("leaks", f"no image of {a.split} is in {b.split}, nor one that looks like it")]
+    seen = len(a.facts) / a.num_samples * len(b.facts) / b.num_samples
+    text = f"none found between {a.split} and {b.split}, but of all pairs only {seen:.2%} were looked at"
+    return [Finding("note", "leaks", text, "--all looks at all")]

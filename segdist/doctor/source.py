@@ -6,15 +6,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from PIL import Image
-
 from segdist import log
-from segdist.data.importers import LAYOUTS
 from segdist.data.importers.files import Rules
 from segdist.data.importers.layout import Ask, Pair
 from segdist.errors import UserError
 from segdist.health import Finding, ok
-from segdist.prepare import Declared, contract_of, encode, infer
+from segdist.prepare import Declared, contract_of, encode, find, infer
 from segdist.threads import ahead
 
 SHOWN = 20
@@ -22,16 +19,13 @@ SHOWN = 20
 
 def examine(source: str, layout: str, declared: Declared, ask: Ask, max_megapixels: int) -> list[Finding]:
     """What `prepare` would refuse, file by file."""
-    Image.MAX_IMAGE_PIXELS = None  # our own limit stands before every decode
     try:
-        found = LAYOUTS[layout].find(source, ask)
+        found = find(source, layout, ask)
         contract = contract_of(declared, found)
     except UserError as error:
         return [Finding("error", "source", str(error))]
-    pairs = [pair for split in found.splits.values() for pair in split[: ask.limit]]
-    findings = [
-        ok("source", ", ".join(f"{split} {len(p[: ask.limit])}" for split, p in found.splits.items()) + " pairs")
-    ]
+    pairs = [pair for split in found.splits.values() for pair in split]
+    findings = [ok("source", ", ".join(f"{split} {len(p)}" for split, p in found.splits.items()) + " pairs")]
     rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         if contract is None:

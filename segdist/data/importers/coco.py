@@ -291,4 +291,5 @@ COCO = Layout(
     "with _annotations.coco.json; images in SET/, images/SET/ or images/. SET: train2017, val, ... Or one JSON file, whose "
     "images are split by their names",
     "COCO's annotations: CC BY 4.0; its images: Flickr's terms of use",
+    options=("subset",),
 )

@@ -23,7 +23,6 @@ _MASKS = (
     "semantic_segmentation", "seg_map", "seg", "semantic", "label_mask", "gt", "ground_truth", "target",
 )  # fmt: skip
 _IDS = ("sample_id", "image_id", "id", "file_name", "filename", "image_name", "name")
-_VOID = {"unlabeled", "unlabelled", "void", "ignore"}
 
 
 def find(source: str, ask: Ask) -> Found:
@@ -129,16 +128,10 @@ def _labels(place: Place) -> Labels | None:
         return None
     uri = storage.join(place.uri, "id2label.json")
     try:
-        labels = names.parse_names(uri)
-        void = [c for c in labels.classes if c.name.lower() in _VOID]
-        kept = [c for c in labels.classes if c not in void]
-        labels = Labels(tuple(kept), (*labels.void, *(v for c in void for v in c.raw)))
+        return names.parse_names(uri)
     except LabelError as error:
         log.say(f"{uri} is not taken as the contract: {error}")
         return None
-    for c in void:
-        log.say(f"{uri}: class {c.name!r} is void, by its name; --names {uri} keeps it as a class")
-    return labels
 
 
 def _licence(place: Place) -> str:
@@ -168,4 +161,5 @@ HUB = Layout(
     "--image-column, --mask-column",
     "as its card says",
     hub=True,
+    options=("revision", "subset", "image_column", "mask_column"),
 )

@@ -68,7 +68,8 @@ class Layout:
     about: str
     expects: str  # the files it looks for
     licence: str = ""
-    hub: bool = False  # whether SOURCE is no folder, and the Hub's options mean something
+    hub: bool = False  # whether SOURCE is no folder
+    options: tuple[str, ...] = ()  # fields of Ask that only some importers read
 
 
 class Listing:

@@ -204,4 +204,5 @@ SEGMENTS = Layout(
     "a release of Segments.ai: finished labels of segmentation bitmaps, categories as classes, the unlabelled as void",
     "the release file (path, s3:// or https://); --subset chooses the labelset [ground-truth]; samples may say their split in "
     "the metadata `split`",
+    options=("subset",),
 )
