@@ -22,7 +22,7 @@ from segdist.data.index import Index
 from segdist.data.labels import Labels
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_share, eval_units
-from segdist.errors import DataError, LabelError
+from segdist.errors import DataError, LabelError, UserError
 from segdist.inference import PLAIN, Recipe, look, recipe, settle
 from segdist.metric import Scores, bootstrap_miou, boundary_counts, class_iou, pair_table, picture_counts, scores
 from segdist.models.segmenter import Segmenter
@@ -101,11 +101,23 @@ def evaluate(
                 tally.add(batch, masks, pred, loss)
                 advance(len(masks))
     except Exception as error:  # whatever it is, the other ranks wait for this one's table
-        failure = error
+        failure = out_of_memory(error) or error
     finally:
         if model is not None:
             model.train(was_training)
     return tally.meet(world, sum(len(rows) for _, rows in units), failure)
+
+
+def out_of_memory(error: Exception) -> UserError | None:
+    """The remedy, where an evaluation needed more memory than there is."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return None
+    told = UserError(
+        "the evaluation ran out of memory; lower eval.batch_size (--batch-size), or let it see large images in windows with "
+        "eval.mode=sliding (--mode sliding)"
+    )
+    told.__cause__ = error
+    return told
 
 
 class _Tally:

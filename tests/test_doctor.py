@@ -21,6 +21,7 @@ from segdist import config, doctor, evaluate, health, stats
 from segdist.config import Config
 from segdist.data import index, survey
 from segdist.data.importers.layout import Ask
+from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError
 from segdist.health import Finding
 from segdist.prepare import Declared
@@ -144,6 +145,19 @@ def test_a_broken_metric_fails_its_self_test_and_no_run_begins(
     with pytest.raises(DataError, match="no number made here can be trusted"):
         fit(cfg, World(0, 1, torch.device("cpu")))
     assert not (Path(cfg.run.uri) / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACTS))
+def test_every_preset_scores_its_perfect_predictor_one(tmp_path: Path, name: str) -> None:
+    """Masks of all raw values that the preset names, prepared, streamed and scored as in any evaluation."""
+    values = np.array(sorted(CONTRACTS[name].known), np.uint8)
+    source = plain_folder(tmp_path / "src", 6, tuple(values.tolist()), size=(16, len(values)))
+    prepare(str(source), str(tmp_path / "data"), names=name)
+    (tested,) = [f for f in doctor.examine_data(str(tmp_path / "data"), None) if f.topic == "self-test"]
+    assert tested.severity == "ok"
+    loaded = index.load(str(tmp_path / "data"))
+    assert min(loaded.split("train").class_pixels) > 0
+    assert (loaded.split("val").void_pixels > 0) == bool(CONTRACTS[name].void)
 
 
 def test_masks_that_are_all_void_are_said(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_share, eval_units
-from segdist.errors import DataError
+from segdist.errors import DataError, UserError
 from segdist.evaluate import Evaluation, evaluate, evaluate_checkpoint, protocol, report
 from segdist.inference import PLAIN, Recipe
 from segdist.metric import boundary_counts, class_iou, scores
@@ -318,6 +318,14 @@ def test_the_report_holds_every_score_and_is_made_of_its_pictures(varied: str) -
         table.freq_weighted_iou,
     )
     assert list(told["dice"].values()) == pytest.approx(table.dice, nan_ok=True)
+
+
+def test_running_out_of_memory_comes_with_a_remedy(varied: str) -> None:
+    def greedy(batch: EvalBatch) -> torch.Tensor:
+        return torch.empty(1 << 55)
+
+    with pytest.raises(UserError, match="--mode sliding"):
+        evaluate(None, varied, indices.load(varied), "val", None, Io(), 1, ALONE, logits_of=greedy)
 
 
 def test_large_pictures_are_counted_in_bands(varied: str, monkeypatch: pytest.MonkeyPatch) -> None:
