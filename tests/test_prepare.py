@@ -342,6 +342,29 @@ def test_a_truncated_image_is_named(tmp_path: Path, size: int) -> None:
     assert "replace or remove it" in message
 
 
+@pytest.mark.parametrize("below", [True, False])
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, below: bool) -> None:
+    for split in ("train", "val", "validation"):
+        plain_folder(tmp_path / "one", 2)
+        for kind in ("images", "masks"):
+            to = tmp_path / "src" / (f"{kind}/{split}" if below else f"{split}/{kind}")
+            shutil.copytree(tmp_path / "one" / kind, to)
+    message = mistaken(tmp_path)
+    assert "val/ and validation/ are both the split 'val'" in message
+
+
+@pytest.mark.parametrize(("place", "kind"), [("", "images"), ("extra/", "images"), ("extra/", "masks")])
+def test_pictures_that_no_split_takes_are_refused(tmp_path: Path, place: str, kind: str) -> None:
+    plain_folder(tmp_path / "one", 2)
+    for split in ("train", "val"):
+        for folder in ("images", "masks"):
+            shutil.copytree(tmp_path / "one" / folder, tmp_path / "src" / folder / split)
+    path = tmp_path / "src" / kind / f"{place}lost.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.new("L", (12, 8)).save(path)
+    assert f"1 pictures lie beside the splits train, val: {kind}/{place}lost.png" in mistaken(tmp_path)
+
+
 def test_something_that_is_no_image_is_named(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src")
     (source / "masks" / "p0.png").write_text("hello", encoding="utf-8")
@@ -390,6 +413,15 @@ def test_names_are_made_up_only_for_consecutive_values(tmp_path: Path) -> None:
     assert "which are not 0, 1, 2, ..." in mistaken(tmp_path, names=None)
     prepare(str(plain_folder(tmp_path / "good")), str(tmp_path / "out"))
     assert index.load(str(tmp_path / "out")).labels.names == ["class 0", "class 1", "class 2"]
+
+
+def test_masks_with_soft_edges_are_not_taken_for_many_classes(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", values=(0, 255))
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(source / "masks" / "p0.png")
+    Image.new("RGB", (16, 16)).save(source / "images" / "p0.png")
+    message = mistaken(tmp_path, names=None)
+    assert "255 values beside void (0-254)" in message
+    assert "anti-aliased" in message and "say --names" in message
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -118,6 +118,20 @@ class Listing:
         return [name for name in found if PurePosixPath(name).suffix.lower() not in self._suffixes]
 
 
+def splits_of(source: str, folders: Iterable[str]) -> dict[str, str]:
+    """The split of each folder, by its usual names, else its own. Raises DataError for two folders of one split."""
+    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for folder in folders:
+        split = found[folder] = SPLIT_NAMES.get(folder, folder)
+        first = owners.setdefault(split, folder)
+        if first != folder:
+            raise DataError(
+                f"{source}: {first}/ and {folder}/ are both the split {split!r}; merge them, or move one elsewhere"
+            )
+    return found
+
+
 def _is_text(name: str) -> bool:
     try:
         name.encode()
