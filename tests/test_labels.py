@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,18 @@ def test_an_unknown_value_names_file_count_and_likely_cause(mask: list[int], mes
     with pytest.raises(LabelError, match=message) as error:
         causes.check(labels.histogram(np.array(mask, np.uint8)), contract, "masks/x.png")
     assert "masks/x.png" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_counting_a_large_mask_takes_little_memory(dtype: type) -> None:
+    mask = np.random.default_rng(0).integers(0, 256, (2500, 1700)).astype(dtype)
+    tracemalloc.start()
+    counts = labels.histogram(mask)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * mask.size
+    assert counts[:256].tolist() == [(mask == v).sum() for v in range(256)]
+    assert counts.sum() == mask.size
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from conftest import plain_folder, prepare, read_back, write_pair
 from PIL import Image
 
 from segdist.data import index
+from segdist.data.importers import files
+from segdist.data.labels import Class, Labels
 from segdist.errors import DataError, LabelError, StorageError
 
 NAMES = "a,b,c"
@@ -150,6 +154,34 @@ def test_a_colour_without_a_class_is_named_with_its_pixels_and_its_likely_cause(
     for split in ("train", "val"):
         pixels = [index.load(uri).split(split).class_pixels for uri in (exact, str(tmp_path / "out"))]
         assert pixels[0] == pixels[1]
+
+
+def test_colours_are_looked_up_in_blocks_as_one_by_one() -> None:
+    """And a photo among the masks is told at once, in little memory however many colours it has."""
+    rng = np.random.default_rng(0)
+    colors = rng.permutation(2**24)[:300]
+    rgb = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colors]
+    contract = Labels(
+        (Class("a", tuple(range(200)), (1, 1, 1)), Class("b", tuple(range(200, 300)), (2, 2, 2))), (), tuple(rgb)
+    )
+    want = rng.integers(0, 300, (900, 700))
+    rules = files.Rules(10**9, contract)
+    got = files.decode_mask(png_of(np.array(rgb, np.uint8)[want]), "m.png", rules)
+    assert (got == want).all()
+    photo = png_of(rng.integers(0, 256, (900, 700, 3), dtype=np.uint8))
+    for tolerance in (0, 3):
+        tracemalloc.start()
+        with pytest.raises(LabelError, match="m.png: more than 4096 colours without a class: this is a photo"):
+            files.decode_mask(photo, "m.png", files.Rules(10**9, contract, tolerance))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 60 * 900 * 700
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def test_display_colours_are_those_asked_for_else_the_masks_own(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from segdist.data.labels import Labels, hex_of
 from segdist.errors import LabelError
 
 _SHOWN = 8
+_RUNS = 12  # of consecutive values, in a message
+MOST_COLORS = 4096  # without a class, before a mask is no mask
 
 
 def check(counts: np.ndarray, labels: Labels, name: str) -> None:
@@ -51,20 +53,26 @@ def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str
     return f"{declared} Name it with --names name=value,... or make it void with {void}"
 
 
-def strange_colors(pixels: np.ndarray, strange: np.ndarray, labels: Labels, name: str) -> LabelError:
-    """The error for an RGB mask (H, W, 3) whose pixels `strange` (H, W) show no colour of the contract."""
-    found, counts = np.unique(pixels[strange], axis=0, return_counts=True)
+def strange_colors(codes: np.ndarray, counts: np.ndarray, num_pixels: int, labels: Labels, name: str) -> LabelError:
+    """The error for a mask of `num_pixels` with colours 0xRRGGBB (n,), in `counts` (n,) pixels, that no class has."""
+    if len(codes) > MOST_COLORS:
+        return LabelError(
+            f"{name}: more than {MOST_COLORS} colours without a class: this is a photo, or a mask that was anti-aliased, "
+            "resized or JPEG-compressed; put a mask there, exported without that (nearest neighbour, PNG)"
+        )
+    found = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1).astype(np.int64)
     order = np.argsort(-counts, kind="stable")
-    declared = np.array(labels.rgb, np.int64)
-    away = np.abs(found[:, None].astype(np.int64) - declared).max(2).min(1)  # to the nearest declared colour
+    nearest = np.full(len(found), 255, np.int64)  # how far the nearest declared colour is
+    for color in labels.rgb:
+        nearest = np.minimum(nearest, np.abs(found - np.array(color)).max(1))
     shown = _few([f"{hex_of(found[i].tolist())} ({counts[i]} pixels)" for i in order])
-    text = f"{name}: colours without a class: {shown}; {strange.mean():.2%} of its pixels."
+    text = f"{name}: colours without a class: {shown}; {counts.sum() / num_pixels:.2%} of its pixels."
     if len(found) <= 3:
         return LabelError(f"{text} Name them with --names name=#rrggbb,... or make them void with --void '#rrggbb'")
-    if int(np.median(away)) <= 16:
+    if int(np.median(nearest)) <= 16:
         return LabelError(
             f"{text} They lie near the declared ones, as JPEG or colour management makes them; export lossless masks, or take "
-            f"the nearest colour with --color-tolerance {int(away.max())}"
+            f"the nearest colour with --color-tolerance {int(nearest.max())}"
         )
     return LabelError(
         f"{text} Mixtures at the borders of classes come from anti-aliasing or resizing: export masks without either "
@@ -73,14 +81,15 @@ def strange_colors(pixels: np.ndarray, strange: np.ndarray, labels: Labels, name
 
 
 def ranges(values: Iterable[int]) -> str:
-    """1,2,3,7 -> '1-3, 7'."""
+    """1,2,3,7 -> '1-3, 7'; of many runs the first."""
     runs: list[list[int]] = []
     for v in sorted(values):
         if runs and v == runs[-1][1] + 1:
             runs[-1][1] = v
         else:
             runs.append([v, v])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:_RUNS]]
+    return ", ".join(shown + ["..."] * (len(runs) > _RUNS))
 
 
 def _few(parts: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from segdist.errors import LabelError
 from segdist.ops import IGNORE
 
 MAX_CLASSES = 255
+_BLOCK_PIXELS = 1 << 20  # counted at a time
 
 Color = tuple[int, int, int]  # R, G, B in 0..255
 
@@ -133,7 +134,11 @@ def plain(names: Sequence[str], void: Iterable[int] = (IGNORE,), raw: Sequence[i
 
 def histogram(mask: np.ndarray) -> np.ndarray:
     """int64 pixel count of every raw value of a uint8 or uint16 mask."""
-    return np.bincount(mask.ravel(), minlength=np.iinfo(mask.dtype).max + 1)
+    flat, num_values = mask.ravel(), np.iinfo(mask.dtype).max + 1
+    counts = np.zeros(num_values, np.int64)
+    for start in range(0, flat.size, _BLOCK_PIXELS):  # bincount makes 8 bytes of each value first
+        counts += np.bincount(flat[start : start + _BLOCK_PIXELS], minlength=num_values)
+    return counts
 
 
 def generated_colors(n: int) -> list[Color]:
