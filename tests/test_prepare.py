@@ -216,6 +216,25 @@ def test_an_exif_rotation_is_applied_when_only_the_turned_picture_fits(tmp_path:
     assert image[5:].mean() > 180
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_exif_rotation_that_fits_either_way_is_applied_and_told(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = plain_folder(tmp_path / "src", 4)
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:4] = 200  # turned by 180 degrees the upper half lies below
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    (source / "images" / "p0.png").unlink()
+    Image.fromarray(pixels).save(source / "images" / f"p0.{suffix}", exif=exif, quality=95)
+    prepare(str(source), str(tmp_path / "out"), names=NAMES)
+    image, _ = (read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val"))["p0"]
+    assert image[:3].mean() < 20 < 180 < image[5:].mean()
+    said = capfd.readouterr().err
+    assert f"p0.{suffix}: turned by its EXIF orientation 3; its mask fits either way" in said
+    assert said.count("EXIF") == 1
+
+
 def test_jpegs_keep_their_bytes(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src", 4)
     (source / "images" / "p0.png").unlink()

@@ -10,6 +10,8 @@ from segdist.data.labels import Labels, hex_of
 from segdist.errors import LabelError
 
 _SHOWN = 8
+_STRAY, _STRAY_SHARE = 4, 0.1  # more values than this, in less of the pixels, are no classes
+_VOID = 3  # more unknown values are not proposed as void
 _RUNS = 12  # of consecutive values, in a message
 MOST_COLORS = 4096  # without a class, before a mask is no mask
 
@@ -21,13 +23,13 @@ def check(counts: np.ndarray, labels: Labels, name: str) -> None:
     unknown = [int(v) for v in values if int(v) not in known]
     if unknown:
         shown = _few([f"{v} ({counts[v]} pixels)" for v in unknown])
-        raise LabelError(f"{name}: unknown mask value {shown}. {_likely_cause(values, unknown, labels)}")
+        raise LabelError(f"{name}: unknown mask value {shown}. {_likely_cause(counts, unknown, labels)}")
 
 
-def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str:
-    k, known = labels.num_classes, labels.known
+def _likely_cause(counts: np.ndarray, unknown: list[int], labels: Labels) -> str:
+    k, known, values = labels.num_classes, labels.known, np.flatnonzero(counts)
     declared = f"The contract declares {k} classes with values {ranges(known)}."
-    void = "--void " + ",".join(map(str, sorted({*labels.void, *unknown[:_SHOWN]})))  # it replaces the default
+    void = "--void " + ",".join(map(str, sorted({*labels.void, *unknown})))  # it replaces the default
     if 255 in unknown and max(known) > 255:
         return (
             f"{declared} 255 is where 8 bits end: were masks of 16 bits clipped when saved? Export them as 16-bit PNG"
@@ -48,9 +50,19 @@ def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str
             f"{declared} All values are multiples of {step}, as if class numbers were stretched to be seen; divide them by "
             f"{step}, or name the values that are there with --names name=value,..."
         )
-    if len(values) > 2 * k and len(unknown) > _SHOWN:
-        return f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey picture."
+    if len(unknown) > _STRAY and (len(unknown) > _SHOWN or _share(counts, unknown) < _STRAY_SHARE):
+        return (
+            f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey picture: export masks "
+            "without that (nearest neighbour, PNG). If they are classes, name them with --names name=value,..."
+        )
+    if len(unknown) > _VOID:
+        return f"{declared} Name them with --names name=value,..."
     return f"{declared} Name it with --names name=value,... or make it void with {void}"
+
+
+def _share(counts: np.ndarray, unknown: list[int]) -> float:
+    """The share of the pixels that hold unknown values, 255 aside: it may be an object that soft edges lead to."""
+    return float(counts[[v for v in unknown if v != 255]].sum() / counts.sum())
 
 
 def strange_colors(codes: np.ndarray, counts: np.ndarray, num_pixels: int, labels: Labels, name: str) -> LabelError:

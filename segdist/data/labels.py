@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from segdist.errors import LabelError
 from segdist.ops import IGNORE
 
 MAX_CLASSES = 255
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control, half a character, ends of lines and paragraphs
 _BLOCK_PIXELS = 1 << 20  # counted at a time
 
 Color = tuple[int, int, int]  # R, G, B in 0..255
@@ -52,6 +54,8 @@ class Labels:
         names = [c.name for c in self.classes]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise LabelError(f"class name {twice[0]!r} is declared twice; give every class its own name")
+        if odd := [n for n in names if any(unicodedata.category(c) in _CONTROL for c in n)]:
+            raise LabelError(f"class name {ascii(odd[0])} holds a control character; names go into tables, remove it")
         values = [(v, c.name) for c in self.classes for v in c.raw] + [(v, "void") for v in self.void]
         owners: dict[int, str] = {}
         for value, name in values:

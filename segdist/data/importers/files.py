@@ -233,6 +233,8 @@ def _nearest(codes: np.ndarray, labels: Labels, tolerance: int) -> np.ndarray:
         colors = np.stack([some >> 16, some >> 8 & 255, some & 255], 1).astype(np.int16)
         away = np.abs(colors[:, None] - declared).max(2)  # (some, declared)
         found[start : start + step] = np.where(away.min(1) <= tolerance, away.argmin(1), -1)
+        if (found[: start + step] < 0).sum() > MOST_COLORS:  # refused whatever the others are
+            break
     return found
 
 
@@ -258,7 +260,7 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
     """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
 
     `size` is its mask's (height, width). An EXIF rotation is applied when the turned picture fits the mask, as viewers and
-    labelling tools show it, and left alone when only the unturned one fits. Raises DataError when neither does, or the
+    labelling tools show it (said where the unturned one fits as well), and left alone when only that fits. Raises DataError when neither does, or the
     file is broken.
     """
     name, data = content.name, content.read()
@@ -272,6 +274,10 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
                 "they must agree: export the mask at the image's size"
             )
         turn = turned != 1 and turned_size == size
+        if turn and upright == size:
+            log.say(
+                f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree"
+            )
         kept = image.format if image.mode in ("RGB", "L") and not turn else None
         damage = _damage(data) if kept == "JPEG" else ""
         if kept == "JPEG" and not damage:
@@ -298,7 +304,10 @@ def _damage(data: bytes) -> str:
 
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where none is said."""
-    return image.getexif().get(_ORIENTATION, 1) if image.format in ("JPEG", "MPO", "TIFF") else 1
+    if image.format not in ("JPEG", "MPO", "TIFF", "PNG", "WEBP"):
+        return 1
+    said = image.getexif().get(_ORIENTATION, 1)
+    return said if said in range(1, 9) else 1
 
 
 def check_range(image: Image.Image, name: str) -> None:
