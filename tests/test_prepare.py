@@ -360,6 +360,31 @@ def test_an_unpaired_file_is_named(tmp_path: Path) -> None:
     assert "masks/p4.png: this mask has no image" in mistaken(tmp_path)
 
 
+@pytest.mark.parametrize(("before", "behind"), [("", "_mask"), ("gt_", "")])
+def test_masks_whose_names_differ_by_one_suffix_or_prefix_are_paired_and_it_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], before: str, behind: str
+) -> None:
+    source = plain_folder(tmp_path / "src", 12)  # p1 begins p10
+    want = {p.stem: np.array(Image.open(p)) for p in (source / "masks").iterdir()}
+    for path in list((source / "masks").iterdir()):
+        path.rename(path.with_stem(f"{before}{path.stem}{behind}"))
+    (source / "masks" / f"{before}p3{behind}.png").rename(source / "lost.png")
+    assert f"masks/{before}p0{behind}.png meant? Masks may have one prefix or suffix" in mistaken(tmp_path)
+    (source / "lost.png").rename(source / "masks" / f"{before}p3{behind}.png")
+    prepare(str(source), str(tmp_path / "out"), names=NAMES)
+    found = read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val")
+    assert set(found) == set(want) and all((found[name][1] == want[name]).all() for name in want)
+    assert f"called {before}NAME{behind}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_folders_of_other_names_are_pointed_at(tmp_path: Path, kind: str) -> None:
+    source = plain_folder(tmp_path / "src")
+    other = {"images": "img", "masks": "labels"}[kind]
+    (source / kind).rename(source / other)
+    assert f"is {other}/ what should be called {kind}/?" in mistaken(tmp_path)
+
+
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src")
     Image.fromarray(np.zeros((8, 11), np.uint8)).save(source / "masks" / "p2.png")
