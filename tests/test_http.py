@@ -126,6 +126,16 @@ def test_silence_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> 
         http._pool_of.cache_clear()
 
 
+def test_a_server_that_drips_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never silent for long; DATA would take minutes."""
+    monkeypatch.setattr(http, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(http, "_TRIES", 2)
+    with serving({"/a": Answer(DATA, drip=True), "/b": [Answer(DATA, drip=True), DATA]}) as web:
+        with pytest.raises(UnavailableError, match="/a: the server is too slow: [0-9]+ bytes in 0 s"):
+            storage.read(f"{web.url}/a{SECRET}")
+        assert storage.read(f"{web.url}/b") == DATA
+
+
 def test_refusals_are_told_at_once_and_without_the_credential() -> None:
     with serving({"/a": Answer(status=403), "/gone": Answer(status=410), "/odd": Answer(status=418)}) as web:
         with pytest.raises(StorageError, match=r"/a: the server refuses \(403\).* expired") as error:

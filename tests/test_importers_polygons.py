@@ -228,6 +228,8 @@ def test_train_and_val_folders_are_the_splits(tmp_path: Path) -> None:
     assert {k: v["samples"] for k, v in summary["splits"].items()} == {"train": 3, "val": 2}
     labelme(tmp_path / "src" / "other", "p", [])
     assert "other/p.json: this file lies outside of train/ and val/" in refused(tmp_path / "src")
+    (tmp_path / "src" / "other").rename(tmp_path / "src" / "val")
+    assert "val/ and valid/ are both the split 'val'" in refused(tmp_path / "src")
 
 
 def test_an_exif_rotation_is_applied_as_labelme_shows_the_picture(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,12 @@ def test_a_wrong_contract_is_refused(names: str, void: list[int], message: str) 
         names_of.parse_names(names, void)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[31mred", "nul\0", "a\u2028b", "\udc80"])
+def test_class_names_hold_no_control_characters(name: str) -> None:
+    with pytest.raises(LabelError, match="class name .* holds a control character"):
+        labels.plain(["a", name])
+
+
 def test_names_come_from_every_usual_file(tmp_path: Path) -> None:
     files = {
         "names.txt": "sky\nroad\n",
@@ -73,6 +81,18 @@ def test_an_unknown_value_names_file_count_and_likely_cause(mask: list[int], mes
     assert "masks/x.png" in str(error.value)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_counting_a_large_mask_takes_little_memory(dtype: type) -> None:
+    mask = np.random.default_rng(0).integers(0, 256, (2500, 1700)).astype(dtype)
+    tracemalloc.start()
+    counts = labels.histogram(mask)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * mask.size
+    assert counts[:256].tolist() == [(mask == v).sum() for v in range(256)]
+    assert counts.sum() == mask.size
+
+
 @pytest.mark.parametrize(
     ("names", "void", "values", "message"),
     [
@@ -85,6 +105,30 @@ def test_an_unknown_value_names_file_count_and_likely_cause(mask: list[int], mes
 def test_the_cause_is_told_from_the_values(names: str, void: list[int], values: list[int], message: str) -> None:
     with pytest.raises(LabelError, match=message):
         causes.check(labels.histogram(np.array(values, np.uint16)), names_of.parse_names(names, void), "x.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "edges"),
+    [
+        (",".join(f"c{i}" for i in range(150)), range(150, 250)),
+        ("background=0,object=255", (17, 90, 128, 200, 240)),
+        ("background=0,object=1", (17, 90, 128, 200, 240)),
+    ],
+)
+def test_soft_edges_are_recognised_by_their_many_values_in_few_pixels(names: str, edges: Iterable[int]) -> None:
+    mask = np.array([0] * 5000 + [255] * 5000 + list(edges), np.uint8)
+    with pytest.raises(LabelError, match="anti-aliased") as error:
+        causes.check(labels.histogram(mask), names_of.parse_names(names, []), "x.png")
+    assert "--void" not in str(error.value)
+
+
+@pytest.mark.parametrize(("num", "proposed"), [(2, "--void 2,3"), (3, "--void 2,3,4"), (4, ""), (8, "")])
+def test_void_is_proposed_for_all_of_few_values_or_not_at_all(num: int, proposed: str) -> None:
+    mask = np.arange(num + 2, dtype=np.uint8)
+    with pytest.raises(LabelError, match="--names name=value") as error:
+        causes.check(labels.histogram(mask), labels.plain(["a", "b"], void=()), "x.png")
+    assert ("--void" in str(error.value)) == bool(proposed)
+    assert str(error.value).endswith(proposed)
 
 
 def test_names_may_begin_at_one_with_void_below() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from conftest import plain_folder, prepare, read_back, write_pair
 from PIL import Image
 
 from segdist.data import index
+from segdist.data.importers import files
+from segdist.data.labels import Class, Labels
 from segdist.errors import DataError, LabelError, StorageError
 
 NAMES = "a,b,c"
@@ -152,6 +156,34 @@ def test_a_colour_without_a_class_is_named_with_its_pixels_and_its_likely_cause(
         assert pixels[0] == pixels[1]
 
 
+def test_colours_are_looked_up_in_blocks_as_one_by_one() -> None:
+    """And a photo among the masks is told at once, in little memory however many colours it has."""
+    rng = np.random.default_rng(0)
+    colors = rng.permutation(2**24)[:300]
+    rgb = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colors]
+    contract = Labels(
+        (Class("a", tuple(range(200)), (1, 1, 1)), Class("b", tuple(range(200, 300)), (2, 2, 2))), (), tuple(rgb)
+    )
+    want = rng.integers(0, 300, (900, 700))
+    rules = files.Rules(10**9, contract)
+    got = files.decode_mask(png_of(np.array(rgb, np.uint8)[want]), "m.png", rules)
+    assert (got == want).all()
+    photo = png_of(rng.integers(0, 256, (900, 700, 3), dtype=np.uint8))
+    for tolerance in (0, 3):
+        tracemalloc.start()
+        with pytest.raises(LabelError, match="m.png: more than 4096 colours without a class: this is a photo"):
+            files.decode_mask(photo, "m.png", files.Rules(10**9, contract, tolerance))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 60 * 900 * 700
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
 def test_display_colours_are_those_asked_for_else_the_masks_own(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src", 4, values=(0, 1, 2))
     for path in (source / "masks").iterdir():
@@ -182,6 +214,25 @@ def test_an_exif_rotation_is_applied_when_only_the_turned_picture_fits(tmp_path:
     assert image.shape[:2] == mask.shape == (8, 12)
     assert image[:3].mean() < 20
     assert image[5:].mean() > 180
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_exif_rotation_that_fits_either_way_is_applied_and_told(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = plain_folder(tmp_path / "src", 4)
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:4] = 200  # turned by 180 degrees the upper half lies below
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    (source / "images" / "p0.png").unlink()
+    Image.fromarray(pixels).save(source / "images" / f"p0.{suffix}", exif=exif, quality=95)
+    prepare(str(source), str(tmp_path / "out"), names=NAMES)
+    image, _ = (read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val"))["p0"]
+    assert image[:3].mean() < 20 < 180 < image[5:].mean()
+    said = capfd.readouterr().err
+    assert f"p0.{suffix}: turned by its EXIF orientation 3; its mask fits either way" in said
+    assert said.count("EXIF") == 1
 
 
 def test_jpegs_keep_their_bytes(tmp_path: Path) -> None:
@@ -309,6 +360,31 @@ def test_an_unpaired_file_is_named(tmp_path: Path) -> None:
     assert "masks/p4.png: this mask has no image" in mistaken(tmp_path)
 
 
+@pytest.mark.parametrize(("before", "behind"), [("", "_mask"), ("gt_", "")])
+def test_masks_whose_names_differ_by_one_suffix_or_prefix_are_paired_and_it_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], before: str, behind: str
+) -> None:
+    source = plain_folder(tmp_path / "src", 12)  # p1 begins p10
+    want = {p.stem: np.array(Image.open(p)) for p in (source / "masks").iterdir()}
+    for path in list((source / "masks").iterdir()):
+        path.rename(path.with_stem(f"{before}{path.stem}{behind}"))
+    (source / "masks" / f"{before}p3{behind}.png").rename(source / "lost.png")
+    assert f"masks/{before}p0{behind}.png meant? Masks may have one prefix or suffix" in mistaken(tmp_path)
+    (source / "lost.png").rename(source / "masks" / f"{before}p3{behind}.png")
+    prepare(str(source), str(tmp_path / "out"), names=NAMES)
+    found = read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val")
+    assert set(found) == set(want) and all((found[name][1] == want[name]).all() for name in want)
+    assert f"called {before}NAME{behind}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_folders_of_other_names_are_pointed_at(tmp_path: Path, kind: str) -> None:
+    source = plain_folder(tmp_path / "src")
+    other = {"images": "img", "masks": "labels"}[kind]
+    (source / kind).rename(source / other)
+    assert f"is {other}/ what should be called {kind}/?" in mistaken(tmp_path)
+
+
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src")
     Image.fromarray(np.zeros((8, 11), np.uint8)).save(source / "masks" / "p2.png")
@@ -340,6 +416,29 @@ def test_a_truncated_image_is_named(tmp_path: Path, size: int) -> None:
     message = mistaken(tmp_path)
     assert "images/p5.png: " in message
     assert "replace or remove it" in message
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, below: bool) -> None:
+    for split in ("train", "val", "validation"):
+        plain_folder(tmp_path / "one", 2)
+        for kind in ("images", "masks"):
+            to = tmp_path / "src" / (f"{kind}/{split}" if below else f"{split}/{kind}")
+            shutil.copytree(tmp_path / "one" / kind, to)
+    message = mistaken(tmp_path)
+    assert "val/ and validation/ are both the split 'val'" in message
+
+
+@pytest.mark.parametrize(("place", "kind"), [("", "images"), ("extra/", "images"), ("extra/", "masks")])
+def test_pictures_that_no_split_takes_are_refused(tmp_path: Path, place: str, kind: str) -> None:
+    plain_folder(tmp_path / "one", 2)
+    for split in ("train", "val"):
+        for folder in ("images", "masks"):
+            shutil.copytree(tmp_path / "one" / folder, tmp_path / "src" / folder / split)
+    path = tmp_path / "src" / kind / f"{place}lost.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.new("L", (12, 8)).save(path)
+    assert f"1 pictures lie beside the splits train, val: {kind}/{place}lost.png" in mistaken(tmp_path)
 
 
 def test_something_that_is_no_image_is_named(tmp_path: Path) -> None:
@@ -390,6 +489,15 @@ def test_names_are_made_up_only_for_consecutive_values(tmp_path: Path) -> None:
     assert "which are not 0, 1, 2, ..." in mistaken(tmp_path, names=None)
     prepare(str(plain_folder(tmp_path / "good")), str(tmp_path / "out"))
     assert index.load(str(tmp_path / "out")).labels.names == ["class 0", "class 1", "class 2"]
+
+
+def test_masks_with_soft_edges_are_not_taken_for_many_classes(tmp_path: Path) -> None:
+    source = plain_folder(tmp_path / "src", values=(0, 255))
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(source / "masks" / "p0.png")
+    Image.new("RGB", (16, 16)).save(source / "images" / "p0.png")
+    message = mistaken(tmp_path, names=None)
+    assert "255 values beside void (0-254)" in message
+    assert "anti-aliased" in message and "say --names" in message
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

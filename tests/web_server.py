@@ -25,6 +25,7 @@ class Answer:
     announced: int | None = None
     ranges: bool = True
     hang: bool = False  # sends half the body, and then nothing until the server ends
+    drip: bool = False  # sends a byte every 20 ms
 
 
 @dataclass
@@ -85,7 +86,11 @@ def serving(
                 self.send_header("Content-Length", str(announced))
             self.end_headers()
             self.close_connection = answer.announced is not None or answer.hang
-            self.wfile.write(body[: len(body) // 2] if answer.hang else body)
+            for i in range(len(body) if answer.drip else 0):
+                self.wfile.write(body[i : i + 1])
+                self.wfile.flush()
+                ended.wait(0.02)
+            self.wfile.write(b"" if answer.drip else body[: len(body) // 2] if answer.hang else body)
             self.wfile.flush()
             if answer.hang:
                 ended.wait(60)

@@ -10,6 +10,10 @@ from segdist.data.labels import Labels, hex_of
 from segdist.errors import LabelError
 
 _SHOWN = 8
+_STRAY, _STRAY_SHARE = 4, 0.1  # more values than this, in less of the pixels, are no classes
+_VOID = 3  # more unknown values are not proposed as void
+_RUNS = 12  # of consecutive values, in a message
+MOST_COLORS = 4096  # without a class, before a mask is no mask
 
 
 def check(counts: np.ndarray, labels: Labels, name: str) -> None:
@@ -19,13 +23,13 @@ def check(counts: np.ndarray, labels: Labels, name: str) -> None:
     unknown = [int(v) for v in values if int(v) not in known]
     if unknown:
         shown = _few([f"{v} ({counts[v]} pixels)" for v in unknown])
-        raise LabelError(f"{name}: unknown mask value {shown}. {_likely_cause(values, unknown, labels)}")
+        raise LabelError(f"{name}: unknown mask value {shown}. {_likely_cause(counts, unknown, labels)}")
 
 
-def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str:
-    k, known = labels.num_classes, labels.known
+def _likely_cause(counts: np.ndarray, unknown: list[int], labels: Labels) -> str:
+    k, known, values = labels.num_classes, labels.known, np.flatnonzero(counts)
     declared = f"The contract declares {k} classes with values {ranges(known)}."
-    void = "--void " + ",".join(map(str, sorted({*labels.void, *unknown[:_SHOWN]})))  # it replaces the default
+    void = "--void " + ",".join(map(str, sorted({*labels.void, *unknown})))  # it replaces the default
     if 255 in unknown and max(known) > 255:
         return (
             f"{declared} 255 is where 8 bits end: were masks of 16 bits clipped when saved? Export them as 16-bit PNG"
@@ -46,25 +50,41 @@ def _likely_cause(values: np.ndarray, unknown: list[int], labels: Labels) -> str
             f"{declared} All values are multiples of {step}, as if class numbers were stretched to be seen; divide them by "
             f"{step}, or name the values that are there with --names name=value,..."
         )
-    if len(values) > 2 * k and len(unknown) > _SHOWN:
-        return f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey picture."
+    if len(unknown) > _STRAY and (len(unknown) > _SHOWN or _share(counts, unknown) < _STRAY_SHARE):
+        return (
+            f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey picture: export masks "
+            "without that (nearest neighbour, PNG). If they are classes, name them with --names name=value,..."
+        )
+    if len(unknown) > _VOID:
+        return f"{declared} Name them with --names name=value,..."
     return f"{declared} Name it with --names name=value,... or make it void with {void}"
 
 
-def strange_colors(pixels: np.ndarray, strange: np.ndarray, labels: Labels, name: str) -> LabelError:
-    """The error for an RGB mask (H, W, 3) whose pixels `strange` (H, W) show no colour of the contract."""
-    found, counts = np.unique(pixels[strange], axis=0, return_counts=True)
+def _share(counts: np.ndarray, unknown: list[int]) -> float:
+    """The share of the pixels that hold unknown values, 255 aside: it may be an object that soft edges lead to."""
+    return float(counts[[v for v in unknown if v != 255]].sum() / counts.sum())
+
+
+def strange_colors(codes: np.ndarray, counts: np.ndarray, num_pixels: int, labels: Labels, name: str) -> LabelError:
+    """The error for a mask of `num_pixels` with colours 0xRRGGBB (n,), in `counts` (n,) pixels, that no class has."""
+    if len(codes) > MOST_COLORS:
+        return LabelError(
+            f"{name}: more than {MOST_COLORS} colours without a class: this is a photo, or a mask that was anti-aliased, "
+            "resized or JPEG-compressed; put a mask there, exported without that (nearest neighbour, PNG)"
+        )
+    found = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1).astype(np.int64)
     order = np.argsort(-counts, kind="stable")
-    declared = np.array(labels.rgb, np.int64)
-    away = np.abs(found[:, None].astype(np.int64) - declared).max(2).min(1)  # to the nearest declared colour
+    nearest = np.full(len(found), 255, np.int64)  # how far the nearest declared colour is
+    for color in labels.rgb:
+        nearest = np.minimum(nearest, np.abs(found - np.array(color)).max(1))
     shown = _few([f"{hex_of(found[i].tolist())} ({counts[i]} pixels)" for i in order])
-    text = f"{name}: colours without a class: {shown}; {strange.mean():.2%} of its pixels."
+    text = f"{name}: colours without a class: {shown}; {counts.sum() / num_pixels:.2%} of its pixels."
     if len(found) <= 3:
         return LabelError(f"{text} Name them with --names name=#rrggbb,... or make them void with --void '#rrggbb'")
-    if int(np.median(away)) <= 16:
+    if int(np.median(nearest)) <= 16:
         return LabelError(
             f"{text} They lie near the declared ones, as JPEG or colour management makes them; export lossless masks, or take "
-            f"the nearest colour with --color-tolerance {int(away.max())}"
+            f"the nearest colour with --color-tolerance {int(nearest.max())}"
         )
     return LabelError(
         f"{text} Mixtures at the borders of classes come from anti-aliasing or resizing: export masks without either "
@@ -73,14 +93,15 @@ def strange_colors(pixels: np.ndarray, strange: np.ndarray, labels: Labels, name
 
 
 def ranges(values: Iterable[int]) -> str:
-    """1,2,3,7 -> '1-3, 7'."""
+    """1,2,3,7 -> '1-3, 7'; of many runs the first."""
     runs: list[list[int]] = []
     for v in sorted(values):
         if runs and v == runs[-1][1] + 1:
             runs[-1][1] = v
         else:
             runs.append([v, v])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:_RUNS]]
+    return ", ".join(shown + ["..."] * (len(runs) > _RUNS))
 
 
 def _few(parts: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import colorsys
 import hashlib
 import json
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,8 @@ from segdist.errors import LabelError
 from segdist.ops import IGNORE
 
 MAX_CLASSES = 255
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control, half a character, ends of lines and paragraphs
+_BLOCK_PIXELS = 1 << 20  # counted at a time
 
 Color = tuple[int, int, int]  # R, G, B in 0..255
 
@@ -53,6 +56,8 @@ class Labels:
         names = [c.name for c in self.classes]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise LabelError(f"class name {twice[0]!r} is declared twice; give every class its own name")
+        if odd := [n for n in names if any(unicodedata.category(c) in _CONTROL for c in n)]:
+            raise LabelError(f"class name {ascii(odd[0])} holds a control character; names go into tables, remove it")
         values = [(v, c.name) for c in self.classes for v in c.raw] + [(v, "void") for v in self.void]
         owners: dict[int, str] = {}
         for value, name in values:
@@ -140,7 +145,11 @@ def plain(names: Sequence[str], void: Iterable[int] = (IGNORE,), raw: Sequence[i
 
 def histogram(mask: np.ndarray) -> np.ndarray:
     """int64 pixel count of every raw value of a uint8 or uint16 mask."""
-    return np.bincount(mask.ravel(), minlength=np.iinfo(mask.dtype).max + 1)
+    flat, num_values = mask.ravel(), np.iinfo(mask.dtype).max + 1
+    counts = np.zeros(num_values, np.int64)
+    for start in range(0, flat.size, _BLOCK_PIXELS):  # bincount makes 8 bytes of each value first
+        counts += np.bincount(flat[start : start + _BLOCK_PIXELS], minlength=num_values)
+    return counts
 
 
 def generated_colors(n: int) -> list[Color]:

@@ -24,6 +24,7 @@ from segdist.storage.entry import Entry
 T = TypeVar("T")
 MAX_BYTES = 1 << 30  # of one answer: what is read here is a picture or a description, and ends up in memory
 _CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0  # the latter without a single byte
+_BODY_SECONDS, _LEAST_RATE = 60.0, 100_000  # a body may take that long, and a second more for so many bytes
 _TRIES, _HOPS, _CONNECTIONS = 5, 5, 32
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _CHUNK_BYTES = 1 << 20
@@ -182,14 +183,20 @@ def _follow(uri: str, headers: dict[str, str]) -> Any:
 
 
 def _chunks(uri: str, answer: Any) -> Iterator[bytes]:
-    """The body in pieces. Raises StorageError when it is, or says it is, larger than MAX_BYTES."""
+    """The body in pieces, as they come. Raises StorageError when it is, or says it is, larger than MAX_BYTES.
+
+    Raises UnavailableError when it comes too slowly: a server that sends a byte now and then would hold us for ever.
+    """
     num = answer.length_remaining or 0
     if num <= MAX_BYTES:
-        num = 0
-        for chunk in answer.stream(_CHUNK_BYTES):
+        num, began = 0, time.monotonic()
+        while chunk := answer.read1(_CHUNK_BYTES):
             num += len(chunk)
             if num > MAX_BYTES:
                 break
+            seconds = time.monotonic() - began
+            if seconds > _BODY_SECONDS + num / _LEAST_RATE:
+                raise UnavailableError(f"{shown(uri)}: the server is too slow: {num} bytes in {seconds:.0f} s")
             yield chunk
     if num > MAX_BYTES:
         raise StorageError(f"{shown(uri)}: more than {MAX_BYTES >> 20} MiB, which is more than is read from the web")

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segdist import log, storage
-from segdist.data.causes import strange_colors
+from segdist.data.causes import MOST_COLORS, strange_colors
 from segdist.data.labels import Color, Labels
 from segdist.errors import DataError, LabelError, UserError
 
@@ -37,6 +37,8 @@ _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag
+_BLOCK_PIXELS = 1 << 18  # of colours looked up at a time
+_DISTANCES = 1 << 20  # between colours, held at a time
 
 
 @dataclass(frozen=True)
@@ -186,28 +188,79 @@ def _by_colors(pixels: np.ndarray, labels: Labels, tolerance: int, name: str) ->
         raise LabelError(
             f"{name}: the contract declares colours, but this mask has one channel; declare values instead"
         )
-    codes = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(2, dtype=np.uint32)
-    found, inverse = np.unique(codes, return_inverse=True)
-    colors = np.stack([found >> 16, found >> 8 & 255, found & 255], 1).astype(np.int64)
-    away = np.abs(colors[:, None] - np.array(labels.rgb, np.int64)).max(2)  # (found, declared)
-    nearest = away.argmin(1)
-    strange = away.min(1) > tolerance
-    if strange.any():
-        raise strange_colors(pixels, strange[inverse].reshape(codes.shape), labels, name)
-    return nearest[inverse].reshape(codes.shape).astype(np.uint8 if len(labels.rgb) <= 256 else np.uint16)
+    declared = _codes(np.array(labels.rgb, np.uint8))
+    order = np.argsort(declared)
+    raw = np.empty(pixels.shape[:2], np.uint8 if len(labels.rgb) <= 256 else np.uint16)
+    far, counts = np.empty(0, np.uint32), np.empty(0, np.int64)
+    for rows in _blocks(pixels):
+        codes = _codes(pixels[rows])
+        at = order[np.searchsorted(declared, codes, sorter=order).clip(max=len(order) - 1)]
+        strange = declared[at] != codes
+        if strange.any():
+            found, inverse, num = np.unique(codes[strange], return_inverse=True, return_counts=True)
+            nearest = _nearest(found, labels, tolerance)
+            at[strange] = nearest[inverse.reshape(-1)]
+            far, counts = _added(far, counts, found[nearest < 0], num[nearest < 0])
+        raw[rows] = at
+        if len(far) > MOST_COLORS:
+            break
+    if len(far):
+        raise strange_colors(far, counts, pixels.shape[0] * pixels.shape[1], labels, name)
+    return raw
+
+
+def _blocks(pixels: np.ndarray) -> Iterator[slice]:
+    """Rows of a picture (H, W, ...), a bounded number of pixels at a time."""
+    num_rows = max(1, _BLOCK_PIXELS // max(pixels.shape[1], 1))
+    for top in range(0, pixels.shape[0], num_rows):
+        yield slice(top, top + num_rows)
+
+
+def _codes(colors: np.ndarray) -> np.ndarray:
+    """uint32 (...): 0xRRGGBB of uint8 colours (..., 3 or more)."""
+    r, g, b = (colors[..., i].astype(np.uint32) for i in range(3))
+    return r << 16 | g << 8 | b
+
+
+def _nearest(codes: np.ndarray, labels: Labels, tolerance: int) -> np.ndarray:
+    """int64 (n,): position of the nearest declared colour of each code, or -1 where none is within the tolerance."""
+    found = np.full(len(codes), -1, np.int64)
+    if not tolerance:
+        return found
+    declared, step = np.array(labels.rgb, np.int16), max(1, _DISTANCES // len(labels.rgb))
+    for start in range(0, len(codes), step):
+        some = codes[start : start + step]
+        colors = np.stack([some >> 16, some >> 8 & 255, some & 255], 1).astype(np.int16)
+        away = np.abs(colors[:, None] - declared).max(2)  # (some, declared)
+        found[start : start + step] = np.where(away.min(1) <= tolerance, away.argmin(1), -1)
+        if (found[: start + step] < 0).sum() > MOST_COLORS:  # refused whatever the others are
+            break
+    return found
+
+
+def _added(codes: np.ndarray, counts: np.ndarray, more: np.ndarray, num: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The counts of both, code by code."""
+    both, inverse = np.unique(np.concatenate([codes, more]), return_inverse=True)
+    total = np.zeros(len(both), np.int64)
+    np.add.at(total, inverse.reshape(-1), np.concatenate([counts, num]))
+    return both, total
 
 
 def _colors_in(pixels: np.ndarray) -> str:
     """The colours of a mask that holds few of them, for a message."""
-    found = np.unique(pixels.reshape(-1, pixels.shape[2])[:, :3], axis=0)
-    return f" ({', '.join('#' + bytes(c).hex() for c in found)})" if len(found) <= 12 else f" ({len(found)} of them)"
+    found: set[int] = set()
+    for rows in _blocks(pixels):
+        found |= set(np.unique(_codes(pixels[rows])).tolist())
+        if len(found) > 12:
+            return " (more than 12 of them)"
+    return f" ({', '.join(f'#{code:06x}' for code in sorted(found))})"
 
 
 def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> bytes:
     """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
 
     `size` is its mask's (height, width). An EXIF rotation is applied when the turned picture fits the mask, as viewers and
-    labelling tools show it, and left alone when only the unturned one fits. Raises DataError when neither does, or the
+    labelling tools show it (said where the unturned one fits as well), and left alone when only that fits. Raises DataError when neither does, or the
     file is broken.
     """
     name, data = content.name, content.read()
@@ -221,6 +274,10 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
                 "they must agree: export the mask at the image's size"
             )
         turn = turned != 1 and turned_size == size
+        if turn and upright == size:
+            log.say(
+                f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree"
+            )
         kept = image.format if image.mode in ("RGB", "L") and not turn else None
         damage = _damage(data) if kept == "JPEG" else ""
         if kept == "JPEG" and not damage:
@@ -247,7 +304,10 @@ def _damage(data: bytes) -> str:
 
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where none is said."""
-    return image.getexif().get(_ORIENTATION, 1) if image.format in ("JPEG", "MPO", "TIFF") else 1
+    if image.format not in ("JPEG", "MPO", "TIFF", "PNG", "WEBP"):
+        return 1
+    said = image.getexif().get(_ORIENTATION, 1)
+    return said if said in range(1, 9) else 1
 
 
 def check_range(image: Image.Image, name: str) -> None:

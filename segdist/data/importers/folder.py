@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from segdist.data import labels as contracts
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, pair_up, split_off
+from segdist.data.causes import ranges
+from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, hint, pair_up, split_off, splits_of
 from segdist.data.labels import Labels
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError, LabelError
+
+_MANY_CLASSES = 64  # more are named by a person
 
 
 def find(source: str, ask: Ask) -> Found:
@@ -16,15 +19,29 @@ def find(source: str, ask: Ask) -> Found:
     if "images" in tops:
         splits = [s for s in listing.names("images") if s in SPLIT_NAMES]
         if splits:
-            return Found({SPLIT_NAMES[s]: pair_up(listing, f"images/{s}", f"masks/{s}") for s in splits})
+            names = splits_of(source, splits)
+            _check_taken(listing, splits)
+            return Found({names[s]: pair_up(listing, f"images/{s}", f"masks/{s}") for s in splits})
         return Found(split_off(pair_up(listing, "images", "masks"), ask))
     splits = [s for s in tops if "images" in listing.names(s)]
     if not splits:
         raise DataError(
             f"{source}: found neither images/ and masks/ nor SPLIT/images and SPLIT/masks there; put images and masks of "
-            "equal names into such folders (or name another layout with --format: see `segdist prepare --list`)"
+            f"equal names into such folders (or name another layout with --format: see `segdist prepare --list`){hint(listing)}"
         )
-    return Found({SPLIT_NAMES.get(s, s): pair_up(listing, f"{s}/images", f"{s}/masks") for s in splits})
+    names = splits_of(source, splits)
+    return Found({names[s]: pair_up(listing, f"{s}/images", f"{s}/masks") for s in splits})
+
+
+def _check_taken(listing: Listing, splits: list[str]) -> None:
+    """Raises DataError for pictures in images/ and masks/ that lie in the folder of no split."""
+    left = [f"{t}/{n}" for t in ("images", "masks") for n in sorted(listing.below(t)) if n.split("/")[0] not in splits]
+    if left:
+        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        raise DataError(
+            f"{listing.source}: {len(left)} pictures lie beside the splits {', '.join(splits)}: {shown}; move them into one, "
+            "or out of images/ and masks/"
+        )
 
 
 def find_camvid(source: str, ask: Ask) -> Found:
@@ -44,12 +61,17 @@ def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:
             "the masks hold only 0 and 255, and 255 is void unless declared; did you mean a class? "
             "Say --names background=0,object=255"
         )
-    if len(values) < 2:
-        raise LabelError(f"the masks hold only the values {sorted(found)}; at least two classes are needed")
-    if len(values) < (values[-1] + 1) / 2 or values[-1] >= contracts.MAX_CLASSES:
-        shown = ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
+    if len(values) > _MANY_CLASSES:
         raise LabelError(
-            f"the masks hold the values {shown}, which are not 0, 1, 2, ...; say what they mean with --names name=value,..."
+            f"the masks hold {len(values)} values beside void ({ranges(values)}), which is much for classes: were the masks "
+            "anti-aliased, resized or JPEG-compressed, or are they grey pictures? Export them without that (nearest "
+            "neighbour, PNG); if there really are so many classes, say --names"
+        )
+    if len(values) < 2:
+        raise LabelError(f"the masks hold only the values {ranges(found)}; at least two classes are needed")
+    if len(values) < (values[-1] + 1) / 2 or values[-1] >= contracts.MAX_CLASSES:
+        raise LabelError(
+            f"the masks hold the values {ranges(values)}, which are not 0, 1, 2, ...; say what they mean with --names name=value,..."
         )
     raw = [v for v in range(values[-1] + 1) if v not in void]
     return contracts.plain([f"class {v}" for v in raw], void, raw)

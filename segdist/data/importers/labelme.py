@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from segdist import log, storage
 from segdist.data.importers import outlines
 from segdist.data.importers.files import IMAGE_SUFFIXES, Content, File, Rules, Text, open_picture
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off
+from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off, splits_of
 from segdist.data.labels import Labels, plain
 from segdist.errors import DataError, LabelError
 from segdist.threads import ahead
@@ -73,7 +73,7 @@ def find(source: str, ask: Ask) -> Found:
     _tell(listing, annotated)
     names = listing.get(_LABELS)
     labels = _declared(names) if names else _discovered(annotated)
-    return Found(_splits(annotated, ask), labels)
+    return Found(_splits(listing.source, annotated, ask), labels)
 
 
 def _read_all(listing: Listing) -> list[_Annotated]:
@@ -192,17 +192,21 @@ def _discovered(annotated: list[_Annotated]) -> Labels:
     return plain([_BACKGROUND[0], *names])
 
 
-def _splits(annotated: list[_Annotated], ask: Ask) -> Splits:
-    """By the folders train/, val/ and test/, if there are such, else by name. Raises DataError for files beside them."""
+def _splits(source: str, annotated: list[_Annotated], ask: Ask) -> Splits:
+    """By the folders train/, val/ and test/, if there are such, else by name.
+
+    Raises DataError for files beside them, and for two folders of one split.
+    """
     tops = {a.key: a.key.split("/")[0] if "/" in a.key else "" for a in annotated}
     if not set(tops.values()) & set(SPLIT_NAMES):
         return split_off([_pair(a, a.key) for a in annotated], ask)
     splits: Splits = {}
+    names = splits_of(source, dict.fromkeys(top for top in tops.values() if top in SPLIT_NAMES))
     for a in annotated:
         top = tops[a.key]
         if top not in SPLIT_NAMES:
             raise DataError(f"{a.shapes.name}: this file lies outside of train/ and val/; move it into one of them")
-        splits.setdefault(SPLIT_NAMES[top], []).append(_pair(a, a.key.removeprefix(f"{top}/")))
+        splits.setdefault(names[top], []).append(_pair(a, a.key.removeprefix(f"{top}/")))
     return splits
 
 

@@ -22,6 +22,9 @@ SPLIT_NAMES = {  # what people call them
     "test": "test",
     "testing": "test",
 }
+# and folders that they name otherwise
+_MASKS = {"mask", "label", "labels", "annotation", "annotations", "gt", "ground_truth", "segmentation", "segmentations"}
+_IMAGES = {"image", "img", "imgs", "photos", "pictures", "jpegimages"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,20 @@ class Listing:
         return [name for name in found if PurePosixPath(name).suffix.lower() not in self._suffixes]
 
 
+def splits_of(source: str, folders: Iterable[str]) -> dict[str, str]:
+    """The split of each folder, by its usual names, else its own. Raises DataError for two folders of one split."""
+    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for folder in folders:
+        split = found[folder] = SPLIT_NAMES.get(folder, folder)
+        first = owners.setdefault(split, folder)
+        if first != folder:
+            raise DataError(
+                f"{source}: {first}/ and {folder}/ are both the split {split!r}; merge them, or move one elsewhere"
+            )
+    return found
+
+
 def _is_text(name: str) -> bool:
     try:
         name.encode()
@@ -134,8 +151,12 @@ def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
         if found[other] and not found[folder]:
             raise DataError(
                 f"{storage.join(source.source, folder)}: this folder does not exist, or holds no pictures; {images}/ and "
-                f"{masks}/ stand side by side, with equal names"
+                f"{masks}/ stand side by side, with equal names{hint(source)}"
             )
+    if affix := _affix(list(found[images]), set(found[masks])):
+        prefix, suffix = affix
+        log.say(f"the masks in {masks} are called {prefix}NAME{suffix}, the images in {images} NAME: paired so")
+        return [Pair(stem, file, found[masks][_affixed(stem, *affix)]) for stem, file in found[images].items()]
     lonely = [
         (file, kind, other, f"{storage.join(source.source, place)}/{stem}")
         for folder, kind, other, place in ((images, "image", "mask", masks), (masks, "mask", "image", images))
@@ -144,11 +165,48 @@ def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
     ]
     if lonely:
         file, kind, other, expected = lonely[0]
+        near = next(
+            (
+                f.uri
+                for f, k, _, _ in lonely
+                if k == other and PurePosixPath(file.uri).stem in PurePosixPath(f.uri).stem
+            ),
+            "",
+        )
+        meant = (
+            f" Is {near} meant? Masks may have one prefix or suffix more than images, but all the same." if near else ""
+        )
         more = f" ({len(lonely)} files are unpaired in all)" if len(lonely) > 1 else ""
         raise DataError(
-            f"{file.uri}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}"
+            f"{file.uri}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}.{meant}"
         )
     return [Pair(stem, file, found[masks][stem]) for stem, file in found[images].items()]
+
+
+def _affixed(stem: str, prefix: str, suffix: str) -> str:
+    folder, slash, name = stem.rpartition("/")
+    return f"{folder}{slash}{prefix}{name}{suffix}"
+
+
+def _affix(images: list[str], masks: set[str]) -> tuple[str, str] | None:
+    """(prefix, suffix), of which one is empty, that the masks' names have beyond the images', if it pairs them all."""
+    if len(images) < 2 or len(images) != len(masks) or masks.issuperset(images):
+        return None
+    longest = max(images, key=len)  # few masks' names hold it by chance
+    folder, slash, name = longest.rpartition("/")
+    for mask in sorted(masks):
+        other = mask.removeprefix(folder + slash)
+        affix = ("", other.removeprefix(name)) if other.startswith(name) else (other.removesuffix(name), "")
+        if _affixed(longest, *affix) == mask and all(_affixed(stem, *affix) in masks for stem in images):
+            return affix
+    return None
+
+
+def hint(source: Listing) -> str:
+    """What to say of folders at the source's top that seem to be images/ or masks/ by another name."""
+    there = [(name, "masks") for name in source.names() if name.lower() in _MASKS]
+    there += [(name, "images") for name in source.names() if name.lower() in _IMAGES]
+    return "".join(f"; is {name}/ what should be called {right}/? Rename it" for name, right in there)
 
 
 def split_off(pairs: list[Pair], ask: Ask) -> Splits:
