@@ -53,7 +53,9 @@ def load(uri: str) -> Report:
         report = Report.model_validate(json.loads(storage.read(uri)))
     except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
-            raise
+            raise UserError(
+                f"{error}. It takes reports: `segdist evaluate RUN --pictures --out FILE` makes one"
+            ) from None
         missing = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, missing['loc']))}: {missing['msg']}" if missing else f"no JSON ({error})"
         raise UserError(

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segdist.data.labels import Labels
-from segdist.ops import IGNORE
 
 _OPACITY = 0.55
 _RIGHT, _WRONG, _ABSENT, _GREY = (8, 69, 148), (178, 24, 43), (225, 225, 225), (110, 110, 110)
@@ -45,8 +44,10 @@ def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Ima
 def _blend(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray:
     """The colours of the classes over the image in grey, so that they look as they do in the legend; void as it is."""
     grey = image.mean(2, keepdims=True)
-    mixed = (1 - _OPACITY) * grey + _OPACITY * labels.palette()[classes]
-    return np.where((classes == IGNORE)[..., None], image, mixed).round().astype(np.uint8)
+    palette = labels.palette()
+    plain = ~palette.any(1)  # void, and black, which is what backgrounds are given: the image as it is
+    mixed = (1 - _OPACITY) * grey + _OPACITY * palette[classes]
+    return np.where(plain[classes][..., None], image, mixed).round().astype(np.uint8)
 
 
 def _borders(classes: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def _classes(index: Index, split: str, is_trained: bool, shares: dict[str, np.nd
         text = f"no pixel of {few(elsewhere)} in {split}: this split says nothing of it"
         findings.append(Finding("warning", topic, text, "add samples that show it"))
     if nowhere and is_trained:
-        remedy = "drop it in --names, unless more data will come"
+        remedy = "is its value right (--names name=value, --first)? Else drop it, unless more data will come"
         findings.append(Finding("warning", topic, f"no pixel of {few(nowhere)} in any split", remedy))
     rare = [f"{n} ({p:.2%})" for n, p in zip(names, shares[split]) if 0 < p < RARE_SHARE]
     if rare:
@@ -106,6 +106,10 @@ def _classes(index: Index, split: str, is_trained: bool, shares: dict[str, np.nd
 
 def _imbalance(index: Index, split: str, share: np.ndarray) -> Finding:
     present = share[share > 0]
+    if len(present) < 2:
+        return Finding(
+            "error", "balance", f"{split} holds pixels of {len(present)} class", "name the values that masks hold"
+        )
     ratio = present.max() / present.min() if present.size else 1.0
     most, least = (index.labels.names[int(k)] for k in (share.argmax(), np.where(share > 0, share, 2).argmin()))
     text = f"{most} has {ratio:,.0f} times the pixels of {least} in {split}"

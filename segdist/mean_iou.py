@@ -69,6 +69,18 @@ class Options:
             )
 
 
+def _options(given: dict[str, Any]) -> Options:
+    """Raises UserError for options that are missing, or that compute does not have."""
+    names = list(Options.__dataclass_fields__)
+    wrong = [name for name in given if name not in names] or [name for name in names[:2] if name not in given]
+    if wrong:
+        what = "is no option" if wrong[0] in given else "is missing"
+        raise UserError(
+            f"compute: {wrong[0]} {what}; give num_labels and ignore_index, and if you like {', '.join(names[2:])}"
+        )
+    return Options(**given)
+
+
 @dataclass(frozen=True)
 class Pairs:
     """How often each pair of values was seen."""
@@ -138,7 +150,7 @@ class MeanIoU(evaluate.Metric):
 
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
         """The scores of everything added, these pictures included; empties the metric."""
-        chosen = Options(**options)  # before anything is counted or emptied
+        chosen = _options(options)  # before anything is counted or emptied
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if not self._num_pictures:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from segdist import figures, log, storage
 from segdist.checkpoint import Trained
 from segdist.data.augment import model_size, resize_image
-from segdist.data.importers.files import IMAGE_SUFFIXES, check_range
+from segdist.data.importers.files import IMAGE_SUFFIXES, check_range, open_picture
 from segdist.errors import DataError, UserError
 from segdist.inference import look, recipe
 
@@ -39,11 +38,15 @@ def predict_files(trained: Trained, images: Sequence[str], out: str, max_megapix
     """
     uris = [uri for given in images for uri in _pictures(given)]
     targets = [tuple(storage.join(out, f"{PurePosixPath(uri).stem}{end}") for end in _ENDS) for uri in uris]
-    taken = {_place(uri) for uri in uris}
-    for target in (t for pair in targets for t in pair):
-        if _place(target) in taken:
-            raise UserError(f"{target} would overwrite a picture, or the result of another one; give another --out")
-        taken.add(_place(target))
+    taken = {_place(uri): "" for uri in uris}
+    for uri, target in ((uri, t) for uri, pair in zip(uris, targets) for t in pair):
+        if other := taken.get(_place(target)):
+            raise UserError(
+                f"the results for {other} and for {uri} would both be {target}; give images of different names"
+            )
+        if other is not None:
+            raise UserError(f"{target} would overwrite that picture; give another --out")
+        taken[_place(target)] = uri
     storage.check_writable(out)
     done, failed = [], []
     progress, advance = log.bar("predicting", len(uris))
@@ -91,14 +94,6 @@ def _predict_file(trained: Trained, uri: str, mask: str, drawn: str, max_megapix
 def _image(uri: str, max_megapixels: int) -> np.ndarray:
     """uint8 (H, W, 3) pixels, upright. Raises DataError when they cannot be read, or are too many."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before the decode
-    try:
-        with Image.open(io.BytesIO(storage.read(uri))) as opened:
-            if opened.width * opened.height > max_megapixels * 10**6:
-                raise DataError(
-                    f"{uri}: {opened.width}x{opened.height} pixels exceed --max-megapixels {max_megapixels}; raise it if you "
-                    "trust this file"
-                )
-            check_range(opened, uri)
-            return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"{uri}: not an image that can be read ({error})") from None
+    with open_picture(storage.read(uri), uri, max_megapixels * 10**6) as opened:
+        check_range(opened, uri)
+        return np.array(ImageOps.exif_transpose(opened).convert("RGB"))

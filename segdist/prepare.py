@@ -20,7 +20,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from segdist import log, storage
+from segdist import health, log, storage
 from segdist.data import causes, labels, names, write
 from segdist.data import index as indices
 from segdist.data.codec import encode_mask
@@ -78,8 +78,8 @@ def prepare(
         if known and not overwrite:
             if known.source_digest != digest:
                 raise DataError(
-                    f"{dest} holds another prepared data set ({known.name!r}), or one of a copy of this source in another "
-                    "store; give another place or --overwrite"
+                    f"{dest} holds another prepared data set ({known.name!r}): of other files, with other options such as "
+                    "--names, or of a copy in another store; give another place or --overwrite"
                 )
             log.say(f"{dest} is prepared from this source already; nothing to do (--overwrite makes it anew)")
             return _summary(dest, known)
@@ -97,12 +97,30 @@ def prepare(
         meaning=rules.labels.meaning(),
         splits=written,
     )
+    check_sense(index)
     for split in splits:
         Source(dest, index, split).check()  # nobody who prepares another source into DEST has deleted them
     indices.save(dest, index)
     _delete_stale(dest, {*splits, *(known.splits if known else ())})
     log.console.print(_class_table(index))
+    for finding in health.from_index(index):
+        if finding.severity in ("warning", "error"):
+            log.say(f"warning: {finding.text} ({finding.remedy})")
     return _summary(dest, index)
+
+
+def check_sense(index: Index) -> None:
+    """Raises LabelError when fewer than two classes have pixels: there would be nothing to tell apart."""
+    there = [c for k, c in enumerate(index.labels.classes) if any(s.class_pixels[k] for s in index.splits.values())]
+    if len(there) >= 2:
+        return
+    void = sum(s.void_pixels for s in index.splits.values())
+    share = void / (void + sum(sum(s.class_pixels) for s in index.splits.values()))
+    text = f"only class {there[0].name!r} has pixels" if there else "no class has pixels"
+    remedy = "Name the values that the masks hold: --names name=value,..."
+    if void and index.labels.void == (255,):
+        remedy = "Is 255 a class? Then name it so: --names background=0,object=255"
+    raise LabelError(f"{text} in any split, and {share:.1%} of all pixels are void. {remedy}")
 
 
 def find(source: str, layout: str, ask: Ask) -> Found:

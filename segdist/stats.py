@@ -83,9 +83,11 @@ def picture(found: dict[str, Any], index: Index) -> Image.Image:
     shares = sorted(zip(found["share"].items(), index.labels.classes), key=lambda pair: -pair[0][1])
     size, left, width = 18, 220, 620
     font, small = ImageFont.load_default(size), ImageFont.load_default(13)
-    canvas = Image.new("RGB", (left + width + 190, size * 2 * (len(shares) + 2)), "white")
+    canvas = Image.new("RGB", (left + width + 240, size * 2 * (len(shares) + 2)), "white")
     draw = ImageDraw.Draw(canvas)
-    draw.text((12, 10), f"{index.name}, {found['split']}: share of pixels by class", fill="black", font=font)
+    draw.text(
+        (12, 10), f"{index.name}, {found['split']}: share of pixels by class (logarithmic)", fill="black", font=font
+    )
     decades = 5  # from 0.001 % to 100 %
     for d in range(decades + 1):
         x = left + width * d // decades
@@ -100,7 +102,11 @@ def picture(found: dict[str, Any], index: Index) -> Image.Image:
         draw.rectangle([left, y, left + length, y + size], fill=c.color, outline="#444444")
         count = found["samples"][name]
         draw.text(
-            (left + length + 8, y + size // 2), f"{share:.3%} in {count}", fill="#333333", font=small, anchor="lm"
+            (left + length + 8, y + size // 2),
+            f"{share:.3%} in {count} samples",
+            fill="#333333",
+            font=small,
+            anchor="lm",
         )
     return canvas
 

@@ -57,12 +57,17 @@ def machine(wanted: bool, tree: Any) -> None:
         print(to_json(tree), flush=True)
 
 
-def numbers(option: str, text: str | None, between: str, kind: type, example: str) -> list[Any] | None:
-    """The numbers in an option's text."""
+def numbers(
+    option: str, text: str | None, between: str, kind: type, example: str, num: int | None = None
+) -> list[Any] | None:
+    """The numbers in an option's text, `num` of them where that is fixed."""
     try:
-        return None if text is None else [kind(part) for part in text.lower().split(between)]
+        found = None if text is None else [kind(part) for part in text.lower().split(between)]
     except ValueError:
         raise UserError(f"{option} {text!r}: give numbers such as {example}") from None
+    if found is not None and num is not None and len(found) != num:
+        raise UserError(f"{option} {text!r}: give {num} numbers, such as {example}")
+    return found
 
 
 def mask_values(text: str | None) -> list[int | tuple[int, int, int]] | None:

@@ -25,7 +25,7 @@ First = Annotated[
     int, typer.Option(min=0, help="Mask value of the first name; values below it are void. 1 for ADE20K's way.")
 ]
 ColorTolerance = Annotated[
-    int, typer.Option(min=0, max=64, help="Take the nearest declared colour, if each channel is at most this far.")
+    int, typer.Option(min=0, max=255, help="Take the nearest declared colour, if each channel is at most this far.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")]
 Revision = Annotated[str | None, typer.Option(help="hub: commit, branch or tag.")]

@@ -35,7 +35,8 @@ def evaluate(
         str | None, typer.Option(help="Sliding window, HEIGHTxWIDTH px. [default: the run's own, or its training crop]")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(help="Share of a window that the next one covers again. [default: the run's own]")
+        float | None,
+        typer.Option(help="Share of a window that the next one covers again, 0 to 0.95. [default: the run's own]"),
     ] = None,
     scales: Annotated[
         str | None, typer.Option(help="Average over these scales, such as 0.5,1,1.5. [default: the run's own]")
@@ -72,12 +73,14 @@ def evaluate(
 
     given = {
         "mode": mode,
-        "window_size": numbers("--window", window, "x", int, "512x512"),
+        "window_size": numbers("--window", window, "x", int, "512x512", 2),
         "window_overlap": overlap,
         "scales": numbers("--scales", scales, ",", float, "0.5,1,1.5"),
         "flip": flip,
     }
     is_first = os.environ.get("RANK", "0") == "0"
+    if confusion and not confusion.lower().endswith(".png"):
+        raise UserError(f"--confusion {confusion}: it will be a PNG; name it so")
     for file in filter(None, (out, confusion)):
         if is_first:
             check_file(file)  # before the work

@@ -28,7 +28,8 @@ def check(counts: np.ndarray, labels: Labels, name: str) -> None:
 
 def _likely_cause(counts: np.ndarray, unknown: list[int], labels: Labels) -> str:
     k, known, values = labels.num_classes, labels.known, np.flatnonzero(counts)
-    declared = f"The contract declares {k} classes with values {ranges(known)}."
+    declared = f"The contract declares {k} classes with values {ranges(known - set(labels.void))}"
+    declared += f", and void {ranges(labels.void)}." if labels.void else "."
     void = "--void " + ",".join(map(str, sorted({*labels.void, *unknown})))  # it replaces the default
     if 255 in unknown and max(known) > 255:
         return (
@@ -88,7 +89,7 @@ def strange_colors(codes: np.ndarray, counts: np.ndarray, num_pixels: int, label
         )
     return LabelError(
         f"{text} Mixtures at the borders of classes come from anti-aliasing or resizing: export masks without either "
-        "(nearest neighbour)"
+        "(nearest neighbour), or take the nearest colour, a guess at such borders, with --color-tolerance 255"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -34,12 +35,23 @@ def examine(source: str, layout: str, declared: Declared, ask: Ask, max_megapixe
             except UserError as error:
                 return [*findings, Finding("error", "labels", str(error))]
         wrong = _wrong(pairs, rules, pool)
-    findings += [Finding("error", "file", text) for text in wrong[:SHOWN]]
-    if len(wrong) > SHOWN:
-        findings.append(
-            Finding("error", "file", f"{len(wrong) - SHOWN} more of {len(pairs)} pairs", "mend these first")
-        )
+    findings += _grouped(wrong, len(pairs))
     return findings if wrong else [*findings, ok("files", f"all {len(pairs)} pairs can be prepared")]
+
+
+def _grouped(wrong: list[str], num_pairs: int) -> list[Finding]:
+    """One finding for mistakes that differ in names and numbers only, with their count."""
+    kinds: dict[str, list[str]] = {}
+    for text in wrong:
+        said = text.partition(": ")[2]
+        kinds.setdefault(re.sub(r"#[0-9a-f]{6}|[0-9.]+", "N", said)[:60], []).append(text)
+    findings = []
+    for texts in sorted(kinds.values(), key=len, reverse=True)[:SHOWN]:
+        others = f" (and {len(texts) - 1} of {num_pairs} pairs like it)" if len(texts) > 1 else ""
+        findings.append(Finding("error", "files" if others else "file", f"{texts[0]}{others}"))
+    if len(kinds) > SHOWN:
+        findings.append(Finding("error", "files", f"{len(kinds) - SHOWN} more kinds of mistakes", "mend these first"))
+    return findings
 
 
 def _wrong(pairs: list[Pair], rules: Rules, pool: ThreadPoolExecutor) -> list[str]:

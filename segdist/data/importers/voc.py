@@ -57,7 +57,7 @@ def _pictures(listing: Listing, folder: str) -> dict[str, File]:
 
 VOC = Layout(
     find,
-    "PASCAL VOC 2007 or 2012: 20 kinds of objects and background, 255 = void",
+    "PASCAL VOC 2007 or 2012: your own classes by --names, else 20 kinds of objects and background, 255 = void",
     "JPEGImages/, SegmentationClass/, ImageSets/Segmentation/{train,val}.txt (or trainval.txt; and test.txt, where its masks "
     "are there); or a folder above",
     "images: Flickr's terms of use (PASCAL VOC, Everingham et al.)",
