@@ -55,7 +55,7 @@ class Labels:
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise LabelError(f"class name {twice[0]!r} is declared twice; give every class its own name")
         if odd := [n for n in names if any(unicodedata.category(c) in _CONTROL for c in n)]:
-            raise LabelError(f"class name {ascii(odd[0])} holds a control character; names go into tables, remove it")
+            raise LabelError(f"class name {odd[0]!a} holds a control character; names go into tables, remove it")
         values = [(v, c.name) for c in self.classes for v in c.raw] + [(v, "void") for v in self.void]
         owners: dict[int, str] = {}
         for value, name in values:
