@@ -131,7 +131,7 @@ def test_a_server_that_drips_is_not_waited_for_for_ever(monkeypatch: pytest.Monk
     monkeypatch.setattr(http, "_BODY_SECONDS", 0.2)
     monkeypatch.setattr(http, "_TRIES", 2)
     with serving({"/a": Answer(DATA, drip=True), "/b": [Answer(DATA, drip=True), DATA]}) as web:
-        with pytest.raises(UnavailableError, match="/a: the server is too slow: [0-9]+ bytes in 0 s"):
+        with pytest.raises(UnavailableError, match=r"/a: the server is too slow: [0-9]+ bytes in 0 s"):
             storage.read(f"{web.url}/a{SECRET}")
         assert storage.read(f"{web.url}/b") == DATA
 

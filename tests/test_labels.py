@@ -46,7 +46,7 @@ def test_a_wrong_contract_is_refused(names: str, void: list[int], message: str) 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[31mred", "nul\0", "a\u2028b", "\udc80"])
 def test_class_names_hold_no_control_characters(name: str) -> None:
-    with pytest.raises(LabelError, match="class name .* holds a control character"):
+    with pytest.raises(LabelError, match=r"class name .* holds a control character"):
         labels.plain(["a", name])
 
 

@@ -171,7 +171,7 @@ def test_colours_are_looked_up_in_blocks_as_one_by_one() -> None:
     photo = png_of(rng.integers(0, 256, (900, 700, 3), dtype=np.uint8))
     for tolerance in (0, 3):
         tracemalloc.start()
-        with pytest.raises(LabelError, match="m.png: more than 4096 colours without a class: this is a photo"):
+        with pytest.raises(LabelError, match=r"m\.png: more than 4096 colours without a class: this is a photo"):
             files.decode_mask(photo, "m.png", files.Rules(10**9, contract, tolerance))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()

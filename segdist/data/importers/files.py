@@ -260,8 +260,8 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
     """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
 
     `size` is its mask's (height, width). An EXIF rotation is applied when the turned picture fits the mask, as viewers and
-    labelling tools show it (said where the unturned one fits as well), and left alone when only that fits. Raises DataError when neither does, or the
-    file is broken.
+    labelling tools show it (said where the unturned one fits as well), and left alone when only that fits. Raises
+    DataError when neither does, or the file is broken.
     """
     name, data = content.name, content.read()
     with _broken(name), open_picture(data, name, max_pixels, load=False) as image:

@@ -39,8 +39,8 @@ def _check_taken(listing: Listing, splits: list[str]) -> None:
     if left:
         shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         raise DataError(
-            f"{listing.source}: {len(left)} pictures lie beside the splits {', '.join(splits)}: {shown}; move them into one, "
-            "or out of images/ and masks/"
+            f"{listing.source}: {len(left)} pictures lie beside the splits {', '.join(splits)}: {shown}; move them into "
+            "one, or out of images/ and masks/"
         )
 
 
@@ -71,7 +71,8 @@ def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:
         raise LabelError(f"the masks hold only the values {ranges(found)}; at least two classes are needed")
     if len(values) < (values[-1] + 1) / 2 or values[-1] >= contracts.MAX_CLASSES:
         raise LabelError(
-            f"the masks hold the values {ranges(values)}, which are not 0, 1, 2, ...; say what they mean with --names name=value,..."
+            f"the masks hold the values {ranges(values)}, which are not 0, 1, 2, ...; say what they mean with "
+            "--names name=value,..."
         )
     raw = [v for v in range(values[-1] + 1) if v not in void]
     return contracts.plain([f"class {v}" for v in raw], void, raw)
