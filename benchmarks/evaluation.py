@@ -44,7 +44,7 @@ def draw(folder: Path, side: int, num_classes: int) -> None:
     """A prepared data set whose validation split is one square picture of coarse blocks with noise."""
     from PIL import Image
 
-    from segdist.prepare import prepare
+    from segdist.prepare import Declared, prepare
 
     rng = np.random.default_rng(0)
     for split, n in (("train", 64), ("val", side)):
@@ -58,7 +58,7 @@ def draw(folder: Path, side: int, num_classes: int) -> None:
             picture = Image.fromarray(pixels)
             picture.convert("RGB").save(place / "p.jpg") if kind == "images" else picture.save(place / "p.png")
     names = ",".join(f"c{k}" for k in range(num_classes))
-    prepare(str(folder / "source"), str(folder / "data"), names=names, max_megapixels=1000)
+    prepare(str(folder / "source"), str(folder / "data"), declared=Declared(names), max_megapixels=1000)
 
 
 def memory(given: argparse.Namespace) -> dict[str, object]:

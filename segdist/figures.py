@@ -45,7 +45,7 @@ def _blend(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray
     """The colours of the classes over the image in grey, so that they look as they do in the legend; void as it is."""
     grey = image.mean(2, keepdims=True)
     palette = labels.palette()
-    plain = ~palette.any(1)  # void, and black, which is what backgrounds are given: the image as it is
+    plain = (palette == 0).all(1)  # void, and black, which is what backgrounds are given: the image as it is
     mixed = (1 - _OPACITY) * grey + _OPACITY * palette[classes]
     return np.where(plain[classes][..., None], image, mixed).round().astype(np.uint8)
 

@@ -97,7 +97,8 @@ def prepare(
         meaning=rules.labels.meaning(),
         splits=written,
     )
-    check_sense(index)
+    if declared.names is not None:
+        check_sense(index)
     for split in splits:
         Source(dest, index, split).check()  # nobody who prepares another source into DEST has deleted them
     indices.save(dest, index)
@@ -110,15 +111,15 @@ def prepare(
 
 
 def check_sense(index: Index) -> None:
-    """Raises LabelError when fewer than two classes have pixels: there would be nothing to tell apart."""
+    """Raises LabelError when names were given that fit the masks so badly that all but one class, at most, became void."""
     there = [c for k, c in enumerate(index.labels.classes) if any(s.class_pixels[k] for s in index.splits.values())]
-    if len(there) >= 2:
-        return
     void = sum(s.void_pixels for s in index.splits.values())
+    if len(there) >= 2 or not void:
+        return
     share = void / (void + sum(sum(s.class_pixels) for s in index.splits.values()))
     text = f"only class {there[0].name!r} has pixels" if there else "no class has pixels"
     remedy = "Name the values that the masks hold: --names name=value,..."
-    if void and index.labels.void == (255,):
+    if index.labels.void == (255,):
         remedy = "Is 255 a class? Then name it so: --names background=0,object=255"
     raise LabelError(f"{text} in any split, and {share:.1%} of all pixels are void. {remedy}")
 

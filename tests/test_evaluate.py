@@ -386,7 +386,7 @@ def test_a_run_warns_of_classes_it_cannot_learn_before_its_first_step_and_of_tho
     fields = tree(str(tmp_path / "data"), str(tmp_path / "run"), train={"num_steps": 6}, eval={"every_steps": 1})
     fit(config.from_tree({**fields, "optim": {"lr": 1e-2}}, "test"), ALONE)
     lines = capfd.readouterr().err.splitlines()
-    (before,) = [i for i, line in enumerate(lines) if "no pixel of d in train, though" in line]
+    *_, before = [i for i, line in enumerate(lines) if "no pixel of d in train, though" in line]
     assert before < next(i for i, line in enumerate(lines) if line.startswith("step 1/"))
     assert any("no pixel of b in any split" in line for line in lines[: before + 2])
     assert len([line for line in lines if "class 'c' has IoU 0 in 3 evaluations" in line]) == 1

@@ -163,8 +163,10 @@ def test_a_mistake_in_the_options_loses_nothing_and_counts_nothing_twice() -> No
     metric.add(prediction=PRED, reference=MASK)
     with pytest.raises(UserError, match="num_labels"):
         metric.compute(predictions=[PRED], references=[MASK], num_labels="3", ignore_index=255)
-    with pytest.raises(TypeError, match="ignore_index"):
+    with pytest.raises(UserError, match="ignore_index is missing"):
         metric.compute(num_labels=3)
+    with pytest.raises(UserError, match="ignore_idx is no option"):
+        metric.compute(num_labels=3, ignore_idx=255)
     assert len(metric) == 1
     assert same(metric.compute(**OPTIONS), slow_scores.mean_iou([PRED], [MASK], **OPTIONS))
 

@@ -79,7 +79,7 @@ def test_a_run_that_slides_may_be_seen_whole(trained: Trained) -> None:
     ("option", "message"),
     [
         (["--window", "wide"], "--window 'wide': give numbers such as 512x512"),
-        (["--mode", "sliding", "--window", "512"], "eval.window_size"),
+        (["--mode", "sliding", "--window", "512"], "--window '512': give 2 numbers, such as 512x512"),
         (["--window", "512x512"], "eval.window_size [512, 512] needs eval.mode=sliding (--mode sliding)"),
         (["--scales", "1;2"], "--scales '1;2': give numbers such as 0.5,1,1.5"),
         (["--overlap", "1.5"], "`eval.window_overlap`: Input should be less than or equal to 0.95; it is 1.5"),

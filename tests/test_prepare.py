@@ -201,6 +201,15 @@ def test_display_colours_are_those_asked_for_else_the_masks_own(tmp_path: Path) 
         prepare(str(source), str(tmp_path / "out"), names=NAMES, palette="pink", overwrite=True)
 
 
+def test_names_that_leave_nothing_to_tell_apart_are_refused(tmp_path: Path) -> None:
+    """The commonest binary masks, 0 and 255, with two names: 255 would be void, and the object gone."""
+    source = str(plain_folder(tmp_path / "src", values=(0, 255)))
+    with pytest.raises(LabelError, match=r"only class 'a' has pixels in any split.*--names background=0,object=255"):
+        prepare(source, str(tmp_path / "out"), names="a,b")
+    assert not (tmp_path / "out" / "index.json").exists()
+    prepare(source, str(tmp_path / "out"), names="a=0,b=255")
+
+
 def test_an_exif_rotation_is_applied_when_only_the_turned_picture_fits(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src", 4)
     pixels = np.zeros((12, 8, 3), np.uint8)

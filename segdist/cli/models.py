@@ -17,6 +17,7 @@ from segdist.cli.app import (
     numbers,
     say,
 )
+from segdist.errors import UserError
 
 
 @app.command()
