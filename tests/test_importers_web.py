@@ -586,7 +586,7 @@ def test_a_data_set_of_the_hub_comes_back_pixel_for_pixel(outcomes: Outcomes, pl
     assert loaded.licence == "cc-by-4.0"
     assert loaded.source == f"Hugging Face Hub someone/scenes@{COMMIT}"
     assert loaded.labels.names == ["a", "b", "c"] and set(loaded.labels.void) == {0, 255}
-    assert any("'unlabeled' is void, by its name" in line for line in found["said"])
+    assert any("void, by its name: 0 ('unlabeled')" in line for line in found["said"])
     assert outcomes[0]["stderr"].count("Generating") == outcomes[0]["stderr"].count("Downloading") == 0
 
 
@@ -601,8 +601,8 @@ def test_a_revision_is_another_data_set(outcomes: Outcomes, place: Path) -> None
 @pytest.mark.slow
 def test_names_that_are_given_win(outcomes: Outcomes, place: Path) -> None:
     assert outcomes[0]["named"]["summary"]["classes"] == ["a", "b", "c", "d"]
-    assert outcomes[0]["named-by-hub"]["summary"]["classes"] == ["unlabeled", "a", "b", "c"]
-    assert outcomes[0]["only-train-named"]["summary"]["classes"] == ["unlabeled", "a", "b", "c"]
+    assert outcomes[0]["named-by-hub"]["summary"]["classes"] == ["a", "b", "c"]
+    assert outcomes[0]["only-train-named"]["summary"]["classes"] == ["a", "b", "c"]
 
 
 @pytest.mark.slow
