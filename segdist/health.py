@@ -110,7 +110,7 @@ def _imbalance(index: Index, split: str, share: np.ndarray) -> Finding:
         return Finding(
             "error", "balance", f"{split} holds pixels of {len(present)} class", "name the values that masks hold"
         )
-    ratio = present.max() / present.min() if present.size else 1.0
+    ratio = present.max() / present.min()
     most, least = (index.labels.names[int(k)] for k in (share.argmax(), np.where(share > 0, share, 2).argmin()))
     text = f"{most} has {ratio:,.0f} times the pixels of {least} in {split}"
     if ratio <= IMBALANCE:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from segdist.config import Config
 from segdist.data import index, survey
 from segdist.data.importers.layout import Ask
 from segdist.data.presets import CONTRACTS
+from segdist.doctor import run
 from segdist.errors import DataError
 from segdist.health import Finding
 from segdist.prepare import Declared
@@ -183,6 +185,37 @@ def test_likenesses_within_a_split_are_a_note(tmp_path: Path) -> None:
     prepare(str(source), str(tmp_path / "data"), names=NAMES)
     (note,) = findings(str(tmp_path / "data"), "note")
     assert "2 images of train look like another one of it: train" in note.text
+
+
+def test_classes_in_few_samples_come_with_repeat_factors(tmp_path: Path) -> None:
+    """Class c is in 1 of 40 samples: sqrt(0.1 / 0.025) = 2 copies."""
+    source = split_folder(tmp_path / "src", WELL, num=40)
+    for path in sorted((source / "train/masks").iterdir())[1:]:
+        Image.fromarray(np.resize(np.array([0, 1], np.uint8), (48, 64))).save(path)
+    prepare(str(source), str(tmp_path / "data"), names=NAMES)
+    assert any("repeat factors: c 2.0x" in f.text for f in findings(str(tmp_path / "data"), "note"))
+    assert any("hard to learn: c in 1 of 40" in f.text for f in findings(str(tmp_path / "data"), "warning"))
+
+
+def test_grey_images_among_others_and_turns_left_in_images_are_noted(tmp_path: Path) -> None:
+    source = split_folder(tmp_path / "src", WELL)
+    Image.open(source / "train/images/train1.png").convert("L").save(source / "train/images/train1.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned, it would not fit its mask
+    (source / "train/images/train2.png").unlink()
+    Image.fromarray(scene(2)).save(source / "train/images/train2.jpg", exif=exif, quality=95)
+    prepare(str(source), str(tmp_path / "data"), names=NAMES)
+    texts = [f.text for f in findings(str(tmp_path / "data"), "note")]
+    assert any("grey and colour images are mixed" in t for t in texts)
+    assert any("1 images say by EXIF that they be turned" in t for t in texts)
+
+
+def test_a_disk_without_room_for_checkpoints_is_an_error(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    (error,) = [f for f in doctor.examine_run(make_config(), 5) if f.severity == "error"]
+    assert (error.topic, error.remedy[:9]) == ("disk", "make room")
 
 
 def test_training_says_before_the_first_step_what_may_spoil_it(
