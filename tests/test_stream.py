@@ -13,7 +13,8 @@ from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream, eval_batches, eval_units
 from segdist.errors import DataError
-from segdist.train import train_stream, training_order
+from segdist.opening import training_order
+from segdist.train import train_stream
 from segdist.world import World
 
 Make = Callable[..., Config]

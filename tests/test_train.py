@@ -402,7 +402,7 @@ def test_a_batch_larger_than_the_split_is_refused(make_config: Make) -> None:
 
 
 def test_more_ranks_than_groups_are_refused(make_config: Make) -> None:
-    from segdist.train import open_run
+    from segdist.opening import open_run
 
     with pytest.raises(ConfigError, match="3 ranks share 2 micro-batches per step"):
         open_run(make_config(), World(0, 3, torch.device("cpu")))

@@ -19,7 +19,8 @@ from segdist.data.index import Index
 from segdist.errors import StorageError, UserError
 from segdist.health import Finding, attempt, ok
 from segdist.launch import cluster
-from segdist.train import fit, look
+from segdist.opening import look
+from segdist.train import fit
 from segdist.world import World, choose_device
 
 GIB = 1 << 30

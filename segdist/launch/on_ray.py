@@ -21,8 +21,8 @@ from segdist.launch.cluster import connect, in_use, log_folder, needs, nodes, sh
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import StopSignal
+from segdist.opening import look
 from segdist.outbox import Outbox
-from segdist.train import look
 from segdist.world import TIMEOUT, backend
 
 _LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS = 10, 60, 15

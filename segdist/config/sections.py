@@ -6,18 +6,12 @@ Only a changed identity refuses to continue a run. The data set's identity is it
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
-
-from segdist.errors import ConfigError
 
 
 def identity(default: Any = ..., help: str = "", **rules: Any) -> Any:
@@ -263,41 +257,6 @@ class Config(Section):
         return self
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config in a YAML file, with `section.field=value` overrides applied.
-
-    Raises ConfigError, naming file, key and nearest valid key.
-    """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read this config ({error.strerror}); examples are in configs/") from None
-    return loads(text, path, overrides)
-
-
-def loads(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """As `load`, of a config that was read already; `path` names it in errors."""
-    try:
-        tree = _parse(text.decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections, such as `train:`; this file holds none")
-    for override in overrides:
-        _override(tree, override)
-    return from_tree(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
-
-
-def from_tree(tree: dict[str, Any], where: str) -> Config:
-    """The config of a plain tree; `where` names its origin in errors."""
-    try:
-        return Config.model_validate_json(json.dumps(tree))  # JSON mode: strict, yet lists become tuples
-    except (ValidationError, TypeError) as error:
-        if isinstance(error, ValidationError):
-            raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
-        raise ConfigError(f"{where}: {error}") from None
-
-
 def to_tree(cfg: BaseModel) -> dict[str, Any]:
     """The config as plain JSON-able data."""
     return cfg.model_dump(mode="json")
@@ -321,113 +280,3 @@ def is_identity(field: FieldInfo) -> bool:
 def identity_of(cfg: Config) -> dict[str, Any]:
     """Dotted key -> plain value of all identity fields."""
     return {key: json.loads(json.dumps(value)) for key, value, field in fields(cfg) if is_identity(field)}
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 6e-5 as a number, as YAML 1.2 and every user do (YAML 1.1 reads a string)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {**yaml.SafeLoader.yaml_implicit_resolvers}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: write it as section.field=value, for example train.num_steps=1000")
-    *sections, name = key.strip().split(".")
-    node = tree
-    for section in sections:
-        child = node.setdefault(section, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is not a section")
-        node = child
-    try:
-        node[name] = _parse(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not readable as YAML: {error}") from None
-
-
-def _valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        annotation: Any = field.annotation
-        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-        nested = [a for a in nested if issubclass(a, Section)]
-        if not nested:
-            yield f"{prefix}{name}"
-        for each in nested:
-            yield from _valid_keys(each, f"{prefix}{name}.")
-
-
-_ELSEWHERE = {  # what other tools call our fields
-    "learning_rate": "optim.lr",
-    "batch_size": "train.global_batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size",
-    "epochs": "train.num_steps",
-    "max_steps": "train.num_steps",
-    "num_workers": "io.loader_threads",
-    "output_dir": "run.uri",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "save_steps": "checkpoint.every_steps",
-    "eval_steps": "eval.every_steps",
-}
-
-
-def _nearest(key: str) -> str:
-    section, _, name = key.rpartition(".")
-    if name in _ELSEWHERE:
-        return _ELSEWHERE[name]
-    keys = sorted(set(_valid_keys()))
-    sections = sorted({k.split(".")[0] for k in keys})
-    if not section and (hits := difflib.get_close_matches(key, sections, 1, 0.6)):
-        return hits[0]
-
-    def likeness(valid: str) -> float:
-        head, _, tail = valid.rpartition(".")
-        return difflib.SequenceMatcher(None, name, tail).ratio() + 0.2 * (head == section)
-
-    return max(keys, key=likeness)
-
-
-def _explain(error: Any) -> str:
-    path = [str(part) for part in error["loc"]]
-    if path[:1] == ["model"] and len(path) > 1:  # pydantic inserts the name of the chosen model
-        del path[1]
-    key = ".".join(path)
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        return f"unknown key `{key}`; the nearest valid key is `{_nearest(key)}`"
-    if kind == "missing":
-        return f"`{key}` is missing; add it, or give {key}=... on the command line"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"`{key}.name` must be one of segformer, unet; it is {error.get('input', {}).get('name')!r}"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    return f"`{key}`: {error['msg']}; it is {json.dumps(error['input'])}"
-
-
-def explain(cfg: Config) -> str:
-    """The config as YAML that loads again, each field with its help; * marks identity."""
-    lines, section = ["# * decides the weights: changing it makes another run"], ""
-    for key, value, field in fields(cfg):
-        head, name = key.rsplit(".", 1)
-        if head != section:
-            lines.append(f"{head}:")
-            section = head
-        shown = f"  {name}: {json.dumps(value)}"
-        lines.append(f"{shown:<36} # {'* ' if is_identity(field) else ''}{field.description}")
-    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""What happens before the first step: everything that can be checked is checked, and the next attempt at the run is claimed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from segdist import checkpoint, config, health, log, loss, record, storage
+from segdist.config import Config
+from segdist.data import index as indices
+from segdist.data.index import Index
+from segdist.data.order import VERSION, Order
+from segdist.data.source import Source
+from segdist.errors import CheckpointError, ConfigError, DataError
+from segdist.evaluate import scored_on
+from segdist.world import World
+
+SELF_TEST_BYTES = 1 << 29  # of one-hot logits: it costs a moment, or is left out
+SUMMARY = (
+    "run_uri", "state", "step", "miou", "best_step", "best_checkpoint", "images_per_second", "wait_share", "restarts",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What rank 0 found before the first step, and every rank needs."""
+
+    index: Index
+    attempt: int = 0
+    checkpoint: str | None = None  # to continue from
+    best: dict[str, Any] | None = None
+    unscored: bool = False  # the checkpoint was due for an evaluation that never ended
+    parent: str | None = None  # checkpoint whose weights begin a new run
+    val_digest: str = ""  # of the split that scores are made on, and how
+    contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
+    facts: dict[str, Any] = field(default_factory=dict)  # into run.json
+    finished: dict[str, Any] | None = None  # the summary of a run that needs nothing more
+
+
+@dataclass(frozen=True)
+class Found:
+    """What storage holds before an attempt begins."""
+
+    index: Index
+    identity: dict[str, Any]  # of the run as it is asked for
+    known: dict[str, Any] | None  # run.json, where the run was begun before
+    finished: dict[str, Any] | None  # the summary of a run that needs nothing more
+
+
+def look(cfg: Config, num_ranks: int) -> Found:
+    """Checks all that can be checked before the first step, and changes nothing. Raises UserError with the remedy."""
+    index = indices.load(cfg.data.uri)
+    for split in (cfg.data.train_split, cfg.data.val_split):
+        Source(cfg.data.uri, index, split).check()
+    training_order(cfg, index)
+    loss.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
+    if num_ranks > cfg.train.num_groups:
+        raise ConfigError(
+            f"{num_ranks} ranks share {cfg.train.num_groups} micro-batches per step; start at most {cfg.train.num_groups} "
+            "rank(s) (scale.num_ranks, or torchrun's), or lower train.micro_batch_size or raise train.global_batch_size "
+            "(another run: its weights change with them)"
+        )
+    storage.check_writable(cfg.run.uri)
+    if storage.exists(storage.join(cfg.run.uri, indices.NAME)):
+        raise ConfigError(f"run.uri {cfg.run.uri} holds a prepared data set; give the run a folder of its own")
+    identity = config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
+    known = record.load(cfg.run.uri)
+    if known is None:
+        check_weights(cfg)
+        return Found(index, identity, None, None)
+    refuse_changes(cfg.run.uri, known.get("identity", {}), identity)
+    if known["state"] != record.SUCCEEDED:
+        return Found(index, identity, known, None)
+    log.say(f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri")
+    return Found(index, identity, known, {k: known.get(k) for k in SUMMARY})
+
+
+def check_weights(cfg: Config) -> None:
+    """Raises UserError when nothing is where a new run's weights should come from."""
+    parent, weights = cfg.train.init_from, cfg.model.weights
+    if parent and not storage.exists(parent):
+        raise CheckpointError(f"train.init_from {parent!r}: there is nothing; give the run.uri of a training")
+    if weights and "://" in weights and not storage.exists(weights):
+        raise ConfigError(f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights")
+
+
+def open_run(cfg: Config, world: World) -> Opening:
+    """Looks at what is there, and claims the next attempt at the run. Rank 0 only."""
+    found = look(cfg, world.num_ranks)
+    index, known, identity = found.index, found.known, found.identity
+    if found.finished:
+        return Opening(index, finished=found.finished)
+    newest = checkpoint.newest(cfg.run.uri, log.say)
+    if newest is None and checkpoint.committed(cfg.run.uri):
+        raise CheckpointError(
+            f"{cfg.run.uri}: none of its checkpoints is whole (see the warnings above). Mend them, delete its folder "
+            "`checkpoints` to begin at step 0, or give another run.uri"
+        )
+    if known is None and newest is not None:  # run.json was lost
+        refuse_changes(cfg.run.uri, checkpoint.load_state(newest).get("identity", {}), identity)
+    again = known is not None and world.launch != "" and known.get("launch") == world.launch  # it has ended the others
+    if known and not again and known["state"] == record.RUNNING and (silent := time.time() - known["heartbeat"]) < 60:
+        log.say(
+            f"warning: attempt {known['attempt']} gave a sign of life {silent:.0f} s ago; if it still runs, it will stop now"
+        )
+    check_health(cfg, index)
+    parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
+    attempt = record.claim_attempt(cfg.run.uri)
+    facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
+    facts["launch"] = world.launch
+    text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
+    storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
+    contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
+    val_digest = scored_on(cfg, index)
+    best = checkpoint.read_best(cfg.run.uri, val_digest)
+    step = checkpoint.step_of(newest)
+    due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
+    unscored = newest is not None and due and checkpoint.scores_of(newest) is None
+    return Opening(index, attempt, newest, best, unscored, parent, val_digest, contract, facts)
+
+
+def check_health(cfg: Config, index: Index) -> None:
+    """Says what may spoil the run. Raises DataError when its scores could not be trusted."""
+    for finding in health.from_index(index, cfg.data.train_split):
+        if finding.severity in ("warning", "error"):
+            log.say(f"warning: {finding.text} ({finding.remedy}; more by `segdist doctor`)")
+    tested = health.self_test(cfg.data.uri, index, cfg.data.val_split, cfg.io, 1, SELF_TEST_BYTES)
+    if tested.severity == "note":
+        log.say(f"self-test {tested.text}; {tested.remedy}")
+    if tested.severity == "error":
+        raise DataError(f"{cfg.data.uri}: {tested.text}; {tested.remedy}")
+
+
+def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ConfigError, with the differences, when a run would go on as another run."""
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    if changed:
+        lines = "".join(
+            "\n  data: the training split at data.uri is another one than this run was begun with"
+            if k == "data digest"
+            else f"\n  {k}: {before.get(k)!r} -> {now.get(k)!r}"
+            for k in changed
+        )
+        raise ConfigError(
+            f"{run_uri} was begun with other settings, and going on would make neither run:{lines}\n"
+            f"Undo these to continue it, or begin a new one: another run.uri, and train.init_from={run_uri} for its weights"
+        )
+
+
+def training_order(cfg: Config, index: Index) -> Order:
+    """The order of the training split. Raises DataError when it is too small for one batch."""
+    split = index.split(cfg.data.train_split)
+    lanes = cfg.data.lanes_per_slot or (8 if split.shuffle_seed is None else 1)
+    return Order(split.group_sizes(), cfg.train.seed, cfg.train.global_batch_size, lanes)
