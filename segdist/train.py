@@ -102,7 +102,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
 def train_stream(cfg: Config, index: Index, groups: range, world: World) -> TrainStream:
     """The stream of this rank's micro-batches."""
     source = Source(cfg.data.uri, index, cfg.data.train_split)
-    order, size = training_order(cfg, index), cfg.train.micro_batch_size
+    order, size = training_order(cfg, index), cfg.train.group_size
     return TrainStream(source, order, index.labels, cfg.data, cfg.io, groups, size, pin=world.device.type == "cuda")
 
 

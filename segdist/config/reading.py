@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from segdist.config.sections import Config, Section, fields, is_identity
+from segdist.config.fields import Section, fields, is_identity
+from segdist.config.tree import Config
 from segdist.errors import ConfigError
 
 

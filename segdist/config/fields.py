@@ -1,0 +1,58 @@
+"""Strict, frozen classes whose every field is *identity* (it decides the weights) or *free* (where and how it runs).
+
+Only a changed identity refuses to continue a run. The data set's identity is its index digest, not its address.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+def identity(default: Any = ..., help: str = "", **rules: Any) -> Any:
+    """A field that decides the weights."""
+    return Field(default, description=help, json_schema_extra={"identity": True}, **rules)
+
+
+def free(default: Any = ..., help: str = "", **rules: Any) -> Any:
+    """A field that may change between two attempts at one run."""
+    return Field(default, description=help, json_schema_extra={"identity": False}, **rules)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def to_tree(cfg: BaseModel) -> dict[str, Any]:
+    """The config as plain JSON-able data."""
+    return cfg.model_dump(mode="json")
+
+
+def fields(cfg: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
+    """(dotted key, value, field) of every leaf, in order."""
+    for name, field in type(cfg).model_fields.items():
+        value = getattr(cfg, name)
+        if isinstance(value, Section):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, field
+
+
+def is_identity(field: FieldInfo) -> bool:
+    """Whether a change of this field makes another run."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra["identity"])
+
+
+def identity_of(cfg: BaseModel) -> dict[str, Any]:
+    """Dotted key -> plain value of all identity fields."""
+    return {key: json.loads(json.dumps(value)) for key, value, field in fields(cfg) if is_identity(field)}

@@ -1,0 +1,137 @@
+"""Everything a run is: its recipe, and where and how it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from segdist.config.fields import Section, Size, free
+from segdist.config.recipe import Data, Loss, Optim, Segformer, Train, Unet
+
+
+class Eval(Section):
+    every_steps: int = free(500, "Evaluate (and commit a checkpoint) every so many steps, and at the end.", ge=1)
+    batch_size: int = free(4, "Images, or windows, per forward pass; images must be of one size to share it.", ge=1)
+    mode: Literal["whole", "sliding"] = free(
+        "whole", "whole: the model sees an image at once; sliding: in overlapping windows, in bounded memory."
+    )
+    window_size: Size | None = free(None, "Sliding window [height, width], px; null: data.crop_size.")
+    window_overlap: float = free(0.5, "Share of a window that the next one covers again.", ge=0, le=0.95)
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = free(
+        (1.0,), "See every image at these scales, and average the class probabilities.", min_length=1
+    )
+    flip: bool = free(False, "See every image mirrored, too, and average.")
+    num_samples: int | None = free(
+        None, "In training, score so many samples, the same each time, spread over the split; null: all.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Eval:
+        if self.window_size is not None and self.mode == "whole":
+            raise ValueError(f"eval.window_size {list(self.window_size)} needs eval.mode=sliding (--mode sliding)")
+        return self
+
+
+class Checkpoint(Section):
+    every_steps: int = free(500, "Commit a checkpoint every so many steps, and at the end.", ge=1)
+    keep_last: int = free(2, "Keep this many newest checkpoints, and always the best one.", ge=1)
+
+
+class Scale(Section):
+    launcher: Literal["local", "ray"] = free(
+        "local", "local: this process, or the ranks of torchrun; ray: Ray Train, on RAY_ADDRESS or on this machine."
+    )
+    num_ranks: int = free(1, "Ranks that Ray starts (torchrun brings its own number).", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = free("auto", "Where to compute; auto: CUDA when there is one.")
+    cpu_threads: int | None = free(
+        None, "Threads of CPU arithmetic per rank; fix it when bits are compared. null: torch decides.", ge=1
+    )
+    cpus_per_rank: float = free(1, "CPUs that Ray reserves for a rank.", gt=0)
+    gpus_per_rank: float | None = free(
+        None,
+        "GPUs that Ray reserves for a rank; null: 1 where the device is cuda, or auto and a node has one now.",
+        ge=0,
+        le=1,
+    )
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = free(
+        "pack", "Ray's placement of ranks on nodes: together, apart, or (strict) not at all otherwise."
+    )
+    start_seconds: int = free(
+        300, "How long Ray may look for nodes, at the start and after one was lost, before the run gives up.", ge=1
+    )
+    max_restarts: int = free(
+        10, "How often Ray starts the ranks again after one died, from the newest checkpoint.", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Scale:
+        if self.launcher == "local" and self.num_ranks > 1:
+            raise ValueError(
+                f"scale.num_ranks {self.num_ranks} needs scale.launcher=ray; without Ray, start several ranks by "
+                "`torchrun --nproc-per-node N -m segdist train CONFIG`"
+            )
+        if self.device == "cpu" and self.gpus_per_rank:
+            raise ValueError("scale.gpus_per_rank wants GPUs that scale.device=cpu would not use; remove one of them")
+        if self.device == "cuda" and self.gpus_per_rank == 0:
+            raise ValueError("scale.device=cuda needs GPUs, and scale.gpus_per_rank is 0; remove one of them")
+        if self.num_ranks > 1 and self.gpus_per_rank not in (None, 0, 1):
+            raise ValueError(
+                f"scale.gpus_per_rank {self.gpus_per_rank}: several ranks cannot share a GPU (NCCL refuses); give 1, or "
+                "scale.num_ranks=1"
+            )
+        return self
+
+
+class Io(Section):
+    loader_threads: int = free(4, "Threads per rank that decode and augment.", ge=1)
+    fetch_threads: int = free(8, "Threads per rank that fetch row groups.", ge=1)
+    prefetch_steps: int = free(2, "Whole batches kept decoded ahead of the step.", ge=1)
+    fetch_ahead_steps: int = free(16, "Steps whose row groups are fetched ahead, compressed.", ge=1)
+
+
+class Log(Section):
+    every_steps: int = free(10, "Record and print the metrics every so many steps.", ge=1)
+
+
+class Run(Section):
+    uri: str = free(help="Folder of this run. The same address continues the run; a finished run is left alone.")
+
+
+class Config(Section):
+    """Everything a run is."""
+
+    run: Run
+    data: Data
+    model: Annotated[Segformer | Unet, Field(discriminator="name")]
+    train: Train
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    scale: Scale = Scale()
+    io: Io = Io()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for name in ("warmup_steps", "freeze_encoder_steps"):
+            if getattr(self.optim, name) >= self.train.num_steps:
+                raise ValueError(
+                    f"optim.{name} {getattr(self.optim, name)} must be below train.num_steps {self.train.num_steps}; "
+                    f"lower it too, for example optim.{name}={self.train.num_steps // 10}"
+                )
+        if self.train.strategy == "deepspeed":
+            if self.optim.freeze_encoder_steps:
+                raise ValueError(
+                    "train.strategy=deepspeed cannot let an encoder go in mid-run: give train.strategy=ddp, or "
+                    "optim.freeze_encoder_steps=0"
+                )
+            if self.optim.ema_decay and self.train.zero_stage == 3:
+                raise ValueError(
+                    "optim.ema_decay needs whole weights on every rank, and train.zero_stage=3 divides them; give "
+                    "train.zero_stage=2, or train.strategy=ddp"
+                )
+            if self.train.compile:
+                raise ValueError("train.compile is not tried with train.strategy=deepspeed; give one of them")
+        return self
