@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
 
 from segdist import log, models, record, storage
 from segdist.config import Config, from_tree
@@ -27,29 +26,29 @@ from segdist.errors import CheckpointError, MissingError, UserError
 from segdist.models.segmenter import Segmenter
 from segdist.outbox import Outbox
 
-COMMITTED, MODEL, OPTIMIZER, STATE, BEST = (
-    "COMMITTED",
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "best.json",
-)
+COMMITTED, STATE, BEST = "COMMITTED", "state.json", "best.json"
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
 _NAME = re.compile(r"step-(\d{8})-(\d{4})")
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of training, on the CPU and apart from what trains on; `state` is JSON-able."""
+    """A moment of training, the same for every strategy and number of ranks; `state` is JSON-able.
+
+    Weights and running statistics; the optimizer's states, as `optim.tensors` names them; the average of the weights, where
+    one is kept.
+    """
 
     model: Tensors
     optimizer: Tensors
+    average: Tensors | None
     state: dict[str, Any]
 
-
-def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
-    """A copy of everything that a run needs to go on."""
-    return Snapshot(_copies(model.state_dict()), _copies(_optimizer_tensors(model, optimizer)), state)
+    def copied(self) -> Snapshot:
+        """The same on the CPU, apart from what trains on."""
+        average = None if self.average is None else _copies(self.average)
+        return Snapshot(_copies(self.model), _copies(self.optimizer), average, self.state)
 
 
 def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
@@ -60,6 +59,8 @@ def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
         OPTIMIZER: save_tensors(taken.optimizer),
         STATE: record.to_json(taken.state, indent=1).encode(),
     }
+    if taken.average is not None:
+        files[AVERAGE] = save_tensors(taken.average)
     for name, data in files.items():
         storage.write(storage.join(uri, name), data)
     seal = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
@@ -141,27 +142,29 @@ def _read(uri: str, name: str) -> bytes:
     return storage.patiently(lambda: storage.read(storage.join(uri, name)), log.say)
 
 
-def load_model(uri: str) -> Tensors:
-    """The weights and buffers of a checkpoint."""
+def load(uri: str) -> Snapshot:
+    """All that a checkpoint holds."""
+    average = _tensors(uri, AVERAGE) if AVERAGE in _files(uri) else None
+    return Snapshot(_tensors(uri, MODEL), _tensors(uri, OPTIMIZER), average, load_state(uri))
+
+
+def load_model(uri: str, raw: bool = False) -> Tensors:
+    """The weights and running statistics of a checkpoint: those that were scored, or (`raw`) those that train on.
+
+    They differ where a run averages its weights (optim.ema_decay).
+    """
+    return _tensors(uri, AVERAGE if not raw and AVERAGE in _files(uri) else MODEL)
+
+
+def _files(uri: str) -> list[str]:
+    return list(json.loads(_read(uri, COMMITTED)))
+
+
+def _tensors(uri: str, name: str) -> Tensors:
     try:
-        return load_tensors(_read(uri, MODEL))
+        return load_tensors(_read(uri, name))
     except SafetensorError as error:
-        raise CheckpointError(f"{uri}: {MODEL} is damaged ({error})") from None
-
-
-def restore(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Puts a checkpoint into a model and its optimizer, both of the same architecture; the step it was taken after."""
-    model.load_state_dict(load_model(uri))
-    stored = load_tensors(_read(uri, OPTIMIZER))
-    names = {p: name for name, p in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[parameter]
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = stored[f"{key}/{name}"]
-                like = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
-                optimizer.state[parameter][key] = like.copy_(value)  # in the parameter's own memory format
-    return int(load_state(uri)["step"])
+        raise CheckpointError(f"{uri}: {name} is damaged ({error})") from None
 
 
 def load_fitting(uri: str, model: Segmenter) -> list[str]:
@@ -208,17 +211,6 @@ def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
         if match and name not in kept and int(match[2]) <= attempt:
             storage.delete(storage.join(folder, name, COMMITTED))  # first: half a checkpoint must not look whole
             storage.delete(storage.join(folder, name))
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """ "exp_avg/<parameter>" -> tensor, for every parameter and moment; independent of parameter groups."""
-    names = {p: name for name, p in model.named_parameters()}
-    return {
-        f"{k}/{names[p]}": v
-        for group in optimizer.param_groups
-        for p in group["params"]
-        for k, v in optimizer.state[p].items()
-    }
 
 
 def _copies(tensors: Tensors) -> Tensors:
@@ -318,19 +310,19 @@ class Trained:
     cfg: Config
 
 
-def load_trained(uri: str, device: torch.device) -> Trained:
-    """The model of a run (its best checkpoint) or of a checkpoint, in evaluation mode on the device.
+def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
+    """The model of a run (its best checkpoint) or of a checkpoint, in evaluation mode on the device; `raw`: see `load_model`.
 
     Raises CheckpointError when there is none or it does not verify.
     """
-    return load_resolved(resolve(uri), device)
+    return load_resolved(resolve(uri), device, raw)
 
 
-def load_resolved(uri: str, device: torch.device) -> Trained:
+def load_resolved(uri: str, device: torch.device, raw: bool = False) -> Trained:
     """As `load_trained`, of a checkpoint that `resolve` gave."""
     state = load_state(uri)
     model = models.rebuild(state["arch"])
-    model.load_state_dict(load_model(uri))
+    model.load_state_dict(load_model(uri, raw))
     return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state))
 
 

@@ -42,3 +42,7 @@ class MissingError(StorageError):
 
 class UnavailableError(StorageError):
     """Storage does not answer, or not now; the same request may succeed later."""
+
+
+class DeviceMemoryError(UserError):
+    """The device's memory does not suffice."""

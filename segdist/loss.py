@@ -43,3 +43,21 @@ def denominator(tallied: torch.Tensor, weights: torch.Tensor | None) -> torch.Te
     total = tallied.double() if weights is None else tallied.double() * weights.to(tallied.device).double()
     total = total.sum()
     return torch.where(total > 0, total, 1.0)
+
+
+class Criterion:
+    def __init__(self, cfg: Loss, class_pixels: Sequence[int]) -> None:
+        self._weights = class_weights(cfg, class_pixels)
+
+    def tally(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        return tally(masks, self._weights)
+
+    def divisors(self, tallied: torch.Tensor) -> torch.Tensor:
+        return denominator(tallied, self._weights)
+
+    def __call__(
+        self, outputs: torch.Tensor, masks: torch.Tensor, divisors: torch.Tensor, align_corners: bool
+    ) -> torch.Tensor:
+        from segdist.ops.resize import cross_entropy_sum
+
+        return cross_entropy_sum(outputs, masks, align_corners, self._weights) / divisors

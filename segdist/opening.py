@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from segdist import checkpoint, config, health, log, loss, record, storage
+from segdist import checkpoint, config, health, log, loss, probe, record, storage
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.index import Index
@@ -16,8 +16,10 @@ from segdist.data.order import VERSION, Order
 from segdist.data.source import Source
 from segdist.errors import CheckpointError, ConfigError, DataError
 from segdist.evaluate import scored_on
+from segdist.strategy import precision_of
 from segdist.world import World
 
+AUTO = ("micro_batch_size", "precision")  # of `train`: settled once, and then part of the run
 SELF_TEST_BYTES = 1 << 29  # of one-hot logits: it costs a moment, or is left out
 SUMMARY = (
     "run_uri", "state", "step", "miou", "best_step", "best_checkpoint", "images_per_second", "wait_share", "restarts",
@@ -28,6 +30,7 @@ SUMMARY = (
 class Opening:
     """What rank 0 found before the first step, and every rank needs."""
 
+    cfg: Config  # without `auto` where that decides the weights
     index: Index
     attempt: int = 0
     checkpoint: str | None = None  # to continue from
@@ -44,6 +47,7 @@ class Opening:
 class Found:
     """What storage holds before an attempt begins."""
 
+    cfg: Config  # without `auto` where the run was begun before
     index: Index
     identity: dict[str, Any]  # of the run as it is asked for
     known: dict[str, Any] | None  # run.json, where the run was begun before
@@ -57,25 +61,55 @@ def look(cfg: Config, num_ranks: int) -> Found:
         Source(cfg.data.uri, index, split).check()
     training_order(cfg, index)
     loss.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
-    if num_ranks > cfg.train.num_groups:
-        raise ConfigError(
-            f"{num_ranks} ranks share {cfg.train.num_groups} micro-batches per step; start at most {cfg.train.num_groups} "
-            "rank(s) (scale.num_ranks, or torchrun's), or lower train.micro_batch_size or raise train.global_batch_size "
-            "(another run: its weights change with them)"
-        )
+    known = record.load(cfg.run.uri)
+    cfg = remembered(cfg, known.get("identity", {}) if known else {})
+    check_groups(cfg, num_ranks)
     storage.check_writable(cfg.run.uri)
     if storage.exists(storage.join(cfg.run.uri, indices.NAME)):
         raise ConfigError(f"run.uri {cfg.run.uri} holds a prepared data set; give the run a folder of its own")
-    identity = config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
-    known = record.load(cfg.run.uri)
+    identity = identity_of(cfg, index)
     if known is None:
         check_weights(cfg)
-        return Found(index, identity, None, None)
+        return Found(cfg, index, identity, None, None)
     refuse_changes(cfg.run.uri, known.get("identity", {}), identity)
     if known["state"] != record.SUCCEEDED:
-        return Found(index, identity, known, None)
+        return Found(cfg, index, identity, known, None)
     log.say(f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri")
-    return Found(index, identity, known, {k: known.get(k) for k in SUMMARY})
+    return Found(cfg, index, identity, known, {k: known.get(k) for k in SUMMARY})
+
+
+def identity_of(cfg: Config, index: Index) -> dict[str, Any]:
+    """All that decides a run's weights."""
+    return config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
+
+
+def remembered(cfg: Config, identity: dict[str, Any]) -> Config:
+    """The config with each `auto` as it was settled when the run began, if it was."""
+    wishes = {key: identity.get(f"train.{key}", "auto") for key in AUTO if getattr(cfg.train, key) == "auto"}
+    return config.changed(cfg, "train", wishes)
+
+
+def settle(cfg: Config, index: Index, world: World) -> Config:
+    """The config with what each `auto` means on this device."""
+    if cfg.train.precision == "auto":
+        cfg = config.changed(cfg, "train", {"precision": precision_of("auto", world.device)})
+    if cfg.train.micro_batch_size == "auto":
+        size = probe.group_size(cfg, index, world)
+        log.say(f"train.micro_batch_size=auto is {size} from here on")
+        cfg = config.changed(cfg, "train", {"micro_batch_size": size})
+    return cfg
+
+
+def check_groups(cfg: Config, num_ranks: int) -> None:
+    """Raises ConfigError when there are fewer micro-batches than ranks."""
+    auto = cfg.train.micro_batch_size == "auto"
+    most = cfg.train.global_batch_size if auto else cfg.train.num_groups
+    if num_ranks > most:
+        raise ConfigError(
+            f"{num_ranks} ranks share {most} micro-batches per step; start at most {most} rank(s) (scale.num_ranks, or "
+            "torchrun's), or lower train.micro_batch_size or raise train.global_batch_size (another run: its weights change "
+            "with them)"
+        )
 
 
 def check_weights(cfg: Config) -> None:
@@ -90,9 +124,9 @@ def check_weights(cfg: Config) -> None:
 def open_run(cfg: Config, world: World) -> Opening:
     """Looks at what is there, and claims the next attempt at the run. Rank 0 only."""
     found = look(cfg, world.num_ranks)
-    index, known, identity = found.index, found.known, found.identity
+    cfg, index, known, identity = found.cfg, found.index, found.known, found.identity
     if found.finished:
-        return Opening(index, finished=found.finished)
+        return Opening(cfg, index, finished=found.finished)
     newest = checkpoint.newest(cfg.run.uri, log.say)
     if newest is None and checkpoint.committed(cfg.run.uri):
         raise CheckpointError(
@@ -100,13 +134,18 @@ def open_run(cfg: Config, world: World) -> Opening:
             "`checkpoints` to begin at step 0, or give another run.uri"
         )
     if known is None and newest is not None:  # run.json was lost
-        refuse_changes(cfg.run.uri, checkpoint.load_state(newest).get("identity", {}), identity)
+        before = checkpoint.load_state(newest).get("identity", {})
+        cfg = remembered(cfg, before)
+        check_groups(cfg, world.num_ranks)
+        refuse_changes(cfg.run.uri, before, identity_of(cfg, index))
     again = known is not None and world.launch != "" and known.get("launch") == world.launch  # it has ended the others
     if known and not again and known["state"] == record.RUNNING and (silent := time.time() - known["heartbeat"]) < 60:
         log.say(
             f"warning: attempt {known['attempt']} gave a sign of life {silent:.0f} s ago; if it still runs, it will stop now"
         )
     check_health(cfg, index)
+    cfg = settle(cfg, index, world)
+    identity = identity_of(cfg, index)
     parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
     attempt = record.claim_attempt(cfg.run.uri)
     facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
@@ -119,7 +158,7 @@ def open_run(cfg: Config, world: World) -> Opening:
     step = checkpoint.step_of(newest)
     due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
     unscored = newest is not None and due and checkpoint.scores_of(newest) is None
-    return Opening(index, attempt, newest, best, unscored, parent, val_digest, contract, facts)
+    return Opening(cfg, index, attempt, newest, best, unscored, parent, val_digest, contract, facts)
 
 
 def check_health(cfg: Config, index: Index) -> None:
@@ -136,6 +175,7 @@ def check_health(cfg: Config, index: Index) -> None:
 
 def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises ConfigError, with the differences, when a run would go on as another run."""
+    before = {k: v for k, v in config.DEFAULTS.items() if k in now} | before  # of fields younger than the run
     changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if changed:
         lines = "".join(

@@ -25,7 +25,7 @@ from segdist.errors import StorageError, UserError
 from segdist.evaluate import validate
 from segdist.models.segmenter import Segmenter
 from segdist.opening import Opening, open_run, training_order
-from segdist.strategy import Step, resolve
+from segdist.strategy import Step, kernels, strategy_of
 from segdist.world import World
 
 Tell = Callable[[dict[str, Any]], Any]
@@ -40,15 +40,20 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     run = world.from_first(lambda: open_run(cfg, world))
     if run.finished is not None:
         return run.finished
-    num_steps = cfg.train.num_steps
-    model = starting_model(cfg, run).to(world.device).train()
-    optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix)
-    start = checkpoint.restore(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    weights = loss.class_weights(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
-    update = Step(model, optimizer, cfg.train, cfg.optim.clip_grad_norm, weights, world)
+    cfg, num_steps = run.cfg, run.cfg.train.num_steps
+    before = checkpoint.load(run.checkpoint) if run.checkpoint else None
+    start = before.state["step"] if before else 0
+    model = starting_model(cfg, run, before).to(world.device).train()
+    optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)
+    criterion = loss.Criterion(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
+    update = Step(model, optimizer, cfg.train, cfg.optim, criterion, world, start)
+    if before:
+        update.go_on(before)
+        del before
     stream = train_stream(cfg, run.index, world.share(cfg.train.num_groups), world)
 
     with (
+        kernels(cfg.train, world.device),
         log.Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book,
         contextlib.closing(stream.steps(start, num_steps)) as batches,
     ):
@@ -61,15 +66,15 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
         alarm = DeadClasses(cfg, run.index)
         book.say(describe(cfg, world, model, run, start))
         if run.unscored:  # the attempt before ended between its commit and its evaluation
-            best = score(cfg, model, run, world, book, keeper, alarm, tell, done, best)
+            best = score(cfg, update, run, world, book, keeper, alarm, tell, done, best)
         while done < num_steps and not stop:
             with meter.waiting():
                 batch = next(batches)
             wish = "stop" if book.superseded else notice()
-            tally, saves, stop = agree(wish, loss.tally([group.masks for group in batch], weights), world)
+            tally, saves, stop = agree(wish, criterion.tally([group.masks for group in batch]), world)
             lr = optim.lr_at(cfg.optim, done, num_steps)
             optim.set_lr(optimizer, lr)
-            meter.count(*update(done, batch, loss.denominator(tally, weights)))
+            meter.count(*update(done, batch, criterion.divisors(tally)))
             done += 1
 
             evaluates = done == num_steps or (done % cfg.eval.every_steps == 0 and not stop)
@@ -79,13 +84,14 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 check_finite(row, done, keeper.newest)
                 book.log(done, "train", row)
                 book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best)
-            if commits and world.is_first:  # before the evaluation, which may be long, or fail
-                state = run.contract | {"step": done, "arch": model.arch}
-                keeper.put(checkpoint.snapshot(model, optimizer, state))
-                book.flush()
+            if commits:  # all ranks, for they may hold parts of it; before the evaluation, which may be long, or fail
+                taken = update.taken(run.contract | {"step": done, "arch": model.arch})
+                if world.is_first:
+                    keeper.put(taken.copied())
+                    book.flush()
             if evaluates:  # all ranks
                 with meter.paused():
-                    best = score(cfg, model, run, world, book, keeper, alarm, tell, done, best)
+                    best = score(cfg, update, run, world, book, keeper, alarm, tell, done, best)
 
         book.flush()
         lost = book.outbox.finish()
@@ -106,11 +112,12 @@ def train_stream(cfg: Config, index: Index, groups: range, world: World) -> Trai
     return TrainStream(source, order, index.labels, cfg.data, cfg.io, groups, size, pin=world.device.type == "cuda")
 
 
-def starting_model(cfg: Config, run: Opening) -> Segmenter:
-    """The model of a run: rebuilt for its checkpoint, or new, with its parent's weights if it has one."""
+def starting_model(cfg: Config, run: Opening, before: checkpoint.Snapshot | None) -> Segmenter:
+    """The model of a run: as it was in its checkpoint, or new, with its parent's weights if it has one."""
     torch.manual_seed(int(key(cfg.train.seed, 5) >> 1))
-    if run.checkpoint:
-        model = models.rebuild(checkpoint.load_state(run.checkpoint)["arch"])
+    if before:
+        model = models.rebuild(before.state["arch"])
+        model.load_state_dict(before.model)
         model.notes = [f"continues {run.checkpoint}"]
         return model
     model = models.build(cfg.model, run.index.labels.names)
@@ -128,7 +135,7 @@ def agree(wish: str | None, tally: torch.Tensor, world: World) -> tuple[torch.Te
 
 def score(
     cfg: Config,
-    model: Segmenter,
+    update: Step,
     run: Opening,
     world: World,
     book: log.Logbook,
@@ -139,7 +146,7 @@ def score(
     best: float | None,
 ) -> float | None:
     """Evaluates the weights after `step`, which are committed or about to be; the best mIoU so far. All ranks must call it."""
-    scored = validate(cfg, model, run.index, world)
+    scored = validate(cfg, update.scored(), run.index, world)
     book.log(step, "eval", scored)
     book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
     for warning in alarm.hear(scored["accuracy"]):
@@ -207,8 +214,8 @@ def describe(cfg: Config, world: World, model: Segmenter, run: Opening, start: i
             f"run {cfg.run.uri}, attempt {run.attempt}: steps {start} to {cfg.train.num_steps}",
             f"data {run.index.name}: {split.num_samples} samples to train on, {run.index.labels.num_classes} classes",
             f"model {model.arch['name']}, {size:.1f} M parameters; " + "; ".join(model.notes),
-            f"{world.num_ranks} rank(s) on {world.device.type}, strategy {resolve(cfg.train.strategy, world.device)}, "
+            f"{world.num_ranks} rank(s) on {world.device.type}, strategy {strategy_of(cfg.train.strategy, world.device)}, "
             f"{cfg.train.precision}; batch {cfg.train.global_batch_size} = {cfg.train.num_groups} x "
-            f"{cfg.train.micro_batch_size}",
+            f"{cfg.train.group_size}",
         ]
     )

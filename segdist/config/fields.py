@@ -56,3 +56,15 @@ def is_identity(field: FieldInfo) -> bool:
 def identity_of(cfg: BaseModel) -> dict[str, Any]:
     """Dotted key -> plain value of all identity fields."""
     return {key: json.loads(json.dumps(value)) for key, value, field in fields(cfg) if is_identity(field)}
+
+
+def defaults_of(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> plain default of all identity fields that have one."""
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found |= defaults_of(kind, f"{prefix}{name}.")
+        if isinstance(field.json_schema_extra, dict) and is_identity(field) and not field.is_required():
+            found[f"{prefix}{name}"] = json.loads(json.dumps(field.get_default()))
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from segdist.config.fields import Section, fields, is_identity
+from segdist.config.fields import Section, fields, is_identity, to_tree
 from segdist.config.tree import Config
 from segdist.errors import ConfigError
 
@@ -40,6 +40,13 @@ def loads(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> Confi
     for override in overrides:
         _override(tree, override)
     return from_tree(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+
+
+def changed(cfg: Config, section: str, fields: dict[str, Any]) -> Config:
+    """The config with some fields of a section changed, checked again. Raises ConfigError."""
+    tree = to_tree(cfg)
+    tree[section] |= fields
+    return from_tree(tree, f"{section} settled as {fields}") if fields else cfg
 
 
 def from_tree(tree: dict[str, Any], where: str) -> Config:

@@ -47,6 +47,9 @@ class Segformer(Section):
     revision: str | None = identity(None, "Commit or tag of the Hub id.")
     dropout: float = identity(0.1, "Dropout before the classifier.", ge=0, lt=1)
     drop_path: float = identity(0.1, "Stochastic depth of the encoder's last block.", ge=0, lt=1)
+    aux_head: bool = identity(
+        False, "An auxiliary head on the encoder's last stage but one, in training (loss.aux_weight)."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Segformer:
@@ -62,6 +65,9 @@ class Unet(Section):
     encoder: str = identity("resnet34", "Encoder name, as segmentation-models-pytorch lists them.")
     weights: str | None = identity(
         None, "Initial weights: `imagenet` (encoder only), a folder (a path or s3://) in smp's layout, or null: random."
+    )
+    aux_head: bool = identity(
+        False, "An auxiliary head on the encoder's last stage but one, in training (loss.aux_weight)."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from segdist.config.fields import Section, Size, free
+from segdist.config.fields import Section, Size, defaults_of, free
 from segdist.config.recipe import Data, Loss, Optim, Segformer, Train, Unet
 
 
@@ -135,3 +135,6 @@ class Config(Section):
             if self.train.compile:
                 raise ValueError("train.compile is not tried with train.strategy=deepspeed; give one of them")
         return self
+
+
+DEFAULTS = defaults_of(Config)

@@ -13,7 +13,7 @@ from torch import nn
 
 from segdist import config
 from segdist.errors import UserError
-from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Constants, Segmenter, Traits
+from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Constants, Segmenter, Traits
 
 # Sizes: arXiv:2105.15203, table 6. `tiny` is ours, for demos and tests: 0.4 M parameters.
 _SIZES: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
     }
     if cfg.size is not None:
         net = SegformerForSemanticSegmentation(SegformerConfig(**_SIZES[cfg.size], **own))
-        return _wrap(net, [f"random initial weights (SegFormer {cfg.size})"])
+        return _wrap(net, [f"random initial weights (SegFormer {cfg.size})"], aux=cfg.aux_head)
     assert cfg.weights is not None
     try:
         loaded: Any = SegformerForSemanticSegmentation.from_pretrained(
@@ -74,14 +74,14 @@ def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
     notes = [f"initial weights from {cfg.weights}"]
     if fresh:
         notes.append(f"newly initialised, since the weights have none of this shape: {', '.join(fresh)}")
-    return _wrap(net, notes, *_normalisation(cfg.weights))
+    return _wrap(net, notes, *_normalisation(cfg.weights), aux=cfg.aux_head)
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     net = SegformerForSemanticSegmentation(SegformerConfig.from_dict(arch["config"]))
-    return _wrap(net, [], tuple(arch["mean"]), tuple(arch["std"]))
+    return _wrap(net, [], tuple(arch["mean"]), tuple(arch["std"]), aux=arch["aux"])
 
 
 def _normalisation(weights: str) -> tuple[Constants, Constants]:
@@ -93,10 +93,25 @@ def _normalisation(weights: str) -> tuple[Constants, Constants]:
     return tuple(tree.get("image_mean", IMAGENET_MEAN)), tuple(tree.get("image_std", IMAGENET_STD))
 
 
-def _wrap(net: Any, notes: list[str], mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD) -> Segmenter:
-    arch = {"name": "segformer", "config": net.config.to_dict(), "mean": list(mean), "std": list(std)}
-    return Segmenter(net, _logits, replace(TRAITS, mean=mean, std=std), arch, notes)
+def _wrap(
+    net: Any, notes: list[str], mean: Constants = IMAGENET_MEAN, std: Constants = IMAGENET_STD, aux: bool = False
+) -> Segmenter:
+    arch = {"name": "segformer", "config": net.config.to_dict(), "mean": list(mean), "std": list(std), "aux": aux}
+    blocks = [f"net.segformer.stages.{i}.blocks.{j}" for i, n in enumerate(net.config.depths) for j in range(n)]
+    layers: list[tuple[str, ...]] = [(f"{name}.",) for name in blocks]
+    for i in range(len(net.config.depths)):  # a stage's embedding learns with its first block, its norm with its last
+        inside = [k for k, name in enumerate(blocks) if name.startswith(f"net.segformer.stages.{i}.")]
+        layers[inside[0]] += (f"net.segformer.stages.{i}.patch_embeddings.",)
+        layers[inside[-1]] += (f"net.segformer.stages.{i}.layer_norm.",)
+    traits = replace(TRAITS, mean=mean, std=std, layers=tuple(layers), blocks=tuple(blocks))
+    head = AuxHead(net.config.hidden_sizes[-2], net.config.num_labels) if aux else None
+    return Segmenter(net, _logits, traits, arch, notes, head, _both)
 
 
 def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return net(pixel_values=x).logits
+
+
+def _both(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out = net(pixel_values=x, output_hidden_states=True)
+    return out.logits, out.hidden_states[-2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from segdist.ops.pixels import to_input
 
@@ -28,10 +30,32 @@ class Traits:
     multiple: int  # image sides are padded to a multiple of this, px
     least: int  # and to at least this, px
     encoder_prefix: str  # parameters whose names begin so are the encoder; all others are the head
+    layers: tuple[tuple[str, ...], ...] = ()  # name prefixes of each encoder layer's parameters, from the input up
+    blocks: tuple[str, ...] = ()  # modules whose activations may be computed again: see Segmenter.recompute
+
+
+class AuxHead(nn.Sequential):
+    """Class logits from a middle stage of the encoder, whose loss helps it along in training (Zhao et al. 2017,
+    arXiv:1612.01105, section 3.3); it is no part of what is scored and exported."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        inner = max(channels // 4, 16)
+        super().__init__(
+            nn.Conv2d(channels, inner, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(inner, num_classes, 1),
+        )
 
 
 class Segmenter(nn.Module):
-    """A network with its traits. `arch` is all that `models.rebuild` needs; JSON-able."""
+    """A network with its traits. `arch` is all that `models.rebuild` needs; JSON-able.
+
+    `logits_of(net, x)` gives the logits at the model's stride; `both_of` those and the feature map that feeds `aux`.
+    """
+
+    frozen = False  # whether the encoder stays as it is, with its statistics: see `freeze`
 
     def __init__(
         self,
@@ -40,21 +64,71 @@ class Segmenter(nn.Module):
         traits: Traits,
         arch: dict[str, Any],
         notes: list[str] | None = None,
+        aux: AuxHead | None = None,
+        both_of: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.traits, self.arch = net, traits, arch
-        self._logits_of = logits_of
+        self.net, self.traits, self.arch, self.aux = net, traits, arch, aux
+        self._logits_of, self._both_of = logits_of, both_of
         self.notes = notes or []  # what a person should know of how the weights were loaded
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """float (B, 3, H, W), normalised -> logits (B, K, h, w), at the model's own stride."""
+    def forward(self, x: torch.Tensor) -> Any:
+        """float (B, 3, H, W), normalised -> logits (B, K, h, w), at the model's own stride.
+
+        In training, with an auxiliary head: (logits, its logits (B, K, h', w')).
+        """
         height, width = x.shape[2:]
         below, right = (max(-n % self.traits.multiple, self.traits.least - n) for n in (height, width))
-        if not (below or right):
-            return self._logits_of(self.net, x)
-        logits = self._logits_of(self.net, F.pad(x, (0, right, 0, below)))
-        stride = self.traits.stride
-        return logits[:, :, : -(-height // stride), : -(-width // stride)]
+        padded = F.pad(x, (0, right, 0, below)) if below or right else x
+        if self.aux is None or not self.training:
+            return self._crop(self._logits_of(self.net, padded), x, self.traits.stride)
+        assert self._both_of is not None
+        logits, feature = self._both_of(self.net, padded)
+        stride = padded.shape[2] // feature.shape[2]
+        return self._crop(logits, x, self.traits.stride), self._crop(self.aux(feature), x, stride)
+
+    @staticmethod
+    def _crop(logits: torch.Tensor, x: torch.Tensor, stride: int) -> torch.Tensor:
+        """Without what the padding of the image made, if there was any."""
+        return logits[:, :, : -(-x.shape[2] // stride), : -(-x.shape[3] // stride)]
+
+    def encoder(self) -> nn.Module:
+        return self.get_submodule(self.traits.encoder_prefix.rstrip("."))
+
+    def freeze(self) -> None:
+        """The encoder keeps its weights and running statistics, and is not walked backward, until `thaw`."""
+        self._held = [p for p in self.encoder().parameters() if p.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(False)
+        self.frozen = True
+        self.train(self.training)
+
+    def thaw(self) -> None:
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        self.frozen = False
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        super().train(mode)
+        if self.frozen:
+            self.encoder().eval()
+        return self
+
+    def recompute(self) -> None:
+        """Keeps only the input of each block for the backward pass, which computes the rest again.
+
+        The numbers stay the same, bit for bit. Running statistics must be read before the backward pass moves them again.
+        """
+        for name in self.traits.blocks:
+            block = self.get_submodule(name)
+            block.forward = functools.partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 @torch.inference_mode()

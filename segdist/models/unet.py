@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from segdist import config
 from segdist.errors import UserError
-from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
+from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Segmenter, Traits
 
 
 def build(cfg: config.Unet, class_names: Sequence[str]) -> Segmenter:
@@ -29,6 +30,7 @@ def build(cfg: config.Unet, class_names: Sequence[str]) -> Segmenter:
         "classes": len(class_names),
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
+        "aux": cfg.aux_head,
     }
     if cfg.weights is None:
         return _wrap(arch, None, [f"random initial weights (U-Net, {cfg.encoder})"])
@@ -85,6 +87,12 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         net = smp.Unet(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"model.encoder {arch['encoder']!r} cannot make a U-Net: {error}") from None
+    order = _try_out(net)
+    parts = sorted(_parts(net.encoder, "net.encoder"), key=lambda name: order[name])
+    layers: list[tuple[str, ...]] = []
+    for name in parts:  # what holds nothing but norms and biases learns with the layer before it
+        alone = any(p.ndim > 1 for p in net.get_submodule(name.removeprefix("net.")).parameters())
+        layers = [*layers, (f"{name}.",)] if alone or not layers else [*layers[:-1], (*layers[-1], f"{name}.")]
     traits = Traits(
         tuple(arch["mean"]),
         tuple(arch["std"]),
@@ -93,22 +101,55 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         multiple=net.encoder.output_stride,
         least=net.encoder.output_stride,
         encoder_prefix="net.encoder.",
+        layers=tuple(layers),
+        blocks=(*parts, *_parts(net.decoder.blocks, "net.decoder.blocks")),
     )
-    _freeze_unused(net, traits.multiple)
-    return Segmenter(net.to(memory_format=torch.channels_last), _logits, traits, arch, notes)
+    aux = AuxHead(net.encoder.out_channels[-2], arch["classes"]) if arch["aux"] else None
+    return Segmenter(net, _logits, traits, arch, notes, aux, _both).to(memory_format=torch.channels_last)
 
 
-def _freeze_unused(net: nn.Module, size: int) -> None:
-    """Freezes parameters that take no part in the output: some encoders carry the head of their classifier along.
+def _try_out(net: Any) -> dict[str, int]:
+    """Name of each module below `net` -> when it first ran, in one small forward pass; those that never ran come last.
 
-    DDP would wait for their gradients, and a checkpoint would lack their moments.
+    Freezes parameters that take no part in the output: some encoders carry the head of their classifier along. DDP would
+    wait for their gradients.
     """
+    order: dict[str, int] = {}
+
+    def note(name: str, *_: Any) -> None:
+        order.setdefault(name, len(order))
+
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(note, f"net.{name}")) for name, module in net.named_modules()
+    ]
+    size = net.encoder.output_stride
     net.eval()(torch.zeros(1, 3, size, size)).sum().backward()
+    for hook in hooks:
+        hook.remove()
     for parameter in net.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
     net.train()
+    last = len(order)
+    return {f"net.{name}": order.get(f"net.{name}", last) for name, _ in net.named_modules()}
+
+
+def _parts(module: nn.Module, name: str) -> list[str]:
+    """Names of the modules that hold a network's parameters, and are more than a list of others."""
+    found: list[str] = []
+    for key, child in module.named_children():
+        listing = isinstance(child, (nn.Sequential, nn.ModuleList)) or len(list(module.named_children())) == 1
+        if listing and list(child.children()):
+            found += _parts(child, f"{name}.{key}")
+        elif list(child.parameters()):
+            found.append(f"{name}.{key}")
+    return found
 
 
 def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return net(x.contiguous(memory_format=torch.channels_last))  # convolutions run 1.1 to 1.3 times as fast on CPUs
+
+
+def _both(net: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = net.encoder(x.contiguous(memory_format=torch.channels_last))
+    return net.segmentation_head(net.decoder(features)), features[-2]
