@@ -53,6 +53,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     stream = train_stream(cfg, run.index, world.share(cfg.train.num_groups), world)
 
     with (
+        contextlib.closing(update),
         kernels(cfg.train, world.device),
         log.Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book,
         contextlib.closing(stream.steps(start, num_steps)) as batches,

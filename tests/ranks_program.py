@@ -53,13 +53,14 @@ def main(plan: str, folder: str) -> None:
 
 def formula(plan: str, folder: str) -> None:
     """As main, but the runs are not `fit`: five AdamW steps of a float64 model, without rounding to the grid."""
-    from segdist import loss
     from segdist.data.stream import TrainStream
+    from segdist.loss import Criterion
+    from segdist.strategy import exact
     from segdist.train import train_stream
 
     world = join("cpu")
     torch.set_num_threads(1)
-    strategy._GRID = 0.0  # addition in plain float64
+    exact.GRID = 0.0  # addition in plain float64
     in_float64()
     for item in json.loads(Path(plan).read_text(encoding="utf-8")):
         cfg = config.from_tree(item["tree"], item["name"])
@@ -67,12 +68,13 @@ def formula(plan: str, folder: str) -> None:
         torch.manual_seed(0)
         model = models.build(cfg.model, index.labels.names).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        step = strategy.Step(model, optimizer, cfg.train, None, None, world)
+        criterion = Criterion(cfg.loss, index.split("train").class_pixels)
+        step = strategy.Step(model, optimizer, cfg.train, cfg.optim, criterion, world)
         stream: TrainStream = train_stream(cfg, index, world.share(cfg.train.num_groups), world)
         losses = []
         for number, batch in enumerate(stream.steps(0, 5)):
-            tally = world.sum(loss.tally([group.masks for group in batch], None))
-            losses.append(step(number, batch, loss.denominator(tally, None))[0].item())
+            tally = world.sum(criterion.tally([group.masks for group in batch]))
+            losses.append(step(number, batch, criterion.divisors(tally))[0].item())
         if world.is_first:
             out = Path(folder) / item["name"]
             save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, f"{out}.safetensors")

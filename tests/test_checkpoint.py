@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from segdist import checkpoint, record, storage
-from segdist.checkpoint import Keeper, commit, newest, prune, resolve, restore, snapshot, verify
+from segdist import checkpoint, optim, record, storage
+from segdist.checkpoint import Keeper, Snapshot, commit, load, newest, prune, resolve, verify
 from segdist.errors import CheckpointError, StorageError
 from segdist.outbox import Outbox
 
@@ -27,8 +27,12 @@ def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def taken(step: int, seed: int = 0) -> checkpoint.Snapshot:
-    return snapshot(*trained(seed), {"step": step})
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Snapshot:
+    return Snapshot(model.state_dict(), optim.tensors(model, optimizer), None, {"step": step}).copied()
+
+
+def taken(step: int, seed: int = 0) -> Snapshot:
+    return snapshot(*trained(seed), step)
 
 
 def run_of(tmp_path: Path, *steps: int, attempt: int = 1) -> str:
@@ -43,9 +47,12 @@ def ignore(text: str) -> None:
 
 def test_a_checkpoint_comes_back_from_another_seed_and_trains_on_alike(tmp_path: Path) -> None:
     model, optimizer = trained(0)
-    uri = commit(str(tmp_path / "run"), 1, snapshot(model, optimizer, {"step": 7}))
+    uri = commit(str(tmp_path / "run"), 1, snapshot(model, optimizer, 7))
     other, other_optimizer = trained(99)
-    assert restore(uri, other, other_optimizer) == 7
+    stored = load(uri)
+    other.load_state_dict(stored.model)
+    optim.load_tensors(other, other_optimizer, stored.optimizer)
+    assert stored.state == {"step": 7}
     for m, o in ((model, optimizer), (other, other_optimizer)):
         torch.manual_seed(5)
         m(torch.randn(2, 3, 5, 5)).square().sum().backward()
@@ -56,7 +63,7 @@ def test_a_checkpoint_comes_back_from_another_seed_and_trains_on_alike(tmp_path:
 
 def test_a_snapshot_does_not_change_when_training_goes_on() -> None:
     model, optimizer = trained()
-    copy = snapshot(model, optimizer, {"step": 1})
+    copy = snapshot(model, optimizer, 1)
     before = {k: v.clone() for k, v in copy.model.items()}
     with torch.no_grad():
         for p in model.parameters():

@@ -43,7 +43,9 @@ def test_a_model_is_rebuilt_from_what_a_checkpoint_remembers(tree: dict) -> None
 @pytest.mark.parametrize("tree", [SEGFORMER, UNET], ids=lambda t: t["name"])
 def test_encoder_and_head_get_their_own_learning_rates_and_norms_no_decay(tree: dict) -> None:
     model = build(tree)
-    optimizer = optim.build(Optim(lr=1.0, head_lr_factor=10.0, weight_decay=0.5), model, model.traits.encoder_prefix)
+    optimizer = optim.build(
+        Optim(lr=1.0, head_lr_factor=10.0, weight_decay=0.5), model, model.traits.encoder_prefix, ()
+    )
     optim.set_lr(optimizer, 0.1)
     seen = {}
     for group in optimizer.param_groups:

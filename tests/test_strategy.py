@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,16 @@ import torch.nn.functional as F
 from conftest import SEGFORMER, UNET
 from torch import nn
 
-from segdist import loss, models, optim
-from segdist.config import Optim, Segformer, Train, Unet
+from segdist import models, optim
+from segdist.config import Loss, Optim, Segformer, Train, Unet
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
+from segdist.loss import Criterion
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
 from segdist.ops.pixels import to_input
-from segdist.strategy import BatchStatistics, Exact, Step
+from segdist.strategy import Step
+from segdist.strategy.exact import Exact
+from segdist.strategy.statistics import BatchStatistics
 from segdist.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -51,25 +56,39 @@ def plain_model(norm: bool, dtype: torch.dtype = torch.float32) -> Segmenter:
     return Segmenter(nn.Sequential(*layers).to(dtype), lambda net, x: net(x.to(dtype)), traits, {})
 
 
-def count(batches: list[MicroBatch], weights: torch.Tensor | None = None) -> torch.Tensor:
-    return loss.denominator(loss.tally([b.masks for b in batches], weights), weights)
+PLAIN = Criterion(Loss(), [1, 1, 1])
 
 
-@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 7.0])], ids=["plain", "weighted"])
+def count(batches: list[MicroBatch], criterion: Criterion = PLAIN) -> torch.Tensor:
+    return criterion.divisors(criterion.tally([b.masks for b in batches]))
+
+
+def step_of(
+    model: Segmenter, optimizer: torch.optim.Optimizer, cfg: Train, criterion: Criterion = PLAIN, **fields: Any
+) -> Step:
+    return Step(model.train(), optimizer, cfg, Optim(**fields), criterion, ALONE)
+
+
+def build_optimizer(cfg: Optim, model: Segmenter) -> torch.optim.Optimizer:
+    return optim.build(cfg, model, model.traits.encoder_prefix, model.traits.layers)
+
+
+@pytest.mark.parametrize("weights", [None, (0.2, 1.0, 7.0)], ids=["plain", "weighted"])
 @pytest.mark.parametrize("strategy", ["exact", "ddp"])
-def test_unevenly_spread_void_weighs_every_valid_pixel_alike(strategy: str, weights: torch.Tensor | None) -> None:
+def test_unevenly_spread_void_weighs_every_valid_pixel_alike(strategy: str, weights: tuple[float, ...] | None) -> None:
     """Four groups, one wholly void, give the gradient of one (weighted) mean over all valid pixels of the batch."""
     batches = groups_of([0.0, 0.97, 0.5, 1.0])
     model = plain_model(norm=False, dtype=torch.float64)
     reference = plain_model(norm=False, dtype=torch.float64)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    step = Step(model, sgd, train(4, strategy=strategy), None, weights, ALONE)
-    mean, norm = step(0, batches, count(batches, weights))
+    criterion = Criterion(Loss(class_weights=weights), [1, 1, 1])
+    step = step_of(model, sgd, train(4, strategy=strategy), criterion)
+    mean, norm = step(0, batches, count(batches, criterion))
     images, masks = torch.cat([b.images for b in batches]), torch.cat([b.masks for b in batches])
     expected = F.cross_entropy(
         reference(to_input(images, IMAGENET_MEAN, IMAGENET_STD)),
         masks.long(),
-        weights if weights is None else weights.double(),
+        None if weights is None else torch.tensor(weights).double(),
         ignore_index=255,
     )
     expected.backward()
@@ -94,7 +113,7 @@ def test_running_statistics_move_once_by_the_mean_over_groups() -> None:
         twin.net[1].running_mean.fill_(0.3)
         twin.train()(to_input(batch.images, IMAGENET_MEAN, IMAGENET_STD))
         rows.append(twin.net[1].running_mean.double())
-    Step(model, torch.optim.SGD(model.parameters(), lr=0.1), train(3), None, None, ALONE)(0, batches, count(batches))
+    step_of(model, torch.optim.SGD(model.parameters(), lr=0.1), train(3))(0, batches, count(batches))
     assert torch.equal(norm.running_mean, torch.stack(rows).mean(0).float())
     assert norm.num_batches_tracked == 1
 
@@ -108,7 +127,7 @@ def test_dropout_belongs_to_seed_step_and_group() -> None:
         model = models.build(cfg, NAMES).train()
         torch.rand(groups[0].group + 3)  # the global generator may be anywhere
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        return Step(model, optimizer, train(2, seed=seed), None, None, ALONE)(step, groups, count(batches))[0].item()
+        return step_of(model, optimizer, train(2, seed=seed))(step, groups, count(batches))[0].item()
 
     both = loss_of(3, batches)
     assert loss_of(3, batches) == both
@@ -122,13 +141,14 @@ def test_the_fixed_grid_makes_sums_independent_of_their_order() -> None:
     gradients = [torch.from_numpy(rng.normal(size=1000) * 2.0 ** rng.integers(-45, 1, 1000)).float() for _ in range(8)]
     sums = []
     for order in (range(8), reversed(range(8)), rng.permutation(8).tolist()):
-        model = nn.Linear(1000, 1, bias=False)
-        exact = Exact(model, ALONE)
+        model: Any = nn.Linear(1000, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        exact = Exact(model, model, torch.optim.SGD(model.parameters(), lr=1.0), None, ALONE)
         for i in order:
-            (model.weight * gradients[i]).sum().backward()
-        exact.reduce()
-        assert model.weight.grad is not None
-        sums.append(model.weight.grad.clone())
+            with exact.group(False):
+                exact.backward((model.weight * gradients[i]).sum())
+        exact.update()
+        sums.append(-model.weight.detach())
     assert torch.equal(sums[0], sums[1])
     assert torch.equal(sums[0], sums[2])
     assert torch.allclose(sums[0][0], torch.stack(gradients).double().sum(0).float(), rtol=1e-6, atol=2**-36)
@@ -142,8 +162,8 @@ def test_channels_last_weights_get_the_update_of_plain_ones() -> None:
         torch.manual_seed(0)
         model = models.build(Unet(encoder="resnet18"), NAMES).train()
         model.to(memory_format=memory_format)
-        optimizer = optim.build(Optim(lr=1e-3), model, model.traits.encoder_prefix)
-        optimizer_step = Step(model, optimizer, train(2), None, None, ALONE)
+        optimizer = build_optimizer(Optim(lr=1e-3), model)
+        optimizer_step = step_of(model, optimizer, train(2))
         optimizer_step(0, batches, count(batches))
         results.append({k: v.clone() for k, v in model.state_dict().items()})
     moved = [(a - b).abs().mean().item() for a, b in zip(*(r.values() for r in results)) if a.is_floating_point()]
@@ -154,7 +174,9 @@ def test_clipping_bounds_the_update() -> None:
     batches = groups_of([0.0])
     model = plain_model(norm=False)
     before = [p.detach().clone() for p in model.parameters()]
-    Step(model, torch.optim.SGD(model.parameters(), lr=1.0), train(1), 1e-3, None, ALONE)(0, batches, count(batches))
+    step_of(model, torch.optim.SGD(model.parameters(), lr=1.0), train(1), clip_grad_norm=1e-3)(
+        0, batches, count(batches)
+    )
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters())])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -176,8 +198,8 @@ def test_group_seeds_do_not_collide() -> None:
 def test_bf16_trains(tree: dict) -> None:
     cfg = (Segformer if tree["name"] == "segformer" else Unet)(**tree)
     model = models.build(cfg, NAMES).train()
-    optimizer = optim.build(Optim(lr=3e-3), model, model.traits.encoder_prefix)
-    step = Step(model, optimizer, train(1, precision="bf16"), None, None, ALONE)
+    optimizer = build_optimizer(Optim(lr=3e-3), model)
+    step = step_of(model, optimizer, train(1, precision="bf16"))
     batches = groups_of([0.1], size=32)
     losses = [step(0, batches, count(batches))[0].item() for _ in range(12)]
     assert losses[-1] < losses[0]

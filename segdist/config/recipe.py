@@ -124,8 +124,13 @@ class Loss(Section):
     @property
     def group_terms(self) -> dict[str, float]:
         """Weights of the terms that belong to a micro-batch, averaged over those of the batch that have valid pixels."""
-        names = ("ohem", "dice", "jaccard", "tversky", "lovasz")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "ohem": self.ohem,
+            "dice": self.dice,
+            "jaccard": self.jaccard,
+            "tversky": self.tversky,
+            "lovasz": self.lovasz,
+        }
 
 
 class Optim(Section):

@@ -143,7 +143,19 @@ class Step:
         forward: Any = torch.compile(self._model, dynamic=False) if self._train.compile else self._model
         parts = self._model, forward, self._optimizer, self._cfg.clip_grad_norm, self._world
         name = strategy_of(self._train.strategy, self._world.device)
-        self._strategy: Strategy = Exact(*parts) if name == "exact" else Ddp(*parts, self._precision)
+        self._strategy: Strategy
+        if name == "exact":
+            self._strategy = Exact(*parts)
+        elif name == "ddp":
+            self._strategy = Ddp(*parts, self._precision)
+        else:
+            from segdist.strategy.zero import Zero  # seconds of import
+
+            most = -(-self._train.num_groups // self._world.num_ranks)
+            self._strategy = Zero(
+                self._model, self._optimizer, self._cfg.clip_grad_norm, self._world, self._precision,
+                self._train.zero_stage, self._train.zero_offload, most,
+            )  # fmt: skip
         self._statistics = BatchStatistics(self._model)
 
     def __call__(
