@@ -212,6 +212,10 @@ class Step:
         if self._ema and taken.average:
             self._ema.model.load_state_dict(taken.average)
 
+    def close(self) -> None:
+        """Lets the model and the other ranks go."""
+        self._strategy.close()
+
     def _passes(self, number: int, groups: Sequence[MicroBatch], divisors: torch.Tensor, rows: torch.Tensor) -> None:
         """Forward and backward of this rank's groups, whose losses and statistics go to their rows.
 
