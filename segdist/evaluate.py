@@ -34,7 +34,6 @@ _MEANS = (
     "miou", "mean_accuracy", "overall_accuracy", "miou_all", "mean_dice", "mean_precision", "freq_weighted_iou", "kappa",
 )  # fmt: skip
 _PER_CLASS = ("iou", "accuracy", "dice", "precision")
-_COUNT_PIXELS = 1 << 24  # counted at a time: it takes some twenty bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,10 @@ class _Tally:
             for one, mask in zip(pred, masks):
                 self._boundary += torch.from_numpy(boundary_counts(one, mask, self._num_classes))
         if self._counts is None:
-            self._table += count_pairs(pred, masks)
+            self._table += pair_table(pred, masks)
             return
         for row, sample_id, one, mask in zip(batch.rows, batch.sample_ids, pred, masks):
-            table = count_pairs(one[None], mask[None])
+            table = pair_table(one, mask)
             self._table += table
             self._counts[row] = torch.from_numpy(picture_counts(table, self._num_classes))
             self._ids[row] = sample_id
@@ -173,13 +172,6 @@ class _Tally:
         counts = world.sum(self._counts)
         ids = {row: sample_id for part in world.gather(self._ids) for row, sample_id in part.items()}
         return Pictures([ids[row] for row in sorted(ids)], counts[seen > 0].numpy())
-
-
-def count_pairs(pred: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The pair table of uint8 (B, H, W) predictions and masks, counted in bands of rows: large pictures take no more memory."""
-    rows = max(1, _COUNT_PIXELS // (masks.shape[0] * masks.shape[2]))
-    bands = zip(pred.split(rows, 1), masks.split(rows, 1))
-    return torch.stack([pair_table(one, mask) for one, mask in bands]).sum(0)
 
 
 def protocol(image_size: ImageSize, how: Recipe = PLAIN, part: str = "") -> str:
