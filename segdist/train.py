@@ -26,8 +26,8 @@ from segdist.data.order import VERSION, Order, key
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream
 from segdist.errors import CheckpointError, ConfigError, DataError, StorageError, UserError
-from segdist.evaluate import scored_on, validate
 from segdist.models.segmenter import Segmenter
+from segdist.report import scored_on, validate
 from segdist.strategy import Step, resolve
 from segdist.world import World
 

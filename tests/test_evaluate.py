@@ -26,9 +26,10 @@ from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_share, eval_units
 from segdist.errors import DataError, UserError
-from segdist.evaluate import Evaluation, evaluate, evaluate_checkpoint, protocol, report
+from segdist.evaluate import Evaluation, evaluate
 from segdist.inference import PLAIN, Recipe
 from segdist.metric import boundary_counts, class_iou, scores
+from segdist.report import evaluate_checkpoint, protocol, report
 from segdist.train import fit
 from segdist.world import SharedError, World
 

@@ -16,7 +16,7 @@ FLOORS = [
     {"storage", "world", "log", "record", "outbox", "threads", "ops"},
     {"data", "models", "metric", "mean_iou", "optim", "loss"},
     {"strategy", "checkpoint", "figures", "inference", "alarm"},
-    {"evaluate", "compare", "predict", "export", "health"},
+    {"evaluate", "report", "compare", "predict", "export", "health"},
     {"train"},
     {"launch", "prepare"},
     {"doctor", "stats"},
@@ -29,6 +29,7 @@ SIBLINGS = {
     ("log", "record"),
     ("log", "outbox"),
     ("health", "evaluate"),
+    ("report", "evaluate"),
     ("__main__", "cli"),
     ("metric", "mean_iou"),  # lazily: MeanIoU imports evaluate
     ("mean_iou", "metric"),

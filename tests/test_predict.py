@@ -17,10 +17,11 @@ from segdist.checkpoint import Trained, load_trained
 from segdist.cli import app
 from segdist.data import index as indices
 from segdist.errors import ConfigError, UserError
-from segdist.evaluate import evaluate, with_changes
+from segdist.evaluate import evaluate
 from segdist.inference import recipe
 from segdist.metric import pair_table
 from segdist.predict import predict_files
+from segdist.report import with_changes
 from segdist.train import fit
 from segdist.world import World
 

@@ -68,9 +68,9 @@ def evaluate(
     """
     from segdist import storage
     from segdist.cli.tables import scores
-    from segdist.evaluate import evaluate_checkpoint
     from segdist.log import console
     from segdist.record import to_json
+    from segdist.report import evaluate_checkpoint
 
     given = {
         "mode": mode,
