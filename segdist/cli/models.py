@@ -113,7 +113,8 @@ def compare(
     Example: `segdist compare before.json after.json`
 
     With `segdist evaluate ... --pictures --out FILE` for both, the difference comes with a 95 % interval (bootstrap over
-    pictures, both models on the same ones). Reports of other data, splits, classes or protocols are refused.
+    pictures, both models on the same ones). Boundary IoU is compared where both have it (`segdist evaluate ... --boundary`).
+    Reports of other data, splits, classes or protocols are refused.
     """
     from segdist.cli.tables import comparison
     from segdist.compare import compare as run
