@@ -159,7 +159,7 @@ def predict(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Write an index mask (PNG with palette) and an overlay with a legend for each picture.
+    """Write an index mask (PNG with palette) and an overlay for each image, with a legend of the classes found in it.
 
     A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
 
