@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,7 @@ from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.index import Index
 from segdist.data.labels import Labels
-from segdist.errors import LabelError
+from segdist.errors import ConfigError, LabelError
 from segdist.evaluate import Evaluation, ImageSize, evaluate
 from segdist.inference import PLAIN, Recipe, recipe
 from segdist.metric import bootstrap_miou, class_iou
@@ -28,6 +29,10 @@ _MEANS = (
     "miou", "mean_accuracy", "overall_accuracy", "miou_all", "mean_dice", "mean_precision", "freq_weighted_iou", "kappa",
 )  # fmt: skip
 _PER_CLASS = ("iou", "accuracy", "dice", "precision")
+_OPTIONS = {
+    "batch_size": "--batch-size", "mode": "--mode", "window_size": "--window", "window_overlap": "--overlap",
+    "scales": "--scales", "flip": "--flip",
+}  # fmt: skip
 
 
 def evaluate_checkpoint(
@@ -80,10 +85,16 @@ def look_up(uri: str, data: str | None, split: str, changes: dict[str, Any]) -> 
 
 
 def with_changes(cfg: Config, changes: dict[str, Any]) -> Config:
-    """A run's config with other values in its `eval` section. Raises ConfigError when they are no valid ones."""
+    """A run's config with other values in its `eval` section. Raises ConfigError, in terms of options, when one is invalid."""
     tree = config.to_tree(cfg)
     own = {**tree["eval"], "window_size": None} if changes.get("mode") == "whole" else tree["eval"]
-    return config.from_tree({**tree, "eval": {**own, **changes}}, "the options given")
+    try:
+        return config.from_tree({**tree, "eval": {**own, **changes}}, "the options given")
+    except ConfigError as error:
+        text = str(error).replace("eval.mode=sliding (--mode sliding)", "--mode sliding")
+        for field in _OPTIONS.keys() & changes.keys():
+            text = re.sub(rf"`?\beval\.{field}\b(\.\d+)?`?", _OPTIONS[field], text)
+        raise ConfigError(text) from None
 
 
 def check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str]) -> None:
