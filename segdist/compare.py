@@ -45,6 +45,8 @@ class Report(_Part):
     checkpoint: str
     checkpoint_digest: str
     pictures: _Pictures | None = None
+    mean_boundary_iou: float | None = None
+    boundary_iou: dict[str, float | None] | None = None
 
 
 def load(uri: str) -> Report:
@@ -66,12 +68,28 @@ def load(uri: str) -> Report:
         raise UserError(
             f"{storage.shown(uri)}: its mIoU is empty, as no pixel of split {report.split!r} counted: nothing to compare"
         )
+    _check_boundary(uri, report)
     return report
+
+
+def _check_boundary(uri: str, report: Report) -> None:
+    """Raises UserError when the Boundary IoU is not of the report's classes, or not what its mean was made of."""
+    if report.boundary_iou is None:
+        return
+    values = [value for value in report.boundary_iou.values() if value is not None]
+    mean = float(np.mean(values)) if values else 0.0
+    right = math.isclose(mean, report.mean_boundary_iou or 0.0, abs_tol=1e-9)
+    if list(report.boundary_iou) != list(report.iou) or not right:
+        raise UserError(
+            f"{storage.shown(uri)}: its Boundary IoU does not fit its classes or its mean; the file is damaged or was edited, "
+            "so evaluate again"
+        )
 
 
 def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
     """What `segdist compare` prints: B against A per class and in mIoU, with a 95 % interval where both hold pictures.
 
+    Boundary IoU, too, where both have it; verdict and interval are of the mIoU alone.
     `verdict` is "A", "B", "none" (no clear difference) or "unknown" (no pictures, so no interval).
     """
     a, b = load(uri_a), load(uri_b)
@@ -86,6 +104,10 @@ def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
     verdict, sentence = _verdict(miou["difference"], interval, a.num_samples)
     if a.checkpoint_digest == b.checkpoint_digest:
         sentence += " (both are the same checkpoint)"
+    boundary: dict[str, Any] = {}
+    if a.boundary_iou is not None and b.boundary_iou is not None:
+        boundary["mean_boundary_iou"] = _pair(a.mean_boundary_iou, b.mean_boundary_iou)
+        boundary["boundary_iou"] = {name: _pair(a.boundary_iou[name], b.boundary_iou[name]) for name in a.iou}
     return {
         "a": {"report": uri_a, "checkpoint": a.checkpoint},
         "b": {"report": uri_b, "checkpoint": b.checkpoint},
@@ -95,6 +117,7 @@ def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
         "num_samples": a.num_samples,
         "miou": miou,
         "iou": {name: _pair(a.iou[name], b.iou[name]) for name in a.iou},
+        **boundary,
         "interval": asdict(interval) if interval else None,
         "verdict": verdict,
         "sentence": sentence,

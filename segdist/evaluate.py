@@ -9,32 +9,23 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from segdist import checkpoint, config, log
-from segdist.config import Config, Io
-from segdist.data import index as indices
+from segdist.config import Io
 from segdist.data.index import Index
-from segdist.data.labels import Labels
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_share, eval_units
-from segdist.errors import DataError, LabelError, UserError
-from segdist.inference import PLAIN, Recipe, look, recipe, settle
-from segdist.metric import Scores, bootstrap_miou, boundary_counts, class_iou, pair_table, picture_counts, scores
+from segdist.errors import DataError, UserError
+from segdist.inference import PLAIN, Recipe, look, settle
+from segdist.metric import Scores, boundary_counts, pair_table, picture_counts, scores
 from segdist.models.segmenter import Segmenter
 from segdist.ops import IGNORE
-from segdist.world import SharedError, World, joined
+from segdist.world import SharedError, World
 
 ImageSize = int | tuple[int, int] | None
-_MEANS = (
-    "miou", "mean_accuracy", "overall_accuracy", "miou_all", "mean_dice", "mean_precision", "freq_weighted_iou", "kappa",
-)  # fmt: skip
-_PER_CLASS = ("iou", "accuracy", "dice", "precision")
-_COUNT_PIXELS = 1 << 24  # counted at a time: it takes some twenty bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -140,10 +131,10 @@ class _Tally:
             for one, mask in zip(pred, masks):
                 self._boundary += torch.from_numpy(boundary_counts(one, mask, self._num_classes))
         if self._counts is None:
-            self._table += count_pairs(pred, masks)
+            self._table += pair_table(pred, masks)
             return
         for row, sample_id, one, mask in zip(batch.rows, batch.sample_ids, pred, masks):
-            table = count_pairs(one[None], mask[None])
+            table = pair_table(one, mask)
             self._table += table
             self._counts[row] = torch.from_numpy(picture_counts(table, self._num_classes))
             self._ids[row] = sample_id
@@ -173,140 +164,3 @@ class _Tally:
         counts = world.sum(self._counts)
         ids = {row: sample_id for part in world.gather(self._ids) for row, sample_id in part.items()}
         return Pictures([ids[row] for row in sorted(ids)], counts[seen > 0].numpy())
-
-
-def count_pairs(pred: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The pair table of uint8 (B, H, W) predictions and masks, counted in bands of rows: large pictures take no more memory."""
-    rows = max(1, _COUNT_PIXELS // (masks.shape[0] * masks.shape[2]))
-    bands = zip(pred.split(rows, 1), masks.split(rows, 1))
-    return torch.stack([pair_table(one, mask) for one, mask in bands]).sum(0)
-
-
-def protocol(image_size: ImageSize, how: Recipe = PLAIN, part: str = "") -> str:
-    """How the number was made, in words: two numbers with different protocols do not compare.
-
-    `part` says which samples, where not all.
-    """
-    if image_size is None:
-        size = "images at their own size"
-    elif isinstance(image_size, int):
-        size = f"images resized to a shorter side of {image_size} px"
-    else:
-        size = f"images resized to {image_size[0]}x{image_size[1]} px"
-    return f"{size} / {how.words()} / fp32 / scored at the mask's own size{part and f' / {part}'}"
-
-
-def report(result: Evaluation, names: list[str]) -> dict[str, Any]:
-    """The evaluation as JSON-able data, per-class values by name."""
-    s = result.scores
-    tree: dict[str, Any] = {key: getattr(s, key) for key in _MEANS} | {"loss": result.loss}
-    tree |= {key: dict(zip(names, getattr(s, key))) for key in _PER_CLASS}
-    tree |= {"num_samples": result.num_samples, "confusion": s.confusion}
-    if result.boundary is not None:
-        iou = class_iou(result.boundary)
-        tree["boundary_iou"] = dict(zip(names, iou.tolist()))
-        tree["mean_boundary_iou"] = float(np.nanmean(iou)) if not np.isnan(iou).all() else math.nan
-    if result.pictures is not None:
-        counts = [_present(one) for one in result.pictures.counts]
-        tree["pictures"] = {"sample_ids": result.pictures.sample_ids, "counts": counts}
-        tree["miou_interval"] = asdict(bootstrap_miou(result.pictures.counts))
-    return tree
-
-
-def _present(counts: np.ndarray) -> dict[str, list[int]]:
-    """{class number: [right, true, predicted] pixels} of int64 (3, K), for classes that have any."""
-    present = np.flatnonzero(counts[1] + counts[2]).tolist()
-    return {str(k): counts[:, k].tolist() for k in present}
-
-
-def evaluate_checkpoint(
-    uri: str,
-    data: str | None,
-    split: str,
-    batch_size: int | None,
-    device: str,
-    changes: dict[str, Any] | None = None,
-    pictures: bool = False,
-    boundary: bool = False,
-) -> dict[str, Any]:
-    """What `segdist evaluate` prints: the report of a run's best checkpoint, or of one checkpoint, on a split.
-
-    `changes` (and `batch_size`, when given) replace fields of the run's own `eval` section. Under torchrun, all its ranks
-    take part and get the same. Raises LabelError when the data set's classes are not the checkpoint's.
-    """
-    with joined(device) as world:
-        wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
-        chosen, cfg, address, index = world.from_first(lambda: look_up(uri, data, split, wanted))
-        trained = checkpoint.load_resolved(chosen, world.device)
-        how, size = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size
-        progress, advance = log.bar(f"evaluating {split}", index.split(split).num_samples)
-        with progress if world.is_first else contextlib.nullcontext():
-            result = evaluate(
-                trained.model, address, index, split, size, cfg.io, cfg.eval.batch_size, world,
-                lambda n: advance(n * world.num_ranks), how=how, pictures=pictures, boundary=boundary,
-            )  # fmt: skip
-    about = {
-        "protocol": protocol(size, how),
-        "checkpoint": trained.uri,
-        "checkpoint_digest": checkpoint.digest(trained.uri),
-        "data": address,
-        "split": split,
-        "data_digest": index.digest(split),
-    }
-    return report(result, trained.labels.names) | about
-
-
-def look_up(uri: str, data: str | None, split: str, changes: dict[str, Any]) -> tuple[str, Config, str, Index]:
-    """(checkpoint, config, address of the data, its index) of an evaluation that is asked for. Raises UserError."""
-    chosen = checkpoint.resolve(uri)
-    state = checkpoint.load_state(chosen)
-    cfg = with_changes(checkpoint.config_of(chosen, state), changes)
-    address = data or cfg.data.uri
-    index = indices.load(address)
-    index.split(split)
-    check_classes(chosen, Labels.from_json(state["labels"]).names, address, index.labels.names)
-    return chosen, cfg, address, index
-
-
-def with_changes(cfg: Config, changes: dict[str, Any]) -> Config:
-    """A run's config with other values in its `eval` section. Raises ConfigError when they are no valid ones."""
-    tree = config.to_tree(cfg)
-    own = {**tree["eval"], "window_size": None} if changes.get("mode") == "whole" else tree["eval"]
-    return config.from_tree({**tree, "eval": {**own, **changes}}, "the options given")
-
-
-def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
-    """The report of a model in training on its validation split, without the confusion matrix. All ranks must call it."""
-    how, size, split = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size, cfg.data.val_split
-    result = evaluate(
-        model, cfg.data.uri, index, split, size, cfg.io, cfg.eval.batch_size, world,
-        how=how, num_samples=cfg.eval.num_samples,
-    )  # fmt: skip
-    scored = report(result, index.labels.names) | {"protocol": validation_protocol(cfg, index)}
-    del scored["confusion"]
-    return scored
-
-
-def validation_protocol(cfg: Config, index: Index) -> str:
-    """The protocol of a run's own evaluations."""
-    num, wanted = index.split(cfg.data.val_split).num_samples, cfg.eval.num_samples
-    part = f"{wanted} of {num} samples" if wanted is not None and wanted < num else ""
-    return protocol(cfg.data.image_size, recipe(cfg.eval, cfg.data.crop_size), part)
-
-
-def scored_on(cfg: Config, index: Index) -> str:
-    """What two scores of a run must share to compete for its best: the split and, unless it is the plain one, the protocol."""
-    digest, protocol_now = index.digest(cfg.data.val_split), validation_protocol(cfg, index)
-    return digest if protocol_now == protocol(cfg.data.image_size) else f"{digest} / {protocol_now}"
-
-
-def check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str]) -> None:
-    """Raises LabelError, with the first difference, when a model and a data set do not speak of the same classes."""
-    if ours == theirs:
-        return
-    pairs = zip([*ours, *[None] * len(theirs)], [*theirs, *[None] * len(ours)])
-    i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    raise LabelError(
-        f"{checkpoint} knows {len(ours)} classes and {data} has {len(theirs)}; class {i} is {a!r} there and {b!r} here. "
-        "Prepare the data with the same --names, or train on it first"
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segdist.data.labels import Labels
 
 _OPACITY = 0.55
+_THICK_PX = 5  # odd; what is thinner has no border, which would hide it
 _RIGHT, _WRONG, _ABSENT, _GREY = (8, 69, 148), (178, 24, 43), (225, 225, 225), (110, 110, 110)
 _NAME_PX = 12  # the smallest cell whose row can bear a class name
 _NUM_CONFUSIONS, _HEADINGS = 15, 4  # lines beside a confusion matrix
@@ -32,7 +34,11 @@ def png(picture: Image.Image) -> bytes:
 
 
 def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Image:
-    """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn, and beside it the classes it holds."""
+    """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn, and beside it a legend.
+
+    The legend has the classes that occur, largest first: one of the contract that is nowhere in the image explains nothing
+    that can be seen.
+    """
     blend = np.empty_like(image)
     for first in range(0, len(image), _BAND_ROWS):
         band = slice(first, first + _BAND_ROWS)
@@ -51,11 +57,26 @@ def _blend(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray
 
 
 def _borders(classes: np.ndarray) -> np.ndarray:
-    """bool (H, W): pixels whose lower or right neighbour is of another class."""
-    edge = np.zeros(classes.shape, bool)
-    edge[:-1] |= classes[:-1] != classes[1:]
-    edge[:, :-1] |= classes[:, :-1] != classes[:, 1:]
+    """bool (H, W): pixels whose lower or right neighbour is of another class, where neither belongs to something thin."""
+    edge, thick = np.zeros(classes.shape, bool), _thick(classes)
+    edge[:-1] |= (classes[:-1] != classes[1:]) & thick[:-1] & thick[1:]
+    edge[:, :-1] |= (classes[:, :-1] != classes[:, 1:]) & thick[:, :-1] & thick[:, 1:]
     return edge
+
+
+def _thick(classes: np.ndarray) -> np.ndarray:
+    """bool (H, W): pixels in some square of _THICK_PX that is all of one class; beyond the rim, all goes on as it ends."""
+    middles = _window(classes, np.minimum) == _window(classes, np.maximum)
+    return _window(middles, np.maximum)
+
+
+def _window(x: np.ndarray, extreme: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """The extreme over the square of _THICK_PX around each pixel of (H, W)."""
+    reach = _THICK_PX // 2
+    for _ in range(2):  # rows, then columns
+        padded = np.pad(x, ((reach, reach), (0, 0)), "edge")
+        x = functools.reduce(extreme, (padded[i : i + len(x)] for i in range(_THICK_PX))).T
+    return x
 
 
 def _with_legend(image: Image.Image, classes: np.ndarray, labels: Labels) -> Image.Image:
@@ -119,7 +140,7 @@ def _confusions(pixels: np.ndarray, shares: np.ndarray, names: Sequence[str]) ->
     wrong = pixels * ~np.eye(len(names), dtype=bool)
     largest = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:_NUM_CONFUSIONS]]
     lines = [
-        f"{_short(names[t], 30)} taken for {_short(names[p], 30)}: {_percent(shares[t, p])} of it, {wrong[t, p]:,} px"
+        f"{wrong[t, p]:,} px: {_short(names[t], 30)} taken for {_short(names[p], 30)}, {_percent(shares[t, p])} of it"
         for t, p in largest
         if wrong[t, p]
     ]
@@ -127,7 +148,7 @@ def _confusions(pixels: np.ndarray, shares: np.ndarray, names: Sequence[str]) ->
     return [
         "rows: the true class, in percent of its pixels (grey: it has none)",
         "columns: what they were predicted to be",
-        f"wrong: {_percent(wrong.sum() / total)} of {int(pixels.sum()):,} px; most of them:",
+        f"wrong: {_percent(wrong.sum() / total)} of {int(pixels.sum()):,} px; the largest confusions, by pixels:",
         "",
         *(lines or ["none"]),
     ]

@@ -69,18 +69,6 @@ class Options:
             )
 
 
-def _options(given: dict[str, Any]) -> Options:
-    """Raises UserError for options that are missing, or that compute does not have."""
-    names = list(Options.__dataclass_fields__)
-    wrong = [name for name in given if name not in names] or [name for name in names[:2] if name not in given]
-    if wrong:
-        what = "is no option" if wrong[0] in given else "is missing"
-        raise UserError(
-            f"compute: {wrong[0]} {what}; give num_labels and ignore_index, and if you like {', '.join(names[2:])}"
-        )
-    return Options(**given)
-
-
 @dataclass(frozen=True)
 class Pairs:
     """How often each pair of values was seen."""
@@ -148,22 +136,41 @@ class MeanIoU(evaluate.Metric):
             self._others = _merge([self._others, *wide])
         self._num_pictures += num_pictures
 
-    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
+    def compute(
+        self,
+        *,
+        predictions: Any = None,
+        references: Any = None,
+        num_labels: int,
+        ignore_index: int | None,
+        nan_to_num: float | None = None,
+        label_map: dict[int, int] | None = None,
+        reduce_labels: bool = False,
+    ) -> dict[str, Any]:
         """The scores of everything added, these pictures included; empties the metric."""
-        chosen = _options(options)  # before anything is counted or emptied
+        options = Options(num_labels, ignore_index, nan_to_num, label_map, reduce_labels)  # before anything is counted
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if not self._num_pictures:
             raise UserError("MeanIoU has no pictures: call add or add_batch before compute, or give it some")
         pairs = _merge([Pairs(_BYTES, self._bytes), self._others])
         self._empty()
-        return _scores(_areas(pairs, chosen), chosen)
+        return _scores(_areas(pairs, options), options)
 
-    def _compute(self, predictions: Any, references: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+    def _compute(
+        self,
+        predictions: Any,
+        references: Any,
+        num_labels: int,
+        ignore_index: int | None,
+        nan_to_num: float | None = None,
+        label_map: dict[int, int] | None = None,
+        reduce_labels: bool = False,
+    ) -> dict[str, Any]:
         """The scores of these pictures alone; what has been added stays. Tutorials call it to avoid the arrow file."""
-        chosen = Options(*arguments, **options)
+        options = Options(num_labels, ignore_index, nan_to_num, label_map, reduce_labels)
         small, wide, _ = _count(predictions, references)
-        return _scores(_areas(_merge([Pairs(_BYTES, small), *wide]), chosen), chosen)
+        return _scores(_areas(_merge([Pairs(_BYTES, small), *wide]), options), options)
 
 
 def _whole(name: str, value: Any) -> int:

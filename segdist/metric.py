@@ -45,18 +45,26 @@ else:
 
 
 _SIDE = 256
-_BLOCK_PX = 1 << 18  # counted at a time, so that what lies between stays in the processor's cache
+_BLOCK_PX = 1 << 18  # counted at a time on a CPU, so that what lies between stays in its cache
+_DEVICE_BLOCK_PX = 1 << 24  # and on a GPU, where it takes some twenty bytes a pixel
 _CHUNK_BYTES = 32 << 20  # of resampling weights held at once
 
 
 def pair_table(pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """int64 (256, 256), on their device: pixels with [mask, pred]. Both uint8, of one shape."""
+    """int64 (256, 256), on their device: pixels with [mask, pred]. Both uint8, of one shape; the memory has a bound."""
     assert pred.dtype == mask.dtype == torch.uint8 and pred.shape == mask.shape
-    if pred.device.type == "cpu":
-        table = torch.zeros(_SIDE, _SIDE, dtype=torch.int64)
-        add_pairs(table.numpy(), pred.numpy(), mask.numpy())
-        return table
-    return torch.bincount((mask.int() << 8 | pred).flatten(), minlength=_SIDE * _SIDE).view(_SIDE, _SIDE)
+    if pred.device.type != "cpu":
+        return _device_table(pred, mask)
+    table = torch.zeros(_SIDE, _SIDE, dtype=torch.int64)
+    add_pairs(table.numpy(), pred.numpy(), mask.numpy())
+    return table
+
+
+def _device_table(pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    table = torch.zeros(_SIDE * _SIDE, dtype=torch.int64, device=pred.device)
+    for one, true in zip(pred.flatten().split(_DEVICE_BLOCK_PX), mask.flatten().split(_DEVICE_BLOCK_PX)):
+        table += torch.bincount(true.int() << 8 | one, minlength=len(table))
+    return table.view(_SIDE, _SIDE)
 
 
 def add_pairs(table: np.ndarray, pred: np.ndarray, mask: np.ndarray) -> None:

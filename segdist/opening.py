@@ -15,7 +15,7 @@ from segdist.data.index import Index
 from segdist.data.order import VERSION, Order
 from segdist.data.source import Source
 from segdist.errors import CheckpointError, ConfigError, DataError
-from segdist.evaluate import scored_on
+from segdist.report import scored_on
 from segdist.strategy import precision_of
 from segdist.world import World
 

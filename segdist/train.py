@@ -22,9 +22,9 @@ from segdist.data.order import key
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream
 from segdist.errors import StorageError, UserError
-from segdist.evaluate import validate
 from segdist.models.segmenter import Segmenter
 from segdist.opening import Opening, open_run, training_order
+from segdist.report import validate
 from segdist.strategy import Step, kernels, strategy_of
 from segdist.world import World
 

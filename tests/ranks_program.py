@@ -85,8 +85,8 @@ def formula(plan: str, folder: str) -> None:
 def scores(plan: str, folder: str) -> None:
     """Evaluates finished runs in sliding windows: a plan of {"name", "run", "data", "split"}; rank 0 leaves NAME.json."""
     from segdist.checkpoint import load_trained
-    from segdist.evaluate import report
     from segdist.inference import Recipe
+    from segdist.report import report
 
     world = join("cpu")
     torch.set_num_threads(1)

@@ -21,10 +21,11 @@ from segdist.checkpoint import load_trained, resolve
 from segdist.data import index as indices
 from segdist.data.labels import plain
 from segdist.errors import UserError
-from segdist.evaluate import evaluate, evaluate_checkpoint
+from segdist.evaluate import evaluate
 from segdist.export import export
 from segdist.figures import index_mask, overlay
 from segdist.metric import pair_table
+from segdist.report import evaluate_checkpoint
 from segdist.train import fit
 from segdist.world import World
 

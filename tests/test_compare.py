@@ -149,6 +149,41 @@ def test_pictures_that_are_not_the_same_or_damaged_are_refused(tmp_path: Path) -
             compared(tmp_path, a, broken)
 
 
+BOUNDARY: dict[str, Any] = {
+    "mean_boundary_iou": 0.4,
+    "boundary_iou": {"sky": 0.2, "road": 0.6, "car": 0.4, "never": None},
+}
+HIGHER: dict[str, Any] = {
+    "mean_boundary_iou": 0.5,
+    "boundary_iou": {"sky": 0.1, "road": 0.8, "car": 0.6, "never": None},
+}
+
+
+def test_boundary_iou_is_compared_where_both_have_it(tmp_path: Path) -> None:
+    got = compared(tmp_path, report(0.7, **BOUNDARY), report(0.8, **HIGHER))
+    assert got["mean_boundary_iou"] == {"a": 0.4, "b": 0.5, "difference": pytest.approx(0.1)}
+    assert list(got["boundary_iou"]) == NAMES
+    assert got["boundary_iou"]["sky"]["difference"] == pytest.approx(-0.1)
+    assert math.isnan(got["boundary_iou"]["never"]["difference"])
+    for a, b in ((report(0.7, **BOUNDARY), report(0.8)), (report(0.7), report(0.8, **BOUNDARY))):
+        assert not {"boundary_iou", "mean_boundary_iou"} & set(compared(tmp_path, a, b))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"mean_boundary_iou": 0.45},
+        {"mean_boundary_iou": None},
+        {"boundary_iou": {"sky": 0.2, "road": 0.6, "bus": 0.4, "never": None}},
+        {"boundary_iou": {"sky": 0.2, "road": 0.6, "car": 0.4}},
+    ],
+)
+def test_a_boundary_iou_that_is_not_of_its_report_is_refused(tmp_path: Path, damage: dict[str, Any]) -> None:
+    broken = report(0.8, **(BOUNDARY | damage))
+    with pytest.raises(UserError, match=r"b\.json: its Boundary IoU"):
+        compared(tmp_path, report(0.7, **BOUNDARY), broken)
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"miou": "high"}', "null"])
 def test_a_file_that_is_no_report_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"b\.json: not a report"):
@@ -158,7 +193,8 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_the_command_prints_a_table_a_sentence_and_json(tmp_path: Path) -> None:
-    a, b = write(tmp_path, "a", report(0.7)), write(tmp_path, "b", report(0.8, split="test"))
+    a = write(tmp_path, "a", report(0.7, **BOUNDARY))
+    b = write(tmp_path, "b", report(0.8, split="test"))
     command = [sys.executable, "-m", "segdist", "compare"]
     done = subprocess.run([*command, a, a, "--json"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -166,6 +202,8 @@ def test_the_command_prints_a_table_a_sentence_and_json(tmp_path: Path) -> None:
     assert "No clear difference" in done.stderr
     assert "road" in done.stderr
     assert "absent" in done.stderr
+    assert "boundary B" in done.stderr
+    assert "0.6000" in done.stderr
     refused = subprocess.run([*command, a, b], capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2
     assert "--split" in refused.stderr

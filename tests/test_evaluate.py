@@ -26,9 +26,10 @@ from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_share, eval_units
 from segdist.errors import DataError, UserError
-from segdist.evaluate import Evaluation, evaluate, evaluate_checkpoint, protocol, report
+from segdist.evaluate import Evaluation, evaluate
 from segdist.inference import PLAIN, Recipe
 from segdist.metric import boundary_counts, class_iou, scores
+from segdist.report import evaluate_checkpoint, protocol, report
 from segdist.train import fit
 from segdist.world import SharedError, World
 
@@ -328,7 +329,7 @@ def test_running_out_of_memory_comes_with_a_remedy(varied: str) -> None:
         evaluate(None, varied, indices.load(varied), "val", None, Io(), 1, ALONE, logits_of=greedy)
 
 
-def test_large_pictures_are_counted_in_bands(varied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_larger_than_a_block_are_counted_in_blocks(varied: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def table() -> torch.Tensor:
         index = indices.load(varied)
         shifts = iter(range(100))
@@ -337,7 +338,7 @@ def test_large_pictures_are_counted_in_bands(varied: str, monkeypatch: pytest.Mo
         ).table
 
     before = table()
-    monkeypatch.setattr("segdist.evaluate._COUNT_PIXELS", 1)
+    monkeypatch.setattr("segdist.metric._BLOCK_PX", 1000)
     monkeypatch.setattr("segdist.data.stream._AHEAD_PIXELS", 1)
     assert torch.equal(before, table())
 

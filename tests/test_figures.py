@@ -1,11 +1,12 @@
-"""The confusion matrix as a picture; overlays are tested with the commands that draw them."""
+"""Figures: the confusion matrix, and overlays on which thin things can be seen."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from segdist.figures import _confusions, confusion
+from segdist.data.labels import plain
+from segdist.figures import _confusions, confusion, overlay
 
 
 def cell_color(picture: np.ndarray, num_classes: int, row: int, column: int) -> np.ndarray:
@@ -41,13 +42,42 @@ def test_the_largest_confusions_stand_beside_it_by_pixels() -> None:
     counts = np.array([[900, 90, 10], [5, 5, 0], [0, 200, 9800]])
     lines = _confusions(counts, counts / counts.sum(1, keepdims=True), ["sky", "road", "car"])
     assert lines[-4:] == [
-        "car taken for road: 2.0% of it, 200 px",
-        "sky taken for road: 9.0% of it, 90 px",
-        "sky taken for car: 1.0% of it, 10 px",
-        "road taken for sky: 50% of it, 5 px",
+        "200 px: car taken for road, 2.0% of it",
+        "90 px: sky taken for road, 9.0% of it",
+        "10 px: sky taken for car, 1.0% of it",
+        "5 px: road taken for sky, 50% of it",
     ]
     assert "wrong: 2.8% of 11,010 px" in lines[2]
     assert _confusions(np.eye(2, dtype=int), np.eye(2), ["a", "b"])[-1] == "none"
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("turned", [False, True])
+def test_thin_things_keep_their_colour_and_thick_ones_have_a_border(width: int, turned: bool) -> None:
+    classes = np.zeros((60, 80), np.uint8)
+    classes[30:] = 1
+    classes[:, 20 : 20 + width] = 2
+    classes[10:20, 50:60] = 2
+    classes = classes.T if turned else classes
+    drawn = overlay_pixels(classes, ["sky", "road", "pole"])
+    white = (drawn == 255).all(2)
+    pole = np.zeros_like(white)
+    (pole.T if turned else pole)[:, 20 : 20 + width] = True
+    assert not white[pole].any()
+    assert len(np.unique(drawn[pole], axis=0)) == 1
+    assert np.count_nonzero(white) == (80 - width) + 39  # the horizon, and around the square, whose one corner has two
+
+
+def overlay_pixels(classes: np.ndarray, names: list[str]) -> np.ndarray:
+    """uint8 (H, W, 3): the overlay of an even grey image, each pixel as it was before the enlargement."""
+    drawn = np.asarray(overlay(np.full((*classes.shape, 3), 100, np.uint8), classes, plain(names)))
+    zoom = drawn.shape[0] // len(classes)
+    return drawn[::zoom, : classes.shape[1] * zoom : zoom]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 2), (9, 3)])
+def test_the_smallest_images_have_an_overlay_too(size: tuple[int, int]) -> None:
+    assert overlay_pixels(np.zeros(size, np.uint8), ["sky", "road"]).shape == (*size, 3)
 
 
 def test_names_that_are_too_long_widen_nothing_without_end() -> None:

@@ -67,7 +67,7 @@ def test_a_run_trains_and_its_checkpoint_scores_alike(
     )
     world = World(0, 1, torch.device("cuda", 0))
     summary = fit(cfg, world)
-    from segdist.evaluate import evaluate_checkpoint
+    from segdist.report import evaluate_checkpoint
 
     result = evaluate_checkpoint(summary["best_checkpoint"], None, "val", cfg.eval.batch_size, "cuda")
     assert result["miou"] == pytest.approx(summary["miou"], abs=1e-3)

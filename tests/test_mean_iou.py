@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import pickle
@@ -163,12 +164,23 @@ def test_a_mistake_in_the_options_loses_nothing_and_counts_nothing_twice() -> No
     metric.add(prediction=PRED, reference=MASK)
     with pytest.raises(UserError, match="num_labels"):
         metric.compute(predictions=[PRED], references=[MASK], num_labels="3", ignore_index=255)
-    with pytest.raises(UserError, match="ignore_index is missing"):
+    with pytest.raises(TypeError, match="ignore_index"):
         metric.compute(num_labels=3)
-    with pytest.raises(UserError, match="ignore_idx is no option"):
-        metric.compute(num_labels=3, ignore_idx=255)
+    with pytest.raises(TypeError, match="ignore_idx"):
+        metric.compute(num_labels=3, ignore_index=255, ignore_idx=255)
     assert len(metric) == 1
     assert same(metric.compute(**OPTIONS), slow_scores.mean_iou([PRED], [MASK], **OPTIONS))
+
+
+def test_help_names_the_options_and_only_two_must_be_given() -> None:
+    for compute in (MeanIoU.compute, MeanIoU().compute):
+        given = inspect.signature(compute).parameters
+        assert [name for name in given if name != "self"] == [
+            "predictions", "references", "num_labels", "ignore_index", "nan_to_num", "label_map", "reduce_labels",
+        ]  # fmt: skip
+        required = {name for name, p in given.items() if p.default is p.empty} - {"self"}
+        assert required == {"num_labels", "ignore_index"}
+    assert "reduce_labels (bool)" in (MeanIoU().compute.__doc__ or "")
 
 
 def test_a_batch_that_is_refused_counts_not_at_all() -> None:

@@ -75,6 +75,18 @@ def check_the_table(rng: np.random.Generator, height: int, width: int, run: int)
     assert np.array_equal(got.numpy(), want)
 
 
+def test_a_gpu_counts_in_blocks_what_a_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arithmetic alone: here, on a CPU."""
+    pred, mask = torch.randint(0, 256, (2, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    want = pair_table(pred, mask)
+    assert int(want.sum()) == 3 * 70 * 50
+    for block in (999, 1 << 24):
+        monkeypatch.setattr(metric, "_DEVICE_BLOCK_PX", block)
+        got = metric._device_table(pred.transpose(1, 2), mask.transpose(1, 2))
+        assert got.dtype == torch.int64
+        assert torch.equal(got, want)
+
+
 def test_a_perfect_predictor_scores_one_and_a_shifted_one_zero() -> None:
     mask = np.random.default_rng(0).integers(0, 5, (30, 40), dtype=np.uint8)
     assert scores(table_of([mask], [mask]), 5).miou == 1.0

@@ -17,10 +17,11 @@ from segdist.checkpoint import Trained, load_trained
 from segdist.cli import app
 from segdist.data import index as indices
 from segdist.errors import ConfigError, UserError
-from segdist.evaluate import evaluate, with_changes
+from segdist.evaluate import evaluate
 from segdist.inference import recipe
 from segdist.metric import pair_table
 from segdist.predict import predict_files
+from segdist.report import with_changes
 from segdist.train import fit
 from segdist.world import World
 
@@ -80,12 +81,15 @@ def test_a_run_that_slides_may_be_seen_whole(trained: Trained) -> None:
     [
         (["--window", "wide"], "--window 'wide': give numbers such as 512x512"),
         (["--mode", "sliding", "--window", "512"], "--window '512': give 2 numbers, such as 512x512"),
-        (["--window", "512x512"], "eval.window_size [512, 512] needs eval.mode=sliding (--mode sliding)"),
+        (["--window", "512x512"], "--window [512, 512] needs --mode sliding"),
+        (["--mode", "sliding", "--window", "0x9"], "--window: Input should be greater than or equal to 1; it is 0"),
+        (["--scales", "1,9"], "--scales: Input should be less than or equal to 8; it is 9.0"),
         (["--scales", "1;2"], "--scales '1;2': give numbers such as 0.5,1,1.5"),
-        (["--overlap", "1.5"], "`eval.window_overlap`: Input should be less than or equal to 0.95; it is 1.5"),
+        (["--overlap", "1.5"], "--overlap: Input should be less than or equal to 0.95; it is 1.5"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused(trained: Trained, option: list[str], message: str) -> None:
     with pytest.raises((UserError, ConfigError)) as error:
         app(["evaluate", trained.uri, *option], standalone_mode=False)
     assert message in str(error.value)
+    assert "eval." not in str(error.value)

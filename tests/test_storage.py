@@ -37,6 +37,19 @@ def test_a_failed_write_leaves_the_old_object(tmp_path: Path, monkeypatch: pytes
     assert storage.read(str(tmp_path / "x")) == b"old"
 
 
+def test_what_is_only_read_refuses_every_writer_and_says_where_to_write() -> None:
+    for uri in ("hf://datasets/someone/streets", "https://host/a", "HTTP://host/a"):
+        tries = [lambda uri=uri: storage.write(uri, b""), lambda uri=uri: storage.create(uri, b"")]
+        tries += [
+            lambda uri=uri, work=work: work(uri) for work in (storage.delete, storage.sweep, storage.check_writable)
+        ]
+        for attempt in tries:
+            with pytest.raises(
+                StorageError, match=f"{uri.partition(':')[0].lower()}:// is to read from only; write to a"
+            ):
+                attempt()
+
+
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(StorageError, match="gopher:// is not served"):
         storage.read("gopher://x/y")

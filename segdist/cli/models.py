@@ -68,9 +68,9 @@ def evaluate(
     """
     from segdist import storage
     from segdist.cli.tables import scores
-    from segdist.evaluate import evaluate_checkpoint
     from segdist.log import console
     from segdist.record import to_json
+    from segdist.report import evaluate_checkpoint
 
     given = {
         "mode": mode,
@@ -113,7 +113,8 @@ def compare(
     Example: `segdist compare before.json after.json`
 
     With `segdist evaluate ... --pictures --out FILE` for both, the difference comes with a 95 % interval (bootstrap over
-    pictures, both models on the same ones). Reports of other data, splits, classes or protocols are refused.
+    pictures, both models on the same ones). Boundary IoU is compared where both have it (`segdist evaluate ... --boundary`).
+    Reports of other data, splits, classes or protocols are refused.
     """
     from segdist.cli.tables import comparison
     from segdist.compare import compare as run
@@ -158,7 +159,7 @@ def predict(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Write an index mask (PNG with palette) and an overlay with a legend for each picture.
+    """Write an index mask (PNG with palette) and an overlay for each image, with a legend of the classes found in it.
 
     A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
 

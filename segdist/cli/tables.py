@@ -110,14 +110,20 @@ def comparison(result: dict[str, Any]) -> Table:
         caption_justify="left",
     )
     table.add_column("class")
-    for heading in ("IoU A", "IoU B", "B - A"):
-        table.add_column(heading, justify="right")
-    for name, iou in result["iou"].items():
-        table.add_row(Text(name), _number(iou["a"]), _number(iou["b"]), _signed(iou["difference"]))
-    miou = result["miou"]
+    scores = {"IoU": ("iou", "miou"), "boundary": ("boundary_iou", "mean_boundary_iou")}
+    shown = [(heading, *keys) for heading, keys in scores.items() if keys[0] in result]
+    for heading, _, _ in shown:
+        for column in (f"{heading} A", f"{heading} B", "B - A"):
+            table.add_column(column, justify="right", no_wrap=True)
+    for name in result["iou"]:
+        table.add_row(Text(name), *[cell for _, key, _ in shown for cell in _compared(result[key][name])])
     table.add_section()
-    table.add_row("mIoU", _number(miou["a"]), _number(miou["b"]), _signed(miou["difference"]), style="bold")
+    table.add_row("mean", *[cell for _, _, key in shown for cell in _compared(result[key])], style="bold")
     return table
+
+
+def _compared(pair: dict[str, float]) -> tuple[str, str, str]:
+    return _number(pair["a"]), _number(pair["b"]), _signed(pair["difference"])
 
 
 def _signed(value: float) -> str:

@@ -26,17 +26,32 @@ __all__ = [
 
 T = TypeVar("T")
 _STORES = {"": local, "file": local, "s3": s3, "hf": hf, "http": http, "https": http}
+_READ_ONLY = {"hf", "http", "https"}
 _PATIENCE_SECONDS = 120.0
 _WARN_SECONDS = 30.0
 _warned = -_WARN_SECONDS  # when; many threads meet the same outage
 
 
 def _store(uri: str) -> ModuleType:
-    scheme, separator, _ = uri.partition("://")
+    scheme = _scheme(uri)
     try:
-        return _STORES[scheme.lower() if separator else ""]
+        return _STORES[scheme]
     except KeyError:
         raise StorageError(f"{uri}: {scheme}:// is not served; give a local path, s3://, hf:// or https://") from None
+
+
+def _writable(uri: str) -> ModuleType:
+    """As `_store`. Raises StorageError where segdist only reads."""
+    store, scheme = _store(uri), _scheme(uri)
+    if scheme in _READ_ONLY:
+        raise StorageError(f"{shown(uri)}: {scheme}:// is to read from only; write to a local folder or s3://")
+    return store
+
+
+def _scheme(uri: str) -> str:
+    """In lower case; "" of a path."""
+    scheme, separator, _ = uri.partition("://")
+    return scheme.lower() if separator else ""
 
 
 def is_local(uri: str) -> bool:
@@ -90,7 +105,7 @@ def exists(uri: str) -> bool:
 
 def write(uri: str, data: bytes) -> None:
     """Put the bytes, durably and atomically, making folders as needed; returns once they are known to be there."""
-    _store(uri).write(uri, data)
+    _writable(uri).write(uri, data)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -98,7 +113,7 @@ def create(uri: str, data: bytes) -> bool:
 
     The bytes of two writers must differ: where an answer is lost, what is there then tells who won.
     """
-    return _store(uri).create(uri, data)
+    return _writable(uri).create(uri, data)
 
 
 def names(uri: str) -> list[str]:
@@ -118,17 +133,17 @@ def walk(uri: str) -> list[Entry]:
 
 def delete(uri: str) -> None:
     """Remove a file, or a folder and all below it; nothing happens when it is not there."""
-    _store(uri).delete(uri)
+    _writable(uri).delete(uri)
 
 
 def sweep(uri: str) -> None:
     """Removes what killed writers left directly below `uri`; only for a folder that nobody else is writing to."""
-    _store(uri).sweep(uri)
+    _writable(uri).sweep(uri)
 
 
 def check_writable(uri: str) -> None:
     """Raises StorageError unless something can be written below `uri`; leaves nothing behind but the folder."""
-    _store(uri).check_writable(uri)
+    _writable(uri).check_writable(uri)
 
 
 def download(uri: str, folder: Path) -> Path:

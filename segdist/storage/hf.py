@@ -62,30 +62,6 @@ def walk(uri: str) -> Iterator[Entry]:
         yield Entry(name.removeprefix(f"{root}/"), item["size"], tag)
 
 
-def write(uri: str, data: bytes) -> None:
-    raise _read_only(uri)
-
-
-def create(uri: str, data: bytes) -> bool:
-    raise _read_only(uri)
-
-
-def delete(uri: str) -> None:
-    raise _read_only(uri)
-
-
-def sweep(uri: str) -> None:
-    raise _read_only(uri)
-
-
-def check_writable(uri: str) -> None:
-    raise _read_only(uri)
-
-
-def _read_only(uri: str) -> StorageError:
-    return StorageError(f"{uri}: hf:// is to read from only; write to a local folder or s3://")
-
-
 def _path(uri: str) -> str:
     return uri.removeprefix("hf://").rstrip("/")
 

@@ -103,34 +103,10 @@ def walk(uri: str) -> Iterator[Entry]:
     raise _no_listing(uri)
 
 
-def write(uri: str, data: bytes) -> None:
-    raise _read_only(uri)
-
-
-def create(uri: str, data: bytes) -> bool:
-    raise _read_only(uri)
-
-
-def delete(uri: str) -> None:
-    raise _read_only(uri)
-
-
-def sweep(uri: str) -> None:
-    raise _read_only(uri)
-
-
-def check_writable(uri: str) -> None:
-    raise _read_only(uri)
-
-
 def _no_listing(uri: str) -> StorageError:
     return StorageError(
         f"{shown(uri)}: a web server does not tell which files it has; name one file, or give a local folder, s3:// or hf://"
     )
-
-
-def _read_only(uri: str) -> StorageError:
-    return StorageError(f"{shown(uri)}: a web server is to read from only; write to a local folder or s3://")
 
 
 def _ask(uri: str, take: Callable[[Any], T], headers: dict[str, str] | None = None, fine: tuple[int, ...] = ()) -> T:
