@@ -50,6 +50,7 @@ class Declared:
     color_tolerance: int = 0  # see importers.files.Rules
 
 
+@log.tallied()
 def prepare(
     source: str,
     dest: str,

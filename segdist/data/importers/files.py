@@ -77,7 +77,7 @@ class File:
         return self.uri
 
     def read(self) -> bytes:
-        return storage.patiently(lambda: storage.read(self.uri), log.say)
+        return storage.patiently(lambda: storage.read(self.uri), waiting)
 
     def digest(self) -> str:
         """The store's tag (which a copy may not keep), or the sha256 of its bytes."""
@@ -100,6 +100,11 @@ class Text:
 
     def digest(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
+
+
+def waiting(text: str) -> None:
+    """Says that a store does not answer, though not for each of its files."""
+    log.warn("waits for a store", text)
 
 
 Decode = Callable[[bytes, str, Rules], np.ndarray]  # (bytes, name, rules) -> (H, W) uint8 or uint16 raw values
@@ -199,8 +204,9 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
             )
         turn = turned != 1 and turned_size == size
         if turn and upright == size:
-            log.say(
-                f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree"
+            log.warn(
+                "images turned by their EXIF orientation whose masks fit either way",
+                f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree",
             )
         kept = image.format if image.mode in ("RGB", "L") and not turn else None
         damage = _damage(data) if kept == "JPEG" else ""
@@ -210,7 +216,8 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
         if kept == "PNG":
             return data
         if damage:
-            log.say(f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded")
+            text = f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded"
+            log.warn("damaged JPEGs that are kept as PNG", text)
         check_range(image, name)
         out = io.BytesIO()
         (ImageOps.exif_transpose(image) if turn else image).convert("RGB").save(out, "PNG", compress_level=3)
