@@ -11,17 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import read_back
 from hub_scenes import draw_hub, scene
 from hub_server import COMMIT, Asked, commit_of, serving
 
 from segdist.data import index
+from segdist.data.importers.hub_rows import Cell, Place
+from segdist.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_hub(tmp_path_factory.mktemp("hub"))
+
+
+def test_an_image_that_is_not_there_is_told_with_the_place_that_was_looked_at(tmp_path: Path) -> None:
+    column = pa.chunked_array([pa.array([{"bytes": None, "path": "train/a.png"}])])
+    cell = Cell(column, 0, Place("scenes", tmp_path), "train, column image")
+    with pytest.raises(DataError) as error:
+        cell.read()
+    place = tmp_path.resolve() / "train" / "a.png"
+    assert str(error.value) == (
+        f"scenes: train, column image, row 0: its image 'train/a.png' is not there; looked for {place}"
+    )
 
 
 def in_a_process(url: str, home: Path, calls: dict[str, dict[str, Any]], **env: str) -> dict[str, Any]:

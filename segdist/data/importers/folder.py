@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from segdist.data import labels as contracts
 from segdist.data.causes import ranges
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, hint, pair_up, split_off, splits_of
+from segdist.data.importers.layout import (
+    SPLIT_NAMES,
+    Ask,
+    Found,
+    Layout,
+    Listing,
+    hint,
+    pair_up,
+    split_off,
+    splits_of,
+    tell_left,
+)
 from segdist.data.labels import Labels
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError, LabelError
@@ -30,6 +41,7 @@ def find(source: str, ask: Ask) -> Found:
             f"equal names into such folders (or name another layout with --format: see `segdist prepare --list`){hint(listing)}"
         )
     names = splits_of(source, splits)
+    tell_left(listing, [f"{s}/{kind}" for s in splits for kind in ("images", "masks")])
     return Found({names[s]: pair_up(listing, f"{s}/images", f"{s}/masks") for s in splits})
 
 
