@@ -41,6 +41,10 @@ class Pair:
 Splits = dict[str, list[Pair]]
 
 
+def refuse(error: DataError) -> None:
+    raise error
+
+
 @dataclass(frozen=True)
 class Ask:
     """What a person may ask of an importer."""
@@ -52,6 +56,7 @@ class Ask:
     subset: str | None = None  # configuration of a Hub data set; kind of COCO's annotations
     image_column: str | None = None
     mask_column: str | None = None
+    unpaired: Callable[[DataError], None] = refuse  # told of files without partner; where it returns, they are left out
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,11 @@ def _is_text(name: str) -> bool:
         return False
 
 
-def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
-    """Pairs of equal names (without suffix) below two folders, sorted. Raises DataError for what has no partner."""
+def pair_up(source: Listing, images: str, masks: str, ask: Ask) -> list[Pair]:
+    """Pairs of equal names (without suffix) below two folders, sorted. Tells ask.unpaired of what has no partner.
+
+    Raises DataError when one of the folders is empty, or not there.
+    """
     found = {folder: source.by_stem(folder) for folder in (images, masks)}
     for folder, other in ((images, masks), (masks, images)):
         if found[other] and not found[folder]:
@@ -177,10 +185,11 @@ def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
             f" Is {near} meant? Masks may have one prefix or suffix more than images, but all the same." if near else ""
         )
         more = f" ({len(lonely)} files are unpaired in all)" if len(lonely) > 1 else ""
-        raise DataError(
+        text = (
             f"{file.uri}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}.{meant}"
         )
-    return [Pair(stem, file, found[masks][stem]) for stem, file in found[images].items()]
+        ask.unpaired(DataError(text))
+    return [Pair(stem, file, found[masks][stem]) for stem, file in found[images].items() if stem in found[masks]]
 
 
 def _affixed(stem: str, prefix: str, suffix: str) -> str:
