@@ -48,10 +48,10 @@ def ok(topic: str, text: str) -> Finding:
     return Finding("ok", topic, text)
 
 
-def attempt(topic: str, look: Callable[[], str]) -> Finding:
-    """`ok` with what `look` says, or an error with the message (and remedy) of the UserError that it raises."""
+def attempt(topic: str, check: Callable[[], str]) -> Finding:
+    """`ok` with what `check` says, or an error with the message (and remedy) of the UserError that it raises."""
     try:
-        return ok(topic, look())
+        return ok(topic, check())
     except UserError as error:
         return Finding("error", topic, str(error))
 

@@ -6,7 +6,9 @@ Only rank 0 speaks; on other ranks a Logbook is silent. Everything written goes 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from segdist.outbox import Outbox
 
 _SEGMENT_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 15.0
+_IN_FULL = 3  # warnings of a kind
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -101,6 +104,34 @@ def say(text: str) -> None:
     _screen.say(text)
     for listener in _listeners:
         listener(text)
+
+
+_warned: Counter[str] | None = None  # by kind, while `tallied` is open
+_counting = threading.Lock()
+
+
+@contextlib.contextmanager
+def tallied() -> Iterator[None]:
+    """While it is open, `warn` says the first few of each kind in full; how many there were is said at its end."""
+    global _warned
+    before, _warned = _warned, Counter()
+    try:
+        yield
+    finally:
+        warned, _warned = _warned, before
+        for kind, num in warned.items():
+            if num > _IN_FULL:
+                say(f"warning: {num - _IN_FULL} more {kind}, {num} in all")
+
+
+def warn(kind: str, text: str) -> None:
+    """A message that may come for each of thousands of files; `kind` names those it is about. From any thread."""
+    with _counting:
+        if _warned is not None:
+            _warned[kind] += 1
+            if _warned[kind] > _IN_FULL:
+                return
+    say(text)
 
 
 def show(done: int, total: int, line: str) -> None:

@@ -50,6 +50,7 @@ class Declared:
     color_tolerance: int = 0  # see importers.files.Rules
 
 
+@log.tallied()
 def prepare(
     source: str,
     dest: str,
@@ -132,7 +133,8 @@ def find(source: str, layout: str, ask: Ask) -> Found:
     for option in ("revision", "subset", "image_column", "mask_column"):
         if getattr(ask, option) is not None and option not in importer.options:
             raise DataError(f"--format {layout} has no use for --{option.replace('_', '-')}; leave it out")
-    if not importer.hub and not storage.exists(source):
+    on_hub = "revision" in importer.options  # then SOURCE may be an id
+    if not on_hub and not storage.exists(source):
         raise DataError(f"{storage.shown(source)}: this folder does not exist")
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
     found = importer.find(source, ask)
@@ -186,7 +188,9 @@ def infer(void: Sequence[int | Color] | None, splits: Splits, pool: ThreadPoolEx
             found |= set(present.tolist())
             advance(1)
     contract = infer_labels(found, values)
-    log.say(f"no --names given: the masks hold {sorted(found)}, so {contract.num_classes} classes are named by number")
+    log.say(
+        f"no --names given: the masks hold {causes.ranges(found)}, so {contract.num_classes} classes are named by number"
+    )
     return contract
 
 
@@ -294,10 +298,10 @@ def _summary(dest: str, index: Index) -> dict[str, Any]:
 def _class_table(index: Index) -> Table:
     table = Table(title=Text(f"{index.name}: share of pixels"))
     table.add_column("class")
-    table.add_column("raw values")
+    contract = index.labels
+    table.add_column("colours" if contract.rgb else "raw values")
     for name, split in index.splits.items():
         table.add_column(Text(f"{name} ({split.num_samples})"), justify="right")
-    contract = index.labels
     rows = [(c.name, c.raw) for c in contract.classes] + [("void", contract.void)]
     for k, (name, raw) in enumerate(rows):
         shares = []
@@ -305,5 +309,6 @@ def _class_table(index: Index) -> Table:
             counts = (*split.class_pixels, split.void_pixels)
             share = counts[k] / max(1, sum(counts))
             shares.append(f"{share:.2%}" if counts[k] or name == "void" else "[red]none[/red]")
-        table.add_row(Text(name), ", ".join(map(str, raw)), *shares)
+        shown = [labels.hex_of(contract.rgb[v]) if contract.rgb else str(v) for v in raw]
+        table.add_row(Text(name), ", ".join(shown), *shares)
     return table

@@ -27,7 +27,7 @@ def stats(uri: str, split: str, sample: int | None) -> dict[str, Any]:
     most = index.split(split).num_samples
     progress, advance = log.bar(f"looking at {split}", min(most, sample or most))
     with progress:
-        survey = surveys.look(uri, index, split, sample, advance)
+        survey = surveys.of_split(uri, index, split, sample, advance)
     if survey.broken:
         raise DataError(f"{uri}: {survey.broken[0]}; `segdist doctor {uri} --all` lists all")
     pixels, names = index.split(split).class_pixels, index.labels.names

@@ -128,7 +128,7 @@ def test_a_contract_that_was_tampered_with_is_an_error(tmp_path: Path) -> None:
 
 def test_a_sample_of_the_samples_is_the_same_every_time_and_said_to_be_one(tmp_path: Path) -> None:
     uri = prepared(tmp_path, WELL, num=40)
-    first, second = (survey.look(uri, index.load(uri), "train", 10) for _ in range(2))
+    first, second = (survey.of_split(uri, index.load(uri), "train", 10) for _ in range(2))
     assert [f.sample_id for f in first.facts] == [f.sample_id for f in second.facts]
     assert 10 <= len(first.facts) < 40
     assert any("of 40 (--all: each) read" in f.text for f in doctor.examine_data(uri, 10))
@@ -244,6 +244,64 @@ def test_a_folder_is_told_all_its_mistakes_at_once(tmp_path: Path) -> None:
     assert any("p3.png: unknown mask value 77 (96 pixels)" in t for t in errors)
     well = doctor.examine(str(plain_folder(tmp_path / "well")), declared=Declared(NAMES))
     assert {f.severity for f in well} == {"ok"}
+
+
+def test_unpaired_names_are_one_finding_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    source = split_folder(tmp_path / "src", WELL)
+    for name in ("train/masks/train1.png", "train/masks/train2.png", "train/images/train3.png"):
+        (source / name).unlink()
+    Image.new("L", (64, 48), 77).save(source / "val/masks/val0.png")
+    errors = {f.topic: f.text for f in doctor.examine(str(source), declared=Declared(NAMES)) if f.severity == "error"}
+    assert set(errors) == {"unpaired", "file"}
+    assert "train1.png: this image has no mask" in errors["unpaired"]
+    assert "3 files are unpaired in all" in errors["unpaired"]
+    assert "val0.png: unknown mask value 77" in errors["file"]
+
+
+def test_a_folder_is_searched_for_leaks_copies_and_absent_classes(tmp_path: Path) -> None:
+    source = split_folder(tmp_path / "src", {"train": (0, 1), "val": (0, 1, 2)})
+    shutil.copy(source / "train/images/train1.png", source / "val/images/val2.png")
+    shutil.copy(source / "train/images/train3.png", source / "train/images/train4.png")
+    Image.open(source / "train/images/train5.png").save(source / "val/images/val4.png", compress_level=1)
+    found = doctor.examine(str(source), declared=Declared(NAMES))
+    texts = {severity: [f.text for f in found if f.severity == severity] for severity in ("error", "warning")}
+    assert any("1 images are both in train and val: train1 = val2" in t for t in texts["error"])
+    assert any("no pixel of c in train, though other splits hold it" in t for t in texts["error"])
+    assert any("1 images of train are copies: train3 = train4" in t for t in texts["warning"])
+    assert any("1 images of train look like one of val: train5 ~ val4" in t for t in texts["warning"])
+    assert not any("among" in f.text for f in found)
+
+
+def test_a_folder_and_what_is_prepared_of_it_get_the_same_findings(tmp_path: Path) -> None:
+    source = split_folder(tmp_path / "src", {"train": (0, 1, *[2] * 500), "val": (0, 1)})
+    prepare(str(source), str(tmp_path / "data"), names=NAMES)
+    of_folder, of_data = doctor.examine(str(source), declared=Declared(NAMES)), doctor.examine(str(tmp_path / "data"))
+    topics = {"classes of train", "classes of val", "balance", "drift", "samples of train", "samples of val", "leaks"}
+    assert [f for f in of_folder if f.topic in topics] == [f for f in of_data if f.topic in topics]
+    assert topics <= {f.topic for f in of_folder}
+
+
+def test_what_a_sample_of_a_folder_shows_is_said_to_be_of_a_sample(tmp_path: Path) -> None:
+    """All are read, some are compared."""
+    source = split_folder(tmp_path / "src", WELL, num=20)
+    for split in WELL:
+        for i in range(1, 20):
+            shutil.copy(source / "train/images/train0.png", source / f"{split}/images/{split}{i}.png")
+    Image.new("L", (64, 48), 77).save(source / "train/masks/train7.png")
+    found = doctor.examine(str(source), sample=5, declared=Declared(NAMES))
+    assert any("train7.png: unknown mask value 77" in f.text for f in found)
+    (copies,) = [f for f in found if f.topic == "duplicates" and "of val are copies" in f.text]
+    assert copies.text.endswith("(among 5 of 20 of val; --all: all)")
+    (leaks,) = [f for f in found if f.topic == "leaks" and f.severity == "error"]
+    assert "of 19 of train and 5 of 20 of val; --all: all)" in leaks.text
+    assert any("is of the 39 pairs that can be prepared" in f.text for f in found)
+
+
+def test_names_that_prepare_would_refuse_are_an_error_of_the_folder(tmp_path: Path) -> None:
+    source = str(plain_folder(tmp_path / "src", values=(0, 255)))
+    (error,) = [f for f in doctor.examine(source, declared=Declared("a,b")) if f.severity == "error"]
+    assert "only class 'a' has pixels in any split" in error.text
+    assert "--names background=0,object=255" in error.text
 
 
 def test_a_folder_is_judged_as_prepare_would_take_it(tmp_path: Path) -> None:

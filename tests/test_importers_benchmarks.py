@@ -168,7 +168,10 @@ def test_every_mistake_with_voc_has_one_message(tmp_path: Path) -> None:
     shutil.rmtree(root / "SegmentationClass")
     broken("VOC2012/SegmentationClass: this folder does not exist, or holds no pictures")
     shutil.rmtree(root / "ImageSets")
-    broken("VOC2012/ImageSets/Segmentation: the lists train.txt and val.txt (or trainval.txt) are not both there")
+    broken(
+        "VOC2012/ImageSets/Segmentation: the lists train.txt and val.txt",
+        "(or trainval.txt, or CVAT's default.txt) are not both there",
+    )
     (lists / "train.txt").write_text("2007_000032\n2007_000033\n", encoding="utf-8")
     broken("'2007_000033' is listed in both train and val")
     (lists / "train.txt").write_text("2007_000032\n2007_000032\n", encoding="utf-8")
@@ -184,6 +187,52 @@ def test_every_mistake_with_voc_has_one_message(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "kit")
     (tmp_path / "kit" / "photos").mkdir(parents=True)
     refused(tmp_path / "kit", "voc", "not PASCAL VOC's layout", "it holds photos")
+
+
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncrack:250,50,83::\nleaf:61,245,61:stem,rim:\nignored:1,2,3::\n"
+
+
+def cvat_folder(root: Path, mode: str = "RGB") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What CVAT exports as "Segmentation mask": colours that labelmap.txt names, ten pairs; name -> (image, mask)."""
+    palette = [0, 0, 0, 250, 50, 83, 61, 245, 61, 1, 2, 3]
+    drawn = {}
+    for seed in range(10):
+        path = root / "SegmentationClass" / f"frame_{seed}.png"
+        mask = draw(path, [0, 1, 2, 3], seed, palette)
+        Image.open(path).convert(mode).save(path)
+        drawn[path.stem] = (photograph(root / "JPEGImages" / f"{path.stem}.jpg", seed), mask)
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Segmentation" / "default.txt").write_text("\n".join(drawn), encoding="utf-8")
+    (root / "labelmap.txt").write_text(LABELMAP, encoding="utf-8")
+    return drawn
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_voc_as_cvat_exports_it_is_named_and_coloured_by_its_labelmap(tmp_path: Path, mode: str) -> None:
+    drawn = cvat_folder(tmp_path / "src", mode)
+    summary = prepare(str(tmp_path / "src"), str(tmp_path / "out"), "voc")
+    assert summary["classes"] == ["background", "crack", "leaf"]
+    contract = index.load(str(tmp_path / "out")).labels
+    assert [c.color for c in contract.classes] == [(0, 0, 0), (250, 50, 83), (61, 245, 61)]
+    splits = {s: {n: drawn[n] for n in read_back(str(tmp_path / "out"), s)} for s in ("train", "val")}
+    assert sum(map(len, splits.values())) == 10
+    check(str(tmp_path / "out"), splits, (3,))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("background:0,0,0::\ncrack\n", "line 2 is 'crack'; write name:r,g,b::"),
+        ("background:0,0,0::\ncrack:#fa3253::\n", "line 2 is 'crack:#fa3253::'"),
+        ("background:0,0,0::\ncrack:1,2,300::\n", "is outside 0..255"),
+        ("background:0,0,0::\ncrack:0,0,0::\n", "colour [0, 0, 0] is declared twice"),
+        ("background:0,0,0::\n", "2 to 255 classes"),
+    ],
+)
+def test_a_labelmap_that_is_not_understood_is_named(tmp_path: Path, text: str, said: str) -> None:
+    cvat_folder(tmp_path / "src")
+    (tmp_path / "src" / "labelmap.txt").write_text(text, encoding="utf-8")
+    refused(tmp_path / "src", "voc", "labelmap.txt: ", said)
 
 
 # -- the Oxford-IIIT Pets ---------------------------------------------------------------------------------------------
@@ -444,7 +493,7 @@ def test_every_benchmark_says_what_it_expects_and_under_which_licence() -> None:
         assert layout.about
         assert layout.licence
         assert re.search(r"\w/", layout.expects)
-        assert not layout.hub
+        assert not layout.options
 
 
 def test_a_jpeg_that_strict_decoders_refuse_is_kept_as_png_and_named(

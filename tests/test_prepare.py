@@ -16,8 +16,11 @@ import pytest
 from conftest import plain_folder, prepare, read_back, write_pair
 from PIL import Image
 
+from segdist.cli.app import mask_values
 from segdist.data import index
 from segdist.data.importers import files
+from segdist.data.importers.files import Text
+from segdist.data.importers.layout import Ask, Pair, split_off
 from segdist.data.labels import Class, Labels
 from segdist.errors import DataError, LabelError, StorageError
 
@@ -28,8 +31,7 @@ def test_a_folder_comes_back_pixel_for_pixel(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src", num=40)
     summary = prepare(str(source), str(tmp_path / "out"), names=NAMES, val_share=0.25)
     samples = {k: v["samples"] for k, v in summary["splits"].items()}
-    assert sum(samples.values()) == 40
-    assert 3 <= samples["val"] <= 17
+    assert samples == {"train": 30, "val": 10}
     found = read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val")
     assert sorted(found) == sorted(f"p{i}" for i in range(40))
     for name, (image, mask) in found.items():
@@ -94,12 +96,35 @@ def test_limit_takes_the_first_of_each_split(tmp_path: Path) -> None:
     assert {k: v["samples"] for k, v in summary["splits"].items()} == {"train": 3, "val": 3}
 
 
-def test_a_split_moves_no_picture_when_others_are_added(tmp_path: Path) -> None:
-    few, many = plain_folder(tmp_path / "few", 20), plain_folder(tmp_path / "many", 40)
-    for source in (few, many):
-        prepare(str(source), str(source) + "-out", names=NAMES)
-    before, after = set(read_back(f"{few}-out", "val")), set(read_back(f"{many}-out", "val"))
-    assert before == after & {f"p{i}" for i in range(20)}
+def divided(num: int, share: float, seed: int = 0) -> tuple[set[str], set[str]]:
+    """The names that go to train and to val of `num` pairs."""
+    nothing = Text("nothing", b"")
+    splits = split_off([Pair(f"p{i}", nothing, nothing) for i in range(num)], Ask(share, seed))
+    train, val = ({p.sample_id for p in splits[s]} for s in ("train", "val"))
+    assert len(train) + len(val) == len(train | val) == num
+    return train, val
+
+
+def test_from_50_pairs_on_a_split_moves_no_image_when_others_are_added() -> None:
+    for num in (50, 64, 300):
+        (_, before), (_, after) = divided(num, 0.2), divided(1000, 0.2)
+        assert before == after & {f"p{i}" for i in range(num)}
+    assert 160 < len(after) < 240
+
+
+@pytest.mark.parametrize(
+    ("num", "share", "num_val"),
+    [(2, 0.01, 1), (2, 0.9, 1), (3, 0.2, 1), (10, 0.2, 2), (10, 0.9, 9), (11, 0.99, 10), (49, 0.2, 10), (1, 0.9, 0)],
+)
+def test_a_small_folder_is_divided_by_the_share_that_was_asked_for(num: int, share: float, num_val: int) -> None:
+    found = [divided(num, share, seed)[1] for seed in (0, 0, 1, 2, 3)]
+    assert {len(val) for val in found} == {num_val}
+    assert found[0] == found[1]
+    assert num < 10 or len({frozenset(val) for val in found}) > 1
+
+
+def test_a_large_folder_leaves_neither_split_empty() -> None:
+    assert [len(divided(50, share)[0]) for share in (1e-9, 1.0)] == [49, 1]
 
 
 def test_palette_masks_are_read_as_indices_and_16_bits_stay(tmp_path: Path) -> None:
@@ -139,6 +164,14 @@ def test_masks_of_colours_are_read_by_the_colours_declared(tmp_path: Path, mode:
         want = np.where(pixels[..., 2] == 128, 0, np.where(pixels[..., 2] == 180, 1, 255))
         assert (contract.table(raw.dtype)[raw] == want).all()
     assert contract.classes[1].color == (70, 130, 180)
+
+
+def test_the_table_of_a_contract_of_colours_shows_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = str(colour_folder(tmp_path / "src"))
+    prepare(source, str(tmp_path / "out"), names="road=#804080,sky=#4682b4", void=[(0, 0, 0)])
+    said = capfd.readouterr().err
+    assert all(color in said for color in ("colours", "#804080", "#4682b4", "#000000"))
+    assert "raw values" not in said
 
 
 def test_a_colour_without_a_class_is_named_with_its_pixels_and_its_likely_cause(tmp_path: Path) -> None:
@@ -244,6 +277,23 @@ def test_an_exif_rotation_that_fits_either_way_is_applied_and_told(
     assert said.count("EXIF") == 1
 
 
+def test_warnings_that_come_for_every_file_are_said_thrice_and_then_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = plain_folder(tmp_path / "src", 20)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for i in range(12):
+        path = source / "images" / f"p{i}.png"
+        Image.open(path).save(path, exif=exif)
+    for _ in range(2):  # each call counts anew
+        prepare(str(source), str(tmp_path / "out"), names=NAMES, overwrite=True)
+        said = capfd.readouterr().err.splitlines()
+        assert len([line for line in said if "turned by its EXIF orientation" in line]) == 3
+        (rest,) = [line for line in said if "turned by their EXIF orientation" in line]
+        assert rest == "warning: 9 more images turned by their EXIF orientation whose masks fit either way, 12 in all"
+
+
 def test_jpegs_keep_their_bytes(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src", 4)
     (source / "images" / "p0.png").unlink()
@@ -314,17 +364,26 @@ prepare({str(source)!r}, {str(out)!r}, declared=Declared({NAMES!r}))
     assert (out / "index.json").read_bytes() == (clean / "index.json").read_bytes()
 
 
-def test_explicit_void_is_never_a_class(tmp_path: Path) -> None:
+def test_explicit_void_is_never_a_class(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """0 is often `unlabelled`; saying so must not be forgotten because 0 could also be a class."""
     source = str(plain_folder(tmp_path / "src", values=(0, 1, 2, 3)))
     prepare(source, str(tmp_path / "out"), void=(0,))
     loaded = index.load(str(tmp_path / "out"))
     assert loaded.labels.names == ["class 1", "class 2", "class 3"]
+    assert "the masks hold 0-3, so 3 classes are named by number" in capfd.readouterr().err
     assert loaded.split("train").void_pixels > 0
     with pytest.raises(LabelError, match="raw value 0 is declared twice: 'a' and 'void'"):
         prepare(source, str(tmp_path / "other"), names="a,b,c,d", void=(0,))
     with pytest.raises(LabelError, match="declares its void values itself"):
         prepare(camvid_folder(tmp_path / "camvid"), str(tmp_path / "third"), "camvid", void=(0,))
+
+
+def test_void_may_be_nothing_at_all(tmp_path: Path) -> None:
+    """--void '' on the command line."""
+    source = str(plain_folder(tmp_path / "src", values=(0, 1, 2, 3)))
+    prepare(source, str(tmp_path / "out"), void=mask_values(""))
+    assert index.load(str(tmp_path / "out")).labels.void == ()
+    assert index.load(str(tmp_path / "out")).labels.num_classes == 4
 
 
 def test_the_source_is_its_content_and_its_contract(tmp_path: Path) -> None:
@@ -448,6 +507,30 @@ def test_pictures_that_no_split_takes_are_refused(tmp_path: Path, place: str, ki
     path.parent.mkdir(exist_ok=True)
     Image.new("L", (12, 8)).save(path)
     assert f"1 pictures lie beside the splits train, val: {kind}/{place}lost.png" in mistaken(tmp_path)
+
+
+def test_images_outside_of_the_splits_folders_are_left_out_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        plain_folder(tmp_path / "src" / split, 2)
+    said = "src: 2 images outside of train/images/, train/masks/, val/images/, val/masks/ are left out: cover.png, val/lost.jpg"
+    for expected in (0, 1):
+        prepare(str(tmp_path / "src"), str(tmp_path / "out"), names=NAMES, overwrite=True)
+        assert capfd.readouterr().err.count(said) == expected
+        for name in ("cover.png", "val/lost.jpg"):
+            Image.new("L", (12, 8)).save(tmp_path / "src" / name)
+
+
+@pytest.mark.parametrize("folder", ["images", "photos/first", "."])
+def test_labelmes_files_are_recognised(tmp_path: Path, folder: str) -> None:
+    place = tmp_path / "src" / folder
+    place.mkdir(parents=True)
+    Image.new("RGB", (12, 8)).save(place / "a.jpg")
+    (place / "notes.json").write_text("{}", encoding="utf-8")
+    assert "labelme's" not in mistaken(tmp_path)
+    (place / "a.json").write_text("{}", encoding="utf-8")
+    assert "are the JSON files beside the images labelme's? Then say --format labelme" in mistaken(tmp_path)
 
 
 def test_something_that_is_no_image_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ Names = Annotated[
     ),
 ]
 Void = Annotated[
-    str | None, typer.Option(help="Mask values (or #rrggbb colours) that count for nothing. [default: 255]")
+    str | None,
+    typer.Option(help="Mask values (or #rrggbb colours) that count for nothing; '' for none. [default: 255]"),
 ]
 First = Annotated[
     int, typer.Option(min=0, help="Mask value of the first name; values below it are void. 1 for ADE20K's way.")
@@ -78,8 +79,8 @@ def prepare(
         typer.Option(
             min=0.01,
             max=0.9,
-            help="About this share of images is for validation, where SOURCE has no splits; chosen by name, "
-            "so that adding images later moves no other.",
+            help="Share of images for validation, where SOURCE has no splits; chosen by name. From 50 images on it is met "
+            "on average, so that adding images later moves no other.",
         ),
     ] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,

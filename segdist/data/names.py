@@ -15,7 +15,7 @@ from segdist.data.presets import CONTRACTS, PALETTES
 from segdist.errors import LabelError, MissingError, StorageError
 
 DEFAULT_VOID: tuple[int, ...] = (255,)
-_VOID_NAMES = {"unlabeled", "unlabelled", "void", "ignore"}  # in an id2label, which cannot say void in another way
+VOID_NAMES = {"unlabeled", "unlabelled", "void", "ignore", "ignored"}  # in files that cannot say void in another way
 _FILES = (".txt", ".json", ".yaml", ".yml")
 
 
@@ -76,10 +76,10 @@ def _contract(
             )
         return plain(names, dict.fromkeys([*below, *(v for v in given if isinstance(v, int))]), numbers)
     classes = [{"name": n, "rgb": [v]} for n, v in zip(names, values)]
-    return _by_colors(classes, void or ())
+    return by_colors(classes, void or ())
 
 
-def _by_colors(classes: list[dict[str, Any]], void: Sequence[Any]) -> Labels:
+def by_colors(classes: list[dict[str, Any]], void: Sequence[Any]) -> Labels:
     """A contract for masks that hold colours: raw value i is the i-th colour declared."""
     rgb: list[Color] = []
     tree = []
@@ -154,7 +154,7 @@ def _from_tree(tree: Any, void: Sequence[int | Color] | None, first: int) -> Lab
             "it holds neither a list of names, nor an id2label mapping ({0: sky, 1: road}), nor a contract"
         )
     pairs = sorted((int(k) + first, _name(v)) for k, v in tree.items())
-    blank = [v for v, n in pairs if n.lower() in _VOID_NAMES]
+    blank = [v for v, n in pairs if n.lower() in VOID_NAMES]
     if blank:
         shown = ", ".join(f"{v} ({n!r})" for v, n in pairs if v in blank)
         log.say(f"void, by its name: {shown}; a contract file can make it a class")
@@ -180,7 +180,7 @@ def _whole(tree: dict[str, Any], void: Sequence[int | Color] | None) -> Labels:
     if any("rgb" in c for c in classes):
         if not isinstance(blank, Sequence | None) or isinstance(blank, str):
             raise LabelError("give the colours that are void as a list: void: ['#000000']")
-        return _by_colors(classes, blank or ())
+        return by_colors(classes, blank or ())
     colors = generated_colors(len(classes))
     colored = [{"color": color, **c} for c, color in zip(classes, colors)]
     return Labels.from_json({"void": DEFAULT_VOID if blank is None else blank, "classes": colored})

@@ -1,4 +1,4 @@
-"""What the samples of a prepared split are like: read once, in threads, into one row of facts each."""
+"""What the samples of a split are like: read once, in threads, into one row of facts each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Facts:
 
     sample_id: str
     digest: str  # sha256 of the image's bytes
-    look: int  # 64-bit difference hash of the image
+    image_hash: int  # 64-bit difference hash of the image
     size: tuple[int, int]  # (height, width), px
     mode: str  # JPEG RGB, PNG L, ...
     turned: bool  # whether an EXIF rotation is left in the image
@@ -63,7 +63,7 @@ class Survey:
         return first.tolist(), np.sqrt(np.maximum(second - first**2, 0)).tolist()
 
 
-def look(
+def of_split(
     uri: str, index: Index, split: str, most: int | None, advance: Callable[[int], None] = lambda n: None
 ) -> Survey:
     """The facts of a split's samples, or of about `most`, in whole row groups that are the same ones every time."""
@@ -73,14 +73,14 @@ def look(
         shuffled = Permutation(len(groups), key(0, 31))(groups)
         enough = int(np.searchsorted(np.cumsum(source.sizes[shuffled]), most)) + 1
         groups = np.sort(shuffled[:enough])
-    tables = {np.dtype(t): index.labels.table(t) for t in (np.uint8, np.uint16)}
+    labels = index.labels
 
     def read(group: int) -> list[Facts | str]:
         try:
             rows = source.fetch(group)
         except DataError as error:
             return [str(error)]
-        return [_facts(rows.sample(i), tables, index.labels) for i in range(rows.num_rows)]
+        return [facts_of(rows.sample(i), labels) for i in range(rows.num_rows)]
 
     survey = Survey(split, index.split(split).num_samples, [], [])
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -91,7 +91,7 @@ def look(
     return survey
 
 
-def _facts(sample: Sample, tables: dict[np.dtype, np.ndarray], labels: Labels) -> Facts | str:
+def facts_of(sample: Sample, labels: Labels) -> Facts | str:
     """A sample's facts, or what is wrong with it."""
     data, size = memoryview(sample.image).cast("B"), (sample.height, sample.width)
     try:
@@ -108,7 +108,7 @@ def _facts(sample: Sample, tables: dict[np.dtype, np.ndarray], labels: Labels) -
         check(counts, labels, f"sample {sample.sample_id!r}")
     except LabelError as error:
         return str(error)
-    classes = np.bincount(tables[raw.dtype], counts, minlength=256).astype(np.int64)
+    classes = np.bincount(labels.table(raw.dtype), counts, minlength=256).astype(np.int64)
     per_class = np.append(classes[: labels.num_classes], classes[IGNORE])
     digest = hashlib.sha256(data).hexdigest()
     return Facts(sample.sample_id, digest, seen, size, mode, turned, per_class, _channel_sums(pixels))
@@ -132,11 +132,11 @@ def likenesses(a: list[Facts], b: list[Facts], most_bits: int) -> list[tuple[Fac
 
     Copies, byte by byte, are another matter, and flat images, which all look alike, are left out.
     """
-    looks = np.array([f.look for f in b], np.uint64)
+    hashes = np.array([f.image_hash for f in b], np.uint64)
     found = []
     for facts in a:
-        if _LEAST_BITS <= facts.look.bit_count() <= 64 - _LEAST_BITS:
-            near = np.flatnonzero(np.bitwise_count(looks ^ np.uint64(facts.look)) <= most_bits)
+        if _LEAST_BITS <= facts.image_hash.bit_count() <= 64 - _LEAST_BITS:
+            near = np.flatnonzero(np.bitwise_count(hashes ^ np.uint64(facts.image_hash)) <= most_bits)
             other = next((b[j] for j in near if b[j].digest != facts.digest), None)
             if other is not None:
                 found.append((facts, other))

@@ -1,7 +1,8 @@
 """`segdist doctor`: what would waste a run, told in seconds, before the run.
 
 A config: its data set, its storage, its device, and a rehearsal. A prepared data set: that alone. A folder of images and
-masks: every file of it, with all mistakes at once, where `prepare` stops at the first.
+masks: every file of it, with all mistakes at once, where `prepare` stops at the first, and then what was found of a
+prepared one: classes, copies, leaks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def examine(
         return examine_run(config.loads(storage.read(target), target, overrides), sample)
     if storage.exists(storage.join(target, indices.NAME)):
         return examine_data(target, sample)
-    return sources.examine(target, layout, declared, ask, max_megapixels)
+    return sources.examine(target, layout, declared, ask, max_megapixels, sample)
 
 
 def examine_run(cfg: Config, sample: int | None) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""A prepared data set: is it whole, is every class there to be learnt and scored, do splits leak, are they alike?"""
+"""A data set: is it whole, is every class there to be learnt and scored, do splits leak, are they alike?"""
 
 from __future__ import annotations
 
@@ -40,16 +40,21 @@ def examine(
     progress, advance = log.bar("looking at samples", planned)
     with progress:
         for split in index.splits:
-            seen[split] = surveys.look(uri, index, split, sample, advance)
-    findings += from_index(index, trained)
-    for survey in seen.values():
-        findings += _samples(survey)
-        findings += _presence(survey, index, survey.split == trained)
-    findings += _duplicates(seen)
+            seen[split] = surveys.of_split(uri, index, split, sample, advance)
+    findings += judge(index, seen, trained)
     if not any(survey.broken for survey in seen.values()):
         scored = scored or ("val" if "val" in index.splits else next(iter(index.splits)))
         findings.append(self_test(uri, index, scored, Io(), 4, SELF_TEST_BYTES))
     return findings
+
+
+def judge(index: Index, seen: dict[str, Survey], trained: str) -> list[Finding]:
+    """What the pixel counts of the index and the samples that were seen tell, where `trained` is trained on; reads nothing."""
+    findings = from_index(index, trained)
+    for survey in seen.values():
+        findings += _samples(survey)
+        findings += _presence(survey, index, survey.split == trained)
+    return findings + _duplicates(seen)
 
 
 def _whole(uri: str, index: Index, split: str) -> str:
@@ -116,13 +121,20 @@ def _duplicates(seen: dict[str, Survey]) -> list[Finding]:
                 twice.append(f"{first[f.digest]} = {f.sample_id}")
             first.setdefault(f.digest, f.sample_id)
         if twice:
-            text = f"{len(twice)} images of {survey.split} are copies: {few(twice)}"
+            text = f"{len(twice)} images of {survey.split} are copies: {few(twice)}{_of_some(survey)}"
             findings.append(Finding("warning", "duplicates", text, "remove the copies: they count double"))
         near = [f"{x.sample_id} ~ {y.sample_id}" for x, y in surveys.likenesses(survey.facts, survey.facts, SAME_BITS)]
         if near:
-            text = f"{len(near)} images of {survey.split} look like another one of it: {few(near)}"
+            text = f"{len(near)} images of {survey.split} look like another one of it: {few(near)}{_of_some(survey)}"
             findings.append(Finding("note", "duplicates", text, "frames of one video? They add less than they cost"))
     return findings + [f for a, b in combinations(seen.values(), 2) for f in _leaks(a, b)]
+
+
+def _of_some(*surveys: Survey) -> str:
+    """What to add to a finding that more samples might add to."""
+    if all(survey.is_complete for survey in surveys):
+        return ""
+    return f" (among {' and '.join(f'{len(s.facts)} of {s.num_samples} of {s.split}' for s in surveys)}; --all: all)"
 
 
 def _leaks(a: Survey, b: Survey) -> list[Finding]:
@@ -131,12 +143,12 @@ def _leaks(a: Survey, b: Survey) -> list[Finding]:
     near = [f"{x.sample_id} ~ {y.sample_id}" for x, y in surveys.likenesses(a.facts, b.facts, SAME_BITS)]
     findings = []
     if same:
-        text = f"{len(same)} images are both in {a.split} and {b.split}: {few(same)}"
+        text = f"{len(same)} images are both in {a.split} and {b.split}: {few(same)}{_of_some(a, b)}"
         findings.append(
             Finding("error", "leaks", text, "remove them from one: a score on images that were seen is none")
         )
     if near:
-        text = f"{len(near)} images of {a.split} look like one of {b.split}: {few(near)}"
+        text = f"{len(near)} images of {a.split} look like one of {b.split}: {few(near)}{_of_some(a, b)}"
         findings.append(
             Finding("warning", "leaks", text, "frames of one video, or resized copies? Split by scene, not by image")
         )

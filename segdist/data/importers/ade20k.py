@@ -21,7 +21,7 @@ def find(source: str, ask: Ask) -> Found:
     for folder, split in _SPLITS.items():
         images, masks = f"{root}images/{folder}", f"{root}annotations/{folder}"
         if listing.below(images) or listing.below(masks):
-            splits[split] = pair_up(listing, images, masks)
+            splits[split] = pair_up(listing, images, masks, ask)
     return Found(splits, CONTRACTS["ade20k"])
 
 

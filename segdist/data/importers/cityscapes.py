@@ -22,7 +22,7 @@ def find(source: str, ask: Ask) -> Found:
         f"{root_of(listing, (kind,), 'the layout of Cityscapes')}{kind}" for kind in ("leftImg8bit", "gtFine")
     )
     splits = {
-        split: _pairs(listing, f"{images}/{split}", f"{masks}/{split}")
+        split: _pairs(listing, f"{images}/{split}", f"{masks}/{split}", ask)
         for split in ("train", "val")
         if listing.below(f"{images}/{split}") or listing.below(f"{masks}/{split}")
     }
@@ -36,8 +36,8 @@ def find(source: str, ask: Ask) -> Found:
     return Found(splits, CONTRACTS["cityscapes"])
 
 
-def _pairs(listing: Listing, images: str, masks: str) -> list[Pair]:
-    """Pairs of equal city, sequence and frame. Raises DataError for what has no partner."""
+def _pairs(listing: Listing, images: str, masks: str, ask: Ask) -> list[Pair]:
+    """Pairs of equal city, sequence and frame. Tells ask.unpaired of what has no partner; raises DataError without masks."""
     there = {
         kind: {name.removesuffix(kind): file for name, file in listing.below(folder).items() if name.endswith(kind)}
         for folder, kind in ((images, _IMAGE), (masks, _MASK))
@@ -52,10 +52,10 @@ def _pairs(listing: Listing, images: str, masks: str) -> list[Pair]:
         if lonely := [key for key in there[kind] if key not in there[other]]:
             expected = storage.join(listing.source, f"{folder}/{lonely[0]}{other}")
             more = f" ({len(lonely)} files are unpaired in all)" if len(lonely) > 1 else ""
-            raise DataError(
-                f"{there[kind][lonely[0]].uri}: expected {expected} beside it{more}; unpack both archives again"
-            )
-    return [Pair(key.rsplit("/", 1)[-1], file, there[_MASK][key]) for key, file in there[_IMAGE].items()]
+            text = f"{there[kind][lonely[0]].uri}: expected {expected} beside it{more}; unpack both archives again"
+            ask.unpaired(DataError(text))
+    paired = [(key, file) for key, file in there[_IMAGE].items() if key in there[_MASK]]
+    return [Pair(key.rsplit("/", 1)[-1], file, there[_MASK][key]) for key, file in paired]
 
 
 def _instead(listing: Listing, masks: str) -> str:

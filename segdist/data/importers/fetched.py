@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from segdist import log, storage
+from segdist.data.importers.files import waiting
 from segdist.errors import DataError
 from segdist.threads import ahead
 
@@ -92,4 +93,4 @@ def fetch(files: Iterable[Fetched]) -> None:
 
 
 def _fetch_one(file: Fetched) -> None:
-    storage.patiently(lambda: storage.fetch(file.uri, file.path), log.say)
+    storage.patiently(lambda: storage.fetch(file.uri, file.path), waiting)

@@ -18,7 +18,7 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segdist import log, storage
-from segdist.data.causes import MOST_COLORS, strange_colors
+from segdist.data.importers import colors
 from segdist.data.labels import Color, Labels
 from segdist.errors import DataError, LabelError, UserError
 
@@ -37,8 +37,6 @@ _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 _ORIENTATION = 0x0112  # EXIF tag
-_BLOCK_PIXELS = 1 << 18  # of colours looked up at a time
-_DISTANCES = 1 << 20  # between colours, held at a time
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class File:
         return self.uri
 
     def read(self) -> bytes:
-        return storage.patiently(lambda: storage.read(self.uri), log.say)
+        return storage.patiently(lambda: storage.read(self.uri), waiting)
 
     def digest(self) -> str:
         """The store's tag (which a copy may not keep), or the sha256 of its bytes."""
@@ -104,6 +102,11 @@ class Text:
         return hashlib.sha256(self.data).hexdigest()
 
 
+def waiting(text: str) -> None:
+    """Says that a store does not answer, though not for each of its files."""
+    log.warn("waits for a store", text)
+
+
 Decode = Callable[[bytes, str, Rules], np.ndarray]  # (bytes, name, rules) -> (H, W) uint8 or uint16 raw values
 
 
@@ -119,7 +122,7 @@ def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
             pixels = np.asarray(_opaque(image, name))
     if by_color:
         assert rules.labels is not None
-        return _by_colors(pixels, rules.labels, rules.color_tolerance, name)
+        return colors.positions(pixels, rules.labels, rules.color_tolerance, name)
     if mode in ("L", "P", "1", "LA"):
         return pixels.astype(np.uint8)
     if mode.startswith("I"):  # 16 bits, and 32 bits that hold no more
@@ -130,8 +133,8 @@ def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
         return pixels.astype(np.uint16)
     if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "HSV"):
         raise LabelError(
-            f"{name}: this mask is {mode}: its pixels are colours, not class values{_colors_in(pixels)}. Say which colour is "
-            "which class with --names name=#rrggbb,... or a contract file, or export index masks"
+            f"{name}: this mask is {mode}: its pixels are colours, not class values{colors.listed(pixels)}. Say which colour "
+            "is which class with --names name=#rrggbb,... or a contract file, or export index masks"
         )
     raise LabelError(
         f"{name}: masks of mode {mode} are not understood; export one channel of 8 or 16 bits, without alpha"
@@ -182,80 +185,6 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
     return image.convert({"L": "L", "P": "P", "R": "RGB"}[image.mode[0]])
 
 
-def _by_colors(pixels: np.ndarray, labels: Labels, tolerance: int, name: str) -> np.ndarray:
-    """uint8 or uint16 (H, W): position in the contract of the colour of each pixel of uint8 (H, W, 3)."""
-    if pixels.ndim != 3:
-        raise LabelError(
-            f"{name}: the contract declares colours, but this mask has one channel; declare values instead"
-        )
-    declared = _codes(np.array(labels.rgb, np.uint8))
-    order = np.argsort(declared)
-    raw = np.empty(pixels.shape[:2], np.uint8 if len(labels.rgb) <= 256 else np.uint16)
-    far, counts = np.empty(0, np.uint32), np.empty(0, np.int64)
-    for rows in _blocks(pixels):
-        codes = _codes(pixels[rows])
-        at = order[np.searchsorted(declared, codes, sorter=order).clip(max=len(order) - 1)]
-        strange = declared[at] != codes
-        if strange.any():
-            found, inverse, num = np.unique(codes[strange], return_inverse=True, return_counts=True)
-            nearest = _nearest(found, labels, tolerance)
-            at[strange] = nearest[inverse.reshape(-1)]
-            far, counts = _added(far, counts, found[nearest < 0], num[nearest < 0])
-        raw[rows] = at
-        if len(far) > MOST_COLORS:
-            break
-    if len(far):
-        raise strange_colors(far, counts, pixels.shape[0] * pixels.shape[1], labels, name)
-    return raw
-
-
-def _blocks(pixels: np.ndarray) -> Iterator[slice]:
-    """Rows of a picture (H, W, ...), a bounded number of pixels at a time."""
-    num_rows = max(1, _BLOCK_PIXELS // max(pixels.shape[1], 1))
-    for top in range(0, pixels.shape[0], num_rows):
-        yield slice(top, top + num_rows)
-
-
-def _codes(colors: np.ndarray) -> np.ndarray:
-    """uint32 (...): 0xRRGGBB of uint8 colours (..., 3 or more)."""
-    r, g, b = (colors[..., i].astype(np.uint32) for i in range(3))
-    return r << 16 | g << 8 | b
-
-
-def _nearest(codes: np.ndarray, labels: Labels, tolerance: int) -> np.ndarray:
-    """int64 (n,): position of the nearest declared colour of each code, or -1 where none is within the tolerance."""
-    found = np.full(len(codes), -1, np.int64)
-    if not tolerance:
-        return found
-    declared, step = np.array(labels.rgb, np.int16), max(1, _DISTANCES // len(labels.rgb))
-    for start in range(0, len(codes), step):
-        some = codes[start : start + step]
-        colors = np.stack([some >> 16, some >> 8 & 255, some & 255], 1).astype(np.int16)
-        away = np.abs(colors[:, None] - declared).max(2)  # (some, declared)
-        found[start : start + step] = np.where(away.min(1) <= tolerance, away.argmin(1), -1)
-        if (found[: start + step] < 0).sum() > MOST_COLORS:  # refused whatever the others are
-            break
-    return found
-
-
-def _added(codes: np.ndarray, counts: np.ndarray, more: np.ndarray, num: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The counts of both, code by code."""
-    both, inverse = np.unique(np.concatenate([codes, more]), return_inverse=True)
-    total = np.zeros(len(both), np.int64)
-    np.add.at(total, inverse.reshape(-1), np.concatenate([counts, num]))
-    return both, total
-
-
-def _colors_in(pixels: np.ndarray) -> str:
-    """The colours of a mask that holds few of them, for a message."""
-    found: set[int] = set()
-    for rows in _blocks(pixels):
-        found |= set(np.unique(_codes(pixels[rows])).tolist())
-        if len(found) > 12:
-            return " (more than 12 of them)"
-    return f" ({', '.join(f'#{code:06x}' for code in sorted(found))})"
-
-
 def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> bytes:
     """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
 
@@ -275,8 +204,9 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
             )
         turn = turned != 1 and turned_size == size
         if turn and upright == size:
-            log.say(
-                f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree"
+            log.warn(
+                "images turned by their EXIF orientation whose masks fit either way",
+                f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree",
             )
         kept = image.format if image.mode in ("RGB", "L") and not turn else None
         damage = _damage(data) if kept == "JPEG" else ""
@@ -286,7 +216,8 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
         if kept == "PNG":
             return data
         if damage:
-            log.say(f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded")
+            text = f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded"
+            log.warn("damaged JPEGs that are kept as PNG", text)
         check_range(image, name)
         out = io.BytesIO()
         (ImageOps.exif_transpose(image) if turn else image).convert("RGB").save(out, "PNG", compress_level=3)

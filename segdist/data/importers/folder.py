@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from segdist.data import labels as contracts
 from segdist.data.causes import ranges
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, hint, pair_up, split_off, splits_of
+from segdist.data.importers.layout import (
+    SPLIT_NAMES,
+    Ask,
+    Found,
+    Layout,
+    Listing,
+    hint,
+    pair_up,
+    split_off,
+    splits_of,
+    tell_left,
+)
 from segdist.data.labels import Labels
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError, LabelError
@@ -21,8 +32,8 @@ def find(source: str, ask: Ask) -> Found:
         if splits:
             names = splits_of(source, splits)
             _check_taken(listing, splits)
-            return Found({names[s]: pair_up(listing, f"images/{s}", f"masks/{s}") for s in splits})
-        return Found(split_off(pair_up(listing, "images", "masks"), ask))
+            return Found({names[s]: pair_up(listing, f"images/{s}", f"masks/{s}", ask) for s in splits})
+        return Found(split_off(pair_up(listing, "images", "masks", ask), ask))
     splits = [s for s in tops if "images" in listing.names(s)]
     if not splits:
         raise DataError(
@@ -30,7 +41,8 @@ def find(source: str, ask: Ask) -> Found:
             f"equal names into such folders (or name another layout with --format: see `segdist prepare --list`){hint(listing)}"
         )
     names = splits_of(source, splits)
-    return Found({names[s]: pair_up(listing, f"{s}/images", f"{s}/masks") for s in splits})
+    tell_left(listing, [f"{s}/{kind}" for s in splits for kind in ("images", "masks")])
+    return Found({names[s]: pair_up(listing, f"{s}/images", f"{s}/masks", ask) for s in splits})
 
 
 def _check_taken(listing: Listing, splits: list[str]) -> None:
@@ -50,7 +62,7 @@ def find_camvid(source: str, ask: Ask) -> Found:
     splits = [s for s in ("train", "val", "test") if s in listing.names()]
     if not splits:
         raise DataError(f"{source}: not CamVid's layout (train/, trainannot/, val/, valannot/)")
-    return Found({s: pair_up(listing, s, f"{s}annot") for s in splits}, CONTRACTS["camvid"])
+    return Found({s: pair_up(listing, s, f"{s}annot", ask) for s in splits}, CONTRACTS["camvid"])
 
 
 def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:

@@ -13,7 +13,7 @@ import yaml
 from segdist import log, storage
 from segdist.data import names
 from segdist.data.importers.hub_rows import Cell, Place, Rows, open_rows, read_beside
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Pair, Splits, split_off
+from segdist.data.importers.layout import FEW, SPLIT_NAMES, Ask, Found, Layout, Pair, Splits, split_off
 from segdist.data.labels import Labels
 from segdist.errors import DataError, LabelError
 
@@ -71,10 +71,13 @@ def _kept(rows: Rows, ask: Ask) -> dict[str, str]:
 
 
 def _num_rows(ask: Ask, has_val: bool) -> int | None:
-    """How many rows of a split to take: the limit; or where train is still to be divided, nearly surely enough for both."""
+    """How many rows of a split to take: the limit; or where train is still to be divided, nearly surely enough for both.
+
+    Never so few that `split_off` would count them, as it may not have counted the whole.
+    """
     if ask.limit is None or has_val:
         return ask.limit
-    return math.ceil(2 * ask.limit / min(ask.val_share, 1 - ask.val_share)) + 16
+    return max(FEW, math.ceil(2 * ask.limit / min(ask.val_share, 1 - ask.val_share)) + 16)
 
 
 def _columns(rows: Rows, ask: Ask) -> tuple[str, str]:
@@ -160,6 +163,5 @@ HUB = Layout(
     "OWNER/NAME, or a folder that `datasets` reads (Parquet, images with metadata, save_to_disk); --revision, --subset, "
     "--image-column, --mask-column",
     "as its card says",
-    hub=True,
     options=("revision", "subset", "image_column", "mask_column"),
 )

@@ -246,7 +246,7 @@ def _inside(path: str, place: Place, name: str) -> Path:
     if not any(file.is_relative_to(root.resolve()) for root in [*roots, *([place.folder] if place.folder else [])]):
         raise DataError(f"{name}: its picture lies at {path}, outside of the data set, and is not read")
     if not file.is_file():
-        raise DataError(f"{name}: its picture {path} is not there")
+        raise DataError(f"{name}: its image {path!r} is not there; looked for {file}")
     return file
 
 

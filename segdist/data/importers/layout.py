@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from segdist import log, storage
-from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, decode_mask
+from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, decode_mask, waiting
 from segdist.data.labels import Labels
 from segdist.data.order import key
 from segdist.errors import DataError
@@ -25,6 +25,7 @@ SPLIT_NAMES = {  # what people call them
 # and folders that they name otherwise
 _MASKS = {"mask", "label", "labels", "annotation", "annotations", "gt", "ground_truth", "segmentation", "segmentations"}
 _IMAGES = {"image", "img", "imgs", "photos", "pictures", "jpegimages"}
+FEW = 50  # pairs; a split of fewer keeps to its share, one of more to its samples
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Pair:
 Splits = dict[str, list[Pair]]
 
 
+def refuse(error: DataError) -> None:
+    raise error
+
+
 @dataclass(frozen=True)
 class Ask:
     """What a person may ask of an importer."""
@@ -51,6 +56,7 @@ class Ask:
     subset: str | None = None  # configuration of a Hub data set; kind of COCO's annotations
     image_column: str | None = None
     mask_column: str | None = None
+    unpaired: Callable[[DataError], None] = refuse  # told of files without partner; where it returns, they are left out
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,6 @@ class Layout:
     about: str
     expects: str  # the files it looks for
     licence: str = ""
-    hub: bool = False  # whether SOURCE is no folder
     options: tuple[str, ...] = ()  # fields of Ask that only some importers read
 
 
@@ -83,7 +88,7 @@ class Listing:
         self._suffixes = set(suffixes)
         self._files = {
             e.name: File(storage.join(source, e.name), e.num_bytes, e.tag)
-            for e in storage.patiently(lambda: storage.walk(source), log.say)
+            for e in storage.patiently(lambda: storage.walk(source), waiting)
             if PurePosixPath(e.name).suffix.lower() in self._suffixes and not PurePosixPath(e.name).name.startswith(".")
         }
         for name in self._files:
@@ -144,8 +149,11 @@ def _is_text(name: str) -> bool:
         return False
 
 
-def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
-    """Pairs of equal names (without suffix) below two folders, sorted. Raises DataError for what has no partner."""
+def pair_up(source: Listing, images: str, masks: str, ask: Ask) -> list[Pair]:
+    """Pairs of equal names (without suffix) below two folders, sorted. Tells ask.unpaired of what has no partner.
+
+    Raises DataError when one of the folders is empty, or not there.
+    """
     found = {folder: source.by_stem(folder) for folder in (images, masks)}
     for folder, other in ((images, masks), (masks, images)):
         if found[other] and not found[folder]:
@@ -177,10 +185,11 @@ def pair_up(source: Listing, images: str, masks: str) -> list[Pair]:
             f" Is {near} meant? Masks may have one prefix or suffix more than images, but all the same." if near else ""
         )
         more = f" ({len(lonely)} files are unpaired in all)" if len(lonely) > 1 else ""
-        raise DataError(
+        text = (
             f"{file.uri}: this {kind} has no {other}; expected {expected}.*. Add it, or remove the {kind}{more}.{meant}"
         )
-    return [Pair(stem, file, found[masks][stem]) for stem, file in found[images].items()]
+        ask.unpaired(DataError(text))
+    return [Pair(stem, file, found[masks][stem]) for stem, file in found[images].items() if stem in found[masks]]
 
 
 def _affixed(stem: str, prefix: str, suffix: str) -> str:
@@ -203,22 +212,33 @@ def _affix(images: list[str], masks: set[str]) -> tuple[str, str] | None:
 
 
 def hint(source: Listing) -> str:
-    """What to say of folders at the source's top that seem to be images/ or masks/ by another name."""
+    """What to say of folders at the source's top that seem to be images/ or masks/ by another name, or of labelme's files."""
+    jsons = {PurePosixPath(path).with_suffix("") for path in Listing(source.source, {".json"}).paths()}
+    if any(PurePosixPath(path).with_suffix("") in jsons for path in source.paths()):
+        return "; are the JSON files beside the images labelme's? Then say --format labelme"
     there = [(name, "masks") for name in source.names() if name.lower() in _MASKS]
     there += [(name, "images") for name in source.names() if name.lower() in _IMAGES]
     return "".join(f"; is {name}/ what should be called {right}/? Rename it" for name, right in there)
 
 
-def split_off(pairs: list[Pair], ask: Ask) -> Splits:
-    """train and val by the digest of each name alone, so that adding pictures later moves no other picture.
+def tell_left(source: Listing, folders: Iterable[str]) -> None:
+    """Says, in one line, which images lie outside of these folders and are therefore left out."""
+    taken = tuple(f"{folder}/" for folder in folders)
+    if left := [path for path in source.paths() if not path.startswith(taken)]:
+        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        log.say(f"{source.source}: {len(left)} images outside of {', '.join(taken)} are left out: {shown}")
 
-    The share is therefore met on average; each split gets at least one picture where there are two.
+
+def split_off(pairs: list[Pair], ask: Ask) -> Splits:
+    """train and val by the digest of each name: those of the smallest digests are val, one at least and not all.
+
+    Below 50 pairs val has its share of them, rounded. From there on it has the digests below a threshold, which meets the
+    share on average, and adding images later moves no other one.
     """
     rank = {p.sample_id: int(key(ask.seed, 12, *p.sample_id.encode())) for p in pairs}
-    chosen = {sample_id for sample_id, r in rank.items() if r < ask.val_share * 2**64}
-    if len(pairs) > 1:
-        chosen = chosen or {min(rank, key=rank.__getitem__)}
-        chosen = chosen if len(chosen) < len(pairs) else chosen - {max(rank, key=rank.__getitem__)}
+    below = sum(r < ask.val_share * 2**64 for r in rank.values())
+    num = below if len(pairs) >= FEW else round(ask.val_share * len(pairs))
+    chosen = set(sorted(rank, key=rank.__getitem__)[: max(0, min(max(num, 1), len(pairs) - 1))])
     return {
         "train": [p for p in pairs if p.sample_id not in chosen],
         "val": [p for p in pairs if p.sample_id in chosen],

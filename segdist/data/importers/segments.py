@@ -7,7 +7,6 @@ A bitmap is an RGBA PNG whose red, green and blue are the low, middle and high b
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 
 from segdist import log, storage
 from segdist.data.importers import fetched
-from segdist.data.importers.files import Rules, open_picture
+from segdist.data.importers.files import Rules, open_picture, waiting
 from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Pair, Splits, split_off
 from segdist.data.labels import Class, Labels, color_of, generated_colors
 from segdist.errors import DataError, LabelError
@@ -59,7 +58,7 @@ def _release(source: str) -> dict[str, Any]:
     if storage.is_local(source) and storage.local_path(source).is_dir():
         raise DataError(f"{name}: a folder; give the release file that Segments.ai's Releases tab lets you download")
     try:
-        tree = json.loads(storage.patiently(lambda: storage.read(source), log.say))
+        tree = json.loads(storage.patiently(lambda: storage.read(source), waiting))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{name}: not JSON ({error}); download the release file again") from None
     data = tree.get("dataset") if isinstance(tree, dict) else None
@@ -100,7 +99,6 @@ def _pairs(data: dict[str, Any], labelset: str, folder: Path, void: int) -> Iter
     known = {int(c["id"]) for c in data["task_attributes"]["categories"]}
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
-    strays = itertools.count()  # shared by all bitmaps: the first one speaks
     for sample in data["samples"]:
         name = str(sample["name"])
         label = (sample.get("labels") or {}).get(labelset) or {}
@@ -115,7 +113,7 @@ def _pairs(data: dict[str, Any], labelset: str, folder: Path, void: int) -> Iter
         seen.add(name)
         categories = _annotated(name, attributes.get("annotations") or [], known)
         image = fetched.at(str(sample["attributes"]["image"]["url"]), folder, name)
-        decode = partial(_decode, categories=categories, void=void, strays=strays)
+        decode = partial(_decode, categories=categories, void=void)
         yield Pair(name, image, fetched.at(str(address), folder, name), decode)
     if left_out:
         told = ", ".join(f"{num} {status}" for status, num in sorted(left_out.items()))
@@ -161,9 +159,7 @@ def _splits(pairs: list[Pair], samples: list[dict[str, Any]], ask: Ask) -> Split
     return splits if "val" in splits else splits | split_off(splits.get("train", []), ask)
 
 
-def _decode(
-    data: bytes, name: str, rules: Rules, *, categories: dict[int, int], void: int, strays: Iterator[int]
-) -> np.ndarray:
+def _decode(data: bytes, name: str, rules: Rules, *, categories: dict[int, int], void: int) -> np.ndarray:
     """(H, W) uint8 or uint16 category ids of a bitmap of object ids; `void` where there is no object.
 
     Raises LabelError when ids are beyond all annotated ones: then bitmap and annotations do not belong together.
@@ -188,15 +184,9 @@ def _decode(
     named = np.zeros(largest + 1, bool)
     named[annotated] = named[0] = True
     if num := int((~named[ids]).sum()):
-        _tell(name, num, strays)
+        text = f"warning: {name}: {num} pixels bear object ids without annotation; they are void"
+        log.warn("bitmaps with object ids without annotation", text)
     return values[ids]
-
-
-def _tell(name: str, num_pixels: int, strays: Iterator[int]) -> None:
-    if next(strays) == 0:
-        log.say(
-            f"{name}: {num_pixels} pixels bear object ids without annotation; they are void, here and in other bitmaps"
-        )
 
 
 SEGMENTS = Layout(

@@ -1,18 +1,24 @@
 """PASCAL VOC 2007 and 2012: palette PNGs whose indices are the classes, 255 between them; lists of names say the splits.
 
-Of the test sets, the organisers published the masks of 2007 only.
+Of the test sets, the organisers published the masks of 2007 only. CVAT exports "Segmentation mask" and "PASCAL VOC" in this
+layout, with masks of colours, which a labelmap.txt names (`name:r,g,b:parts:actions`, a line each), and a list default.txt.
 """
 
 from __future__ import annotations
 
+import re
+
 from segdist import log, storage
+from segdist.data import names
 from segdist.data.importers.files import File
 from segdist.data.importers.layout import Ask, Found, Layout, Listing, Pair, split_off
 from segdist.data.importers.release import SUFFIXES, check_disjoint, listed, pairs_of, root_of
+from segdist.data.labels import Labels
 from segdist.data.presets import CONTRACTS
-from segdist.errors import DataError
+from segdist.errors import DataError, LabelError
 
 _LISTS = "ImageSets/Segmentation"
+_LABELMAP = "labelmap.txt"
 
 
 def find(source: str, ask: Ask) -> Found:
@@ -20,7 +26,7 @@ def find(source: str, ask: Ask) -> Found:
     listing = Listing(source, SUFFIXES)
     root = root_of(listing, ("JPEGImages", "SegmentationClass", _LISTS), "PASCAL VOC's layout")
     images, masks = (_pictures(listing, f"{root}{folder}") for folder in ("JPEGImages", "SegmentationClass"))
-    present = {s for s in ("train", "val", "trainval", "test") if listing.get(f"{root}{_LISTS}/{s}.txt")}
+    present = {s for s in ("train", "val", "trainval", "default", "test") if listing.get(f"{root}{_LISTS}/{s}.txt")}
 
     def taken(split: str) -> list[Pair]:
         path = f"{root}{_LISTS}/{split}.txt"
@@ -28,12 +34,12 @@ def find(source: str, ask: Ask) -> Found:
 
     if present >= {"train", "val"}:
         splits = {s: taken(s) for s in ("train", "val")}
-    elif "trainval" in present:
-        splits = split_off(taken("trainval"), ask)
+    elif whole := present & {"trainval", "default"}:
+        splits = split_off(taken(max(whole)), ask)
     else:
         raise DataError(
-            f"{storage.join(source, root + _LISTS)}: the lists train.txt and val.txt (or trainval.txt) are not both there; "
-            "take them from the archive again"
+            f"{storage.join(source, root + _LISTS)}: the lists train.txt and val.txt (or trainval.txt, or CVAT's "
+            "default.txt) are not both there; take them from the archive again"
         )
     if "test" in present:
         if any(name in masks for name in listed(listing, f"{root}{_LISTS}/test.txt")):
@@ -41,7 +47,33 @@ def find(source: str, ask: Ask) -> Found:
         else:
             log.say("test is left out: its masks are not public (those of 2007 are)")
     check_disjoint(splits, source)
-    return Found(splits, CONTRACTS["voc"])
+    labelmap = listing.get(root + _LABELMAP)
+    return Found(splits, _contract(labelmap) if labelmap else CONTRACTS["voc"])
+
+
+def _contract(labelmap: File) -> Labels:
+    """The names and colours of a labelmap.txt. Raises LabelError, naming the line that is not understood."""
+    try:
+        lines = labelmap.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{labelmap.uri}: not UTF-8 text ({error}); save it as UTF-8") from None
+    classes, void = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = re.fullmatch(r"\s*(.*?\S)\s*:\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:.*)?", line)
+        if not found:
+            raise LabelError(f"{labelmap.uri}: line {number} is {line!r:.80}; write name:r,g,b:: as CVAT does")
+        color = [int(found[i]) for i in (2, 3, 4)]
+        if found[1].lower() in names.VOID_NAMES:
+            log.say(f"void, by its name: {found[1]!r}; --names can make it a class")
+            void.append(color)
+        else:
+            classes.append({"name": found[1], "rgb": [color]})
+    try:
+        return names.by_colors(classes, void)
+    except LabelError as error:
+        raise LabelError(f"{labelmap.uri}: {error}") from None
 
 
 def _pictures(listing: Listing, folder: str) -> dict[str, File]:
@@ -50,15 +82,15 @@ def _pictures(listing: Listing, folder: str) -> dict[str, File]:
     if not found:
         raise DataError(
             f"{storage.join(listing.source, folder)}: this folder does not exist, or holds no pictures; VOC has JPEGImages/, "
-            f"SegmentationClass/ and {_LISTS}/ side by side"
+            f"SegmentationClass/ and {_LISTS}/ side by side (CVAT exports images if you say so)"
         )
     return found
 
 
 VOC = Layout(
     find,
-    "PASCAL VOC 2007 or 2012: your own classes by --names, else 20 kinds of objects and background, 255 = void",
-    "JPEGImages/, SegmentationClass/, ImageSets/Segmentation/{train,val}.txt (or trainval.txt; and test.txt, where its masks "
-    "are there); or a folder above",
+    "PASCAL VOC 2007 or 2012: classes by labelmap.txt (CVAT) or --names, else 20 kinds of objects and background, 255 = void",
+    "JPEGImages/, SegmentationClass/, ImageSets/Segmentation/{train,val}.txt (or trainval.txt or default.txt; and test.txt, "
+    "where its masks are there), perhaps labelmap.txt; or a folder above",
     "images: Flickr's terms of use (PASCAL VOC, Everingham et al.)",
 )
