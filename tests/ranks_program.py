@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -82,6 +83,32 @@ def formula(plan: str, folder: str) -> None:
     leave(world)
 
 
+def curves(plan: str, folder: str) -> None:
+    """Trains runs, or parts of them: {"name", "tree", "stop": steps of this attempt or null, "wrong": a mistake or null}."""
+    from segdist.loss import Criterion
+    from segdist.strategy.ddp import Ddp
+
+    world = join("cpu")
+    torch.set_num_threads(1)
+    right = Criterion.divisors, Ddp.backward
+    for item in json.loads(Path(plan).read_text(encoding="utf-8")):
+        if item["wrong"] == "not times ranks":
+            Ddp.backward = lambda self, loss: loss.backward()  # type: ignore[method-assign]
+        if item["wrong"] == "mean per group":
+            Criterion.divisors = lambda self, tallied: tallied.double() * 0 + 1  # type: ignore[method-assign]
+            Ddp.backward = lambda self, loss: (loss / loss.detach().clamp(min=1)).backward()  # type: ignore[method-assign]
+        asked = [0]
+
+        def notice(stop: int | None = item["stop"], asked: list[int] = asked) -> Any:
+            asked[0] += 1
+            return "stop" if asked[0] == stop else None
+
+        cfg = config.from_tree(item["tree"], item["name"])
+        fit(cfg, world, notice=notice)
+        Criterion.divisors, Ddp.backward = right  # type: ignore[method-assign]
+    leave(world)
+
+
 def scores(plan: str, folder: str) -> None:
     """Evaluates finished runs in sliding windows: a plan of {"name", "run", "data", "split"}; rank 0 leaves NAME.json."""
     from segdist.checkpoint import load_trained
@@ -126,6 +153,6 @@ def late(data: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    {"main": main, "formula": formula, "scores": scores, "late": late}[sys.argv[1]](*sys.argv[2:])
+    {"main": main, "formula": formula, "curves": curves, "scores": scores, "late": late}[sys.argv[1]](*sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # as the command does among several ranks: see segdist.cli._exit

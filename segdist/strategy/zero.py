@@ -19,7 +19,7 @@ from torch import nn
 
 from segdist import models
 from segdist.models.segmenter import Segmenter
-from segdist.world import World
+from segdist.world import TIMEOUT, World
 
 Tensors = dict[str, torch.Tensor]
 BUCKET_ELEMENTS = 50_000_000
@@ -55,6 +55,8 @@ class Zero:
         self._owns_group = not dist.is_initialized()
         if self._owns_group:  # it talks even to itself
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        # a group of its own, or it keeps one that outlives this process group and waits half an hour for lost ranks
+        deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=TIMEOUT)
         self._model, self._optimizer, self._stage, self._world = model, optimizer, stage, world
         self.passes = passes if stage == 3 else 0  # each gathers weights, so all ranks must make as many
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
@@ -194,6 +196,7 @@ def _imported(device: str) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
     import deepspeed.ops
+    import deepspeed.utils.groups
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__ = {}  # nothing is compiled, and no compiler asked for
