@@ -22,7 +22,7 @@ import torch
 from segdist import config, models
 from segdist.data import index as indices
 from segdist.evaluate import evaluate
-from segdist.inference import PLAIN, Recipe, look
+from segdist.inference import PLAIN, Recipe, segment
 from segdist.record import versions
 from segdist.world import World
 
@@ -98,7 +98,7 @@ def cost(given: argparse.Namespace) -> dict[str, object]:
     for _ in range(given.repeats):
         for name, how in recipes.items():
             began = time.process_time()
-            look(model, image, (height, width), how, given.batch, mask)
+            segment(model, image, (height, width), how, given.batch, mask)
             seconds[name].append(time.process_time() - began)
     return {name: round(statistics.median(spent), 2) for name, spent in seconds.items()}
 

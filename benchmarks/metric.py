@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torchmetrics import JaccardIndex
 
-from segdist.metric import MeanIoU, bootstrap_miou, boundary_counts, pair_table, picture_counts, scores
+from segdist.metric import MeanIoU, bootstrap_miou, boundary_counts, class_counts, pair_table, scores
 
 Pictures = list[tuple[np.ndarray, np.ndarray]]  # (pred, mask), int64
 IGNORE = 255
@@ -143,7 +143,7 @@ def others(pictures: Pictures, num_classes: int) -> dict[str, float]:
     counts = rng.integers(0, 1000, (2000, 3, num_classes))
     counts[:, 1:] += counts[:, :1]
     jobs: dict[str, tuple[int, Callable[[], object]]] = {
-        "picture_counts, a picture": (len(tables), lambda: [picture_counts(t, num_classes) for t in tables]),
+        "class_counts, a picture": (len(tables), lambda: [class_counts(t, num_classes) for t in tables]),
         "boundary_counts, a picture": (len(preds), lambda: [boundary_counts(p, m, num_classes) for p, m in preds]),
         "bootstrap_miou, 2,000 pictures, 1,000 resamples": (1, lambda: bootstrap_miou(counts)),
     }

@@ -30,7 +30,7 @@ class DeadClasses:
         return said
 
     def _remedy(self) -> str:
-        more = "Train longer, or on more pictures that show it"
+        more = "Train longer, or on more images that show it"
         return (
             more
             if self._weighs

@@ -1,4 +1,4 @@
-"""Compares two evaluations: who is better, and is the difference more than the choice of pictures?
+"""Compares two evaluations: who is better, and is the difference more than the choice of samples?
 
 Reads the JSON that `segdist evaluate --out` writes. Two numbers compare when both were made from the same rows of the same
 data set, with the same classes, by the same protocol; everything else is refused.
@@ -19,7 +19,7 @@ from segdist.errors import UserError
 from segdist.metric import Interval, bootstrap_difference, class_iou
 
 NUM_RESAMPLES = 2000
-FEW_PICTURES = 30
+FEW_SAMPLES = 30
 Pixels = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -27,7 +27,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _Pictures(_Part):
+class _PerSample(_Part):
     sample_ids: list[str]
     counts: list[dict[Annotated[int, Field(ge=0)], tuple[Pixels, Pixels, Pixels]]]
 
@@ -44,7 +44,7 @@ class Report(_Part):
     data_digest: str
     checkpoint: str
     checkpoint_digest: str
-    pictures: _Pictures | None = None
+    pictures: _PerSample | None = None  # by sample
     mean_boundary_iou: float | None = None
     boundary_iou: dict[str, float | None] | None = None
 
@@ -87,10 +87,10 @@ def _check_boundary(uri: str, report: Report) -> None:
 
 
 def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
-    """What `segdist compare` prints: B against A per class and in mIoU, with a 95 % interval where both hold pictures.
+    """What `segdist compare` prints: B against A per class and in mIoU, with a 95 % interval where both counted by sample.
 
     Boundary IoU, too, where both have it; verdict and interval are of the mIoU alone.
-    `verdict` is "A", "B", "none" (no clear difference) or "unknown" (no pictures, so no interval).
+    `verdict` is "A", "B", "none" (no clear difference) or "unknown" (no counts by sample, so no interval).
     """
     a, b = load(uri_a), load(uri_b)
     uri_a, uri_b = storage.shown(uri_a), storage.shown(uri_b)
@@ -149,7 +149,7 @@ def _check(uri_a: str, a: Report, uri_b: str, b: Report) -> None:
 
 
 def _counts(uri: str, report: Report) -> np.ndarray | None:
-    """int64 (N, 3, K) counts of the report's pictures. Raises UserError when they are not what its mIoU was made of."""
+    """int64 (N, 3, K) counts by sample. Raises UserError when they are not what its mIoU was made of."""
     if report.pictures is None:
         return None
     ids, rows = report.pictures.sample_ids, report.pictures.counts
@@ -162,17 +162,17 @@ def _counts(uri: str, report: Report) -> np.ndarray | None:
         if not np.isnan(iou).all() and math.isclose(float(np.nanmean(iou)), report.miou or 0.0, abs_tol=1e-9):
             return counts
     raise UserError(
-        f"{uri}: its pictures do not add up to its mIoU; the file is damaged or was edited, so evaluate again"
+        f"{uri}: its counts by sample do not add up to its mIoU; the file is damaged or was edited, so evaluate again"
     )
 
 
 def _matched(uri_a: str, a: Report, uri_b: str, b: Report) -> list[int]:
-    """Where each picture of A is in B. Raises UserError when they are not the same pictures."""
+    """Where each sample of A is in B. Raises UserError when they are not the same samples."""
     assert a.pictures is not None and b.pictures is not None
     place = {sample_id: i for i, sample_id in enumerate(b.pictures.sample_ids)}
     if alone := set(a.pictures.sample_ids) ^ set(place):
         raise UserError(
-            f"picture {min(alone)!r} is in only one of {uri_a} and {uri_b}; evaluate both on the same pictures"
+            f"sample {min(alone)!r} is in only one of {uri_a} and {uri_b}; evaluate both on the same samples"
         )
     return [place[sample_id] for sample_id in a.pictures.sample_ids]
 
@@ -182,7 +182,7 @@ def _pair(a: float | None, b: float | None) -> dict[str, float]:
     return {"a": a, "b": b, "difference": b - a}
 
 
-def _verdict(difference: float, interval: Interval | None, num_pictures: int) -> tuple[str, str]:
+def _verdict(difference: float, interval: Interval | None, num_samples: int) -> tuple[str, str]:
     """The verdict, and a plain sentence that says it."""
     if interval is None:
         who = (
@@ -191,7 +191,7 @@ def _verdict(difference: float, interval: Interval | None, num_pictures: int) ->
             else "The mIoUs are equal"
         )
         return "unknown", (
-            f"{who}; whether that is more than the choice of pictures, the reports cannot say: evaluate both with --pictures"
+            f"{who}; whether that is more than the choice of samples, the reports cannot say: evaluate both with --pictures"
         )
     low, high, level = interval.low, interval.high, f"{interval.level:.0%}".replace("%", " %")
     if low > 0:
@@ -200,6 +200,6 @@ def _verdict(difference: float, interval: Interval | None, num_pictures: int) ->
         verdict, said = "A", f"A is better by {-difference:.4f} [{-high:.4f}, {-low:.4f}], {level}"
     else:
         verdict, said = "none", f"No clear difference: B - A is {difference:.4f} [{low:.4f}, {high:.4f}], {level}"
-    if num_pictures < FEW_PICTURES:
-        said += f"; with only {num_pictures} pictures, such an interval tends to be too narrow"
+    if num_samples < FEW_SAMPLES:
+        said += f"; with only {num_samples} samples, such an interval tends to be too narrow"
     return verdict, said

@@ -19,8 +19,8 @@ from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_share, eval_units
 from segdist.errors import DataError, UserError
-from segdist.inference import PLAIN, Recipe, look, settle
-from segdist.metric import Scores, boundary_counts, pair_table, picture_counts, scores
+from segdist.inference import PLAIN, Recipe, segment, settle
+from segdist.metric import Scores, boundary_counts, class_counts, pair_table, scores
 from segdist.models.segmenter import Segmenter
 from segdist.ops import IGNORE
 from segdist.world import SharedError, World
@@ -29,11 +29,11 @@ ImageSize = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PerSample:
     """What each sample adds to the scores, in the order of the split."""
 
     sample_ids: list[str]
-    counts: np.ndarray  # int64 (samples, 3, K): see metric.picture_counts
+    counts: np.ndarray  # int64 (samples, 3, K): see metric.class_counts
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Evaluation:
     loss: float  # mean cross-entropy over valid pixels; NaN where there are none
     num_samples: int
     table: torch.Tensor
-    pictures: Pictures | None  # where they were asked for
+    per_sample: PerSample | None  # where it was asked for
     boundary: np.ndarray | None  # int64 (3, K), see metric.boundary_counts; where it was asked for
 
 
@@ -61,7 +61,7 @@ def evaluate(
     *,
     how: Recipe = PLAIN,
     num_samples: int | None = None,
-    pictures: bool = False,
+    per_sample: bool = False,
     boundary: bool = False,
     logits_of: Callable[[EvalBatch], torch.Tensor] | None = None,
 ) -> Evaluation:
@@ -73,7 +73,7 @@ def evaluate(
     """
     source = Source(uri, index, split)
     units = eval_units(source.sizes, batch_size, num_samples)
-    tally = _Tally(index.split(split).num_samples, index.labels.num_classes, world.device, pictures, boundary)
+    tally = _Tally(index.split(split).num_samples, index.labels.num_classes, world.device, per_sample, boundary)
     was_training = model is not None and model.training
     failure: Exception | None = None
     try:
@@ -88,7 +88,7 @@ def evaluate(
                     pred, loss = settle(logits_of(batch).to(world.device), size, False, masks)
                 else:
                     assert model is not None
-                    pred, loss = look(model, batch.images, size, how, batch_size, masks)
+                    pred, loss = segment(model, batch.images, size, how, batch_size, masks)
                 tally.add(batch, masks, pred, loss)
                 advance(len(masks))
     except Exception as error:  # whatever it is, the other ranks wait for this one's table
@@ -114,17 +114,17 @@ def out_of_memory(error: Exception) -> UserError | None:
 class _Tally:
     """What this rank has counted, sample by sample; `meet` adds up all ranks."""
 
-    def __init__(self, num_rows: int, num_classes: int, device: torch.device, pictures: bool, boundary: bool) -> None:
+    def __init__(self, num_rows: int, num_classes: int, device: torch.device, per_sample: bool, boundary: bool) -> None:
         self._num_classes = num_classes
         self._table = torch.zeros(256, 256, dtype=torch.int64, device=device)
         self._losses = torch.zeros(num_rows, dtype=torch.float64, device=device)  # a batch's, at its first row
         self._seen = torch.zeros(num_rows, dtype=torch.int64)  # how often
-        self._counts = torch.zeros(num_rows, 3, num_classes, dtype=torch.int64) if pictures else None
+        self._counts = torch.zeros(num_rows, 3, num_classes, dtype=torch.int64) if per_sample else None
         self._boundary = torch.zeros(3, num_classes, dtype=torch.int64) if boundary else None
         self._ids: dict[int, str] = {}  # by row
 
     def add(self, batch: EvalBatch, masks: torch.Tensor, pred: torch.Tensor, loss: torch.Tensor) -> None:
-        """Counts uint8 (B, H, W) predictions and the batch's summed loss; only counting by picture waits for a device."""
+        """Counts uint8 (B, H, W) predictions and the batch's summed loss; only counting by sample waits for a device."""
         self._losses[batch.rows[0]] += loss
         self._seen[batch.rows] += 1
         if self._boundary is not None:
@@ -136,7 +136,7 @@ class _Tally:
         for row, sample_id, one, mask in zip(batch.rows, batch.sample_ids, pred, masks):
             table = pair_table(one, mask)
             self._table += table
-            self._counts[row] = torch.from_numpy(picture_counts(table, self._num_classes))
+            self._counts[row] = torch.from_numpy(class_counts(table, self._num_classes))
             self._ids[row] = sample_id
 
     def meet(self, world: World, num_samples: int, failure: Exception | None) -> Evaluation:
@@ -156,11 +156,11 @@ class _Tally:
         loss = float(np.cumsum(losses)[-1]) / valid if valid else math.nan  # in the order of the split, whoever saw it
         found = scores(table, self._num_classes)
         boundary = None if self._boundary is None else world.sum(self._boundary).numpy()
-        return Evaluation(found, loss, num_samples, table, self._pictures(world, seen), boundary)
+        return Evaluation(found, loss, num_samples, table, self._per_sample(world, seen), boundary)
 
-    def _pictures(self, world: World, seen: torch.Tensor) -> Pictures | None:
+    def _per_sample(self, world: World, seen: torch.Tensor) -> PerSample | None:
         if self._counts is None:
             return None
         counts = world.sum(self._counts)
         ids = {row: sample_id for part in world.gather(self._ids) for row, sample_id in part.items()}
-        return Pictures([ids[row] for row in sorted(ids)], counts[seen > 0].numpy())
+        return PerSample([ids[row] for row in sorted(ids)], counts[seen > 0].numpy())

@@ -1,4 +1,4 @@
-"""Pictures for people: index masks with a palette, and overlays that need no explanation."""
+"""Figures for people: index masks with a palette, and overlays that need no explanation."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _BAND_ROWS = 256  # blended at a time: it takes some sixty bytes a pixel
 
 
 def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
-    """Palette picture of uint8 (H, W) classes: its values are the class numbers, its colours the contract's."""
+    """Palette image of uint8 (H, W) classes: its values are the class numbers, its colours the contract's."""
     image = Image.fromarray(classes)
     image.putpalette(labels.palette().tobytes())  # turns it into mode P; the values stay
     return image
 
 
-def png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file's bytes."""
+def png(image: Image.Image) -> bytes:
+    """The image as a PNG file's bytes."""
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -80,7 +80,7 @@ def _window(x: np.ndarray, extreme: Callable[[np.ndarray, np.ndarray], np.ndarra
 
 
 def _with_legend(image: Image.Image, classes: np.ndarray, labels: Labels) -> Image.Image:
-    """The picture, enlarged until its legend can be read, with the classes in it, largest first, at its right."""
+    """The image, enlarged until its legend can be read, with the classes in it, largest first, at its right."""
     zoom = max(1, round(480 / image.height))
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
     counts = np.bincount(classes.ravel(), minlength=256)[: labels.num_classes]
@@ -193,9 +193,9 @@ def _draw_axes(
         draw.line([edge, at, edge + side, at], fill=_ABSENT if cell >= _NAME_PX else _GREY)
 
 
-def _ink(picture: Image.Image) -> Image.Image:
+def _ink(image: Image.Image) -> Image.Image:
     """How dark each pixel is: pasted through it, the white of neighbouring labels hides none of them."""
-    return picture.convert("L").point(lambda value: 255 - value)
+    return image.convert("L").point(lambda value: 255 - value)
 
 
 def _draw_percents(canvas: Image.Image, shares: np.ndarray, present: np.ndarray, edge: int, cell: int) -> None:

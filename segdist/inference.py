@@ -1,8 +1,8 @@
 """From uint8 images to classes and their loss: whole or in sliding windows, in one view or in several.
 
-The (B, K, H, W) scores never exist. A large picture is read from the top down: a row of windows is blended at the model's
+The (B, K, H, W) scores never exist. A large image is read from the top down: a row of windows is blended at the model's
 stride, its finished rows of logits are resized once to the mask's size, a band of rows at a time, and forgotten. So memory
-is bounded by a row of windows, not by the picture. Several views (scales, mirrored) go down the picture side by side.
+is bounded by a row of windows, not by the image. Several views (scales, mirrored) go down the image side by side.
 
 Gaussian weights of windows: nnU-Net (Isensee et al. 2021), sigma = 1/8 of the window. Several views are averaged as class
 probabilities, as mmsegmentation averages them: logits of views differ in scale, and their mean would follow the surest view.
@@ -30,9 +30,9 @@ Settled = tuple[torch.Tensor, torch.Tensor]  # uint8 (B, H, W) classes, and the 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the model looks at a picture. Scores that were made by different recipes do not compare."""
+    """How the model looks at an image. Scores that were made by different recipes do not compare."""
 
-    window: tuple[int, int] | None = None  # (height, width) px, taken up to the model's stride; None: the whole picture
+    window: tuple[int, int] | None = None  # (height, width) px, taken up to the model's stride; None: the whole image
     overlap: float = 0.5  # share of a window that the next one covers again
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False  # mirrored, too
@@ -58,7 +58,7 @@ def recipe(cfg: Eval, crop_size: Size) -> Recipe:
 
 
 @torch.inference_mode()
-def look(
+def segment(
     model: Segmenter,
     images: torch.Tensor,
     size: tuple[int, int],
@@ -68,14 +68,14 @@ def look(
 ) -> Settled:
     """Classes at `size`, and the loss (0 without masks), of uint8 (B, 3, h, w) images, for a model in evaluation mode.
 
-    `masks`, uint8 (B, *size), on the model's device. A picture that fits into a window is seen whole, bit for bit. The model
+    `masks`, uint8 (B, *size), on the model's device. An image that fits into a window is seen whole, bit for bit. The model
     sees at most `batch_size` windows at a time; every scale holds a uint8 copy of the images. Where a head aligns corners at
-    a stride above 1, its windows' logits lie less than a stride beside those of the whole picture.
+    a stride above 1, its windows' logits lie less than a stride beside those of the whole image.
     """
     device, stride, align = next(model.parameters()).device, model.traits.stride, model.traits.align_corners
     if how.scales == (1.0,) and not how.flip and _fits(images, how.window, stride):
         return settle(infer(model, images.to(device)), size, align, masks)
-    seen: list[list[_Rows]] = []  # [view][picture]
+    seen: list[list[_Rows]] = []  # [view][image]
     for scale in how.scales:
         scaled = _scaled(images, scale).to(device)
         for mirrored in (False, True) if how.flip else (False,):
@@ -97,7 +97,7 @@ def look(
 def settle(
     logits: torch.Tensor, size: tuple[int, int], align_corners: bool, masks: torch.Tensor | None = None
 ) -> Settled:
-    """Classes and loss of logits (B, K, h, w) of whole pictures."""
+    """Classes and loss of logits (B, K, h, w) of whole images."""
     pred = resize.predict(logits, size, align_corners)
     if masks is None:
         return pred, logits.new_zeros(())
@@ -106,7 +106,7 @@ def settle(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Logits of one view of one picture, in blocks (K, rows, w) from the top down."""
+    """Logits of one view of one image, in blocks (K, rows, w) from the top down."""
 
     blocks: Iterator[torch.Tensor]
     height: int  # rows in all
@@ -129,7 +129,7 @@ def cover(size: int, window: int, overlap: float) -> tuple[list[int], np.ndarray
     """Starts of the windows that cover 0..size-1, and their weights, float64 (windows, window).
 
     All in logits. The last window is moved inwards. Weights are a Gaussian over the window, divided by what all windows have
-    at the place: they add up to 1 everywhere. Windows of a picture are products of rows and columns, and so are their weights.
+    at the place: they add up to 1 everywhere. Windows of an image are products of rows and columns, and so are their weights.
     """
     window = min(window, size)
     starts = [*range(0, size - window, max(1, round(window * (1 - overlap)))), size - window]
@@ -148,7 +148,7 @@ def _slide(
     A block comes as soon as no window touches it any more, and is good until the next one is asked for.
 
     Windows begin at multiples of the model's stride, so that their logits lie on one grid; none is padded. Those at the
-    right and the lower edge are less than a stride smaller where the picture is no multiple of it.
+    right and the lower edge are less than a stride smaller where the image is no multiple of it.
     """
     stride = model.traits.stride
     height, width = (-(-n // stride) for n in image.shape[1:])
@@ -183,7 +183,7 @@ def _chunks(lefts: list[int], columns: int, width: int, stride: int, batch_size:
 
 
 class _Resized:
-    """One view of a picture at the size of its mask, band after band from the top; holds only the logits still needed."""
+    """One view of an image at the size of its mask, band after band from the top; holds only the logits still needed."""
 
     def __init__(self, rows: _Rows, size: tuple[int, int], align_corners: bool) -> None:
         self._blocks, self._mirrored, self._align = rows.blocks, rows.mirrored, align_corners
@@ -213,7 +213,7 @@ class _Resized:
 
 
 def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | None) -> Settled:
-    """Classes (H, W) and the loss of one picture: of its only view's logits, or of the mean of all views' probabilities."""
+    """Classes (H, W) and the loss of one image: of its only view's logits, or of the mean of all views' probabilities."""
     height, width = size
     rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
     pred = torch.empty(

@@ -4,8 +4,8 @@
     metric.add_batch(predictions=preds, references=masks)
     metric.compute(num_labels=150, ignore_index=255)
 
-The original writes every picture into an arrow file and reads it back; this one keeps how often each pair of values was
-seen, a few hundred kB however many pictures, since what the values mean is said at compute only. Importing this module
+The original writes every image into an arrow file and reads it back; this one keeps how often each pair of values was
+seen, a few hundred kB however many images, since what the values mean is said at compute only. Importing this module
 costs what importing `evaluate` costs: seconds. Where the original is wrong without a word or fails by mistake, this one
 says so or is right; the docstring of `MeanIoU` lists where.
 """
@@ -27,12 +27,12 @@ from segdist.errors import UserError
 from segdist.metric import add_pairs, class_iou
 
 _MAX_VALUES = 4096  # different values in one evaluation; their table would hold 128 MB
-_LOOKUP_VALUES = 1 << 17  # a picture whose values span less is indexed by a table, else by sorting
+_LOOKUP_VALUES = 1 << 17  # an image whose values span less is indexed by a table, else by sorting
 _NAMES = ("predictions", "references")
 
 _INPUTS = """
 Args:
-    predictions: index maps (H, W), one per picture; pictures may differ in size. Arrays, tensors, PIL images or lists.
+    predictions: index maps (H, W), one per image; images may differ in size. Arrays, tensors, PIL images or lists.
     references: the masks, of the same sizes.
     num_labels (int): number of classes.
     ignore_index (int or None): pixels whose reference has this value leave everything, predictions there included.
@@ -77,7 +77,7 @@ class Pairs:
     counts: np.ndarray  # int64 (n, n), pixels by [reference, prediction]
 
 
-_BYTES = np.arange(256)  # the values of uint8 pictures
+_BYTES = np.arange(256)  # the values of uint8 images
 
 
 class MeanIoU(evaluate.Metric):
@@ -87,7 +87,7 @@ class MeanIoU(evaluate.Metric):
     - values beyond 32 bits count as what a cast makes of them: refused here, as are fractions, and maps of 3 dimensions;
     - reduce_labels loses the 255th class: refused here; it makes class 0 of a whole boolean mask: right here;
     - label_map takes no notice of keys that are text: refused here; some versions fail on any map: right here;
-    - different sizes are an IndexError, no pictures at all are NaN: plain errors here.
+    - different sizes are an IndexError, no images at all are NaN: plain errors here.
     Several processes that share a cache folder are not supported: count in each, and add segdist's pair tables.
     """
 
@@ -103,11 +103,11 @@ class MeanIoU(evaluate.Metric):
     def _empty(self) -> None:
         self._bytes = np.zeros((256, 256), np.int64)
         self._others = Pairs(_BYTES[:0], self._bytes[:0, :0])
-        self._num_pictures = 0
+        self._num_images = 0
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Intersection over union of every class, and its mean, over all pixels of all pictures.",
+            description="Intersection over union of every class, and its mean, over all pixels of all images.",
             citation="",
             inputs_description=_INPUTS,
             features=datasets.Features({name: datasets.Image() for name in _NAMES}),
@@ -118,23 +118,23 @@ class MeanIoU(evaluate.Metric):
         return os.path.join(self._data_dir_root, self.name, self.config_name)
 
     def __len__(self) -> int:
-        return self._num_pictures
+        return self._num_images
 
     def add(self, *, prediction: Any = None, reference: Any = None, **others: Any) -> None:
-        """Count one picture."""
+        """Count one image."""
         given = dict(zip(_NAMES, (prediction, reference))) | _known(others)
         if any(given[name] is None for name in _NAMES):
             raise UserError("add needs prediction= and reference=, an index map (H, W) each")
         self.add_batch(**{name: [given[name]] for name in _NAMES})
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
-        """Count some pictures; all of them or, when one is refused, none."""
+        """Count some images; all of them or, when one is refused, none."""
         _known(others)
-        small, wide, num_pictures = _count(predictions, references)
+        small, wide, num_images = _count(predictions, references)
         self._bytes += small
         if wide:
             self._others = _merge([self._others, *wide])
-        self._num_pictures += num_pictures
+        self._num_images += num_images
 
     def compute(
         self,
@@ -147,12 +147,12 @@ class MeanIoU(evaluate.Metric):
         label_map: dict[int, int] | None = None,
         reduce_labels: bool = False,
     ) -> dict[str, Any]:
-        """The scores of everything added, these pictures included; empties the metric."""
+        """The scores of everything added, these images included; empties the metric."""
         options = Options(num_labels, ignore_index, nan_to_num, label_map, reduce_labels)  # before anything is counted
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
-        if not self._num_pictures:
-            raise UserError("MeanIoU has no pictures: call add or add_batch before compute, or give it some")
+        if not self._num_images:
+            raise UserError("MeanIoU has no images: call add or add_batch before compute, or give it some")
         pairs = _merge([Pairs(_BYTES, self._bytes), self._others])
         self._empty()
         return _scores(_areas(pairs, options), options)
@@ -167,7 +167,7 @@ class MeanIoU(evaluate.Metric):
         label_map: dict[int, int] | None = None,
         reduce_labels: bool = False,
     ) -> dict[str, Any]:
-        """The scores of these pictures alone; what has been added stays. Tutorials call it to avoid the arrow file."""
+        """The scores of these images alone; what has been added stays. Tutorials call it to avoid the arrow file."""
         options = Options(num_labels, ignore_index, nan_to_num, label_map, reduce_labels)
         small, wide, _ = _count(predictions, references)
         return _scores(_areas(_merge([Pairs(_BYTES, small), *wide]), options), options)
@@ -189,7 +189,7 @@ def _known(others: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], int]:
-    """What some pictures hold: the int64 (256, 256) table of those that fit uint8, the pairs of the others, and how many."""
+    """What some images hold: the int64 (256, 256) table of those that fit uint8, the pairs of the others, and how many."""
     if predictions is None or references is None:
         missing = _NAMES[0] if predictions is None else _NAMES[1]
         raise UserError(
@@ -197,7 +197,7 @@ def _count(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], 
         )
     preds, refs = (x.detach().cpu().numpy() if torch.is_tensor(x) else x for x in (predictions, references))
     if not (hasattr(preds, "__len__") and hasattr(refs, "__len__")):
-        raise UserError("predictions and references are lists, or arrays, of index maps; a single picture goes by add")
+        raise UserError("predictions and references are lists, or arrays, of index maps; a single image goes by add")
     if len(preds) != len(refs):
         raise UserError(f"{len(preds)} predictions, but {len(refs)} references")
     small, wide = np.zeros((256, 256), np.int64), []
@@ -205,7 +205,7 @@ def _count(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], 
         pred, ref = _index_map(pred, f"prediction {i}"), _index_map(ref, f"reference {i}")
         if pred.shape != ref.shape:
             raise UserError(
-                f"picture {i}: the prediction is {pred.shape}, the reference {ref.shape}; resize the logits to the mask's "
+                f"image {i}: the prediction is {pred.shape}, the reference {ref.shape}; resize the logits to the mask's "
                 "size before the argmax (never the mask)"
             )
         if pred.dtype == ref.dtype == np.uint8:
@@ -242,7 +242,7 @@ def _index_map(given: Any, name: str) -> np.ndarray:
 
 
 def _indexed(pred: np.ndarray, ref: np.ndarray, i: int) -> Pairs:
-    """The pairs of one picture with int64 values of any size. Raises UserError when they are too many to be classes."""
+    """The pairs of one image with int64 values of any size. Raises UserError when they are too many to be classes."""
     both = np.stack([ref.ravel(), pred.ravel()])
     low = both.min()
     if both.max() - low < _LOOKUP_VALUES:
@@ -254,13 +254,13 @@ def _indexed(pred: np.ndarray, ref: np.ndarray, i: int) -> Pairs:
     else:
         values, flat = np.unique(both, return_inverse=True)
         at = flat.reshape(both.shape)
-    n = _bounded(len(values), f"picture {i}")
+    n = _bounded(len(values), f"image {i}")
     return Pairs(values, np.bincount(at[0] * n + at[1], minlength=n * n).reshape(n, n))
 
 
 def _merge(parts: Sequence[Pairs]) -> Pairs:
     values = np.unique(np.concatenate([p.values for p in parts]))
-    n = _bounded(len(values), "the pictures together")
+    n = _bounded(len(values), "the images together")
     counts = np.zeros((n, n), np.int64)
     for part in parts:
         at = np.searchsorted(values, part.values)

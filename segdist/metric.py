@@ -1,8 +1,8 @@
 """Scores from an exact table of (mask, pred) pairs.
 
-The 256 x 256 table holds everything any score needs, adds over pictures and ranks as integers, and costs one bincount a
-picture. IoU, accuracies and their means follow the `mean_iou` metric of Hugging Face evaluate, NaN for NaN: void pixels
-leave everything, the predictions there included; intersections and areas are summed over all pictures before any division;
+The 256 x 256 table holds everything any score needs, adds over images and ranks as integers, and costs one bincount a
+image. IoU, accuracies and their means follow the `mean_iou` metric of Hugging Face evaluate, NaN for NaN: void pixels
+leave everything, the predictions there included; intersections and areas are summed over all images before any division;
 0/0 is NaN and leaves the mean; a class predicted but never true has IoU 0.
 
 By hand, 3x3 pixels, 3 classes, V is void (`tests/test_metric.py` computes the same):
@@ -117,7 +117,7 @@ class Scores:
 
 def scores(table: torch.Tensor | np.ndarray, num_classes: int) -> Scores:
     """The scores of a pair table over classes 0..num_classes-1."""
-    counts = picture_counts(table, num_classes)
+    counts = class_counts(table, num_classes)
     iou = class_iou(counts)
     hit, true, predicted = counts.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -145,8 +145,8 @@ def scores(table: torch.Tensor | np.ndarray, num_classes: int) -> Scores:
     )
 
 
-def picture_counts(table: torch.Tensor | np.ndarray, num_classes: int) -> np.ndarray:
-    """int64 (3, K): intersection, true and predicted pixels of every class in a pair table, of one picture or of many."""
+def class_counts(table: torch.Tensor | np.ndarray, num_classes: int) -> np.ndarray:
+    """int64 (3, K): intersection, true and predicted pixels of every class in a pair table, of one image or of many."""
     counts = np.asarray(table.cpu() if torch.is_tensor(table) else table, dtype=np.int64)
     assert counts.shape == (_SIDE, _SIDE) and 2 <= num_classes <= IGNORE
     counts = counts[:IGNORE]  # void leaves everything
@@ -155,7 +155,7 @@ def picture_counts(table: torch.Tensor | np.ndarray, num_classes: int) -> np.nda
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """float64 (..., K) IoU of int64 counts (..., 3, K) as `picture_counts` and `boundary_counts` give; NaN for 0/0."""
+    """float64 (..., K) IoU of int64 counts (..., 3, K) as `class_counts` and `boundary_counts` give; NaN for 0/0."""
     hit, true, predicted = np.moveaxis(counts, -2, 0).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return hit / (true + predicted - hit)
@@ -177,12 +177,12 @@ class Interval:
 
 
 def bootstrap_miou(counts: np.ndarray, num_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
-    """The interval of the mIoU when pictures are drawn again, with replacement, as many as there are.
+    """The interval of the mIoU when images are drawn again, with replacement, as many as there are.
 
-    `counts` int64 (N, 3, K): `picture_counts` of every picture. A class that a resample does not hold leaves its mean. It
-    covers the choice of pictures, not that of training seeds. Pictures are drawn one by one: where they come in groups
+    `counts` int64 (N, 3, K): `class_counts` of every image. A class that a resample does not hold leaves its mean. It
+    covers the choice of images, not that of training seeds. Images are drawn one by one: where they come in groups
     (frames of a video), give the summed counts of each group, or the interval is too narrow. Percentile bootstrap: Efron
-    and Tibshirani, An Introduction to the Bootstrap, chapter 13; with fewer than some 30 pictures it tends to be too narrow.
+    and Tibshirani, An Introduction to the Bootstrap, chapter 13; with fewer than some 30 images it tends to be too narrow.
     """
     weights = _resamples(len(counts), num_resamples, seed)
     return _percentiles(np.concatenate([_mious(w, counts) for w in weights]), level)
@@ -191,30 +191,30 @@ def bootstrap_miou(counts: np.ndarray, num_resamples: int = 1000, level: float =
 def bootstrap_difference(
     a: np.ndarray, b: np.ndarray, num_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The interval of mIoU(b) - mIoU(a), two models on the same pictures in the same order: int64 (N, 3, K) each.
+    """The interval of mIoU(b) - mIoU(a), two models on the same images in the same order: int64 (N, 3, K) each.
 
-    Both are scored on the same resamples, so what makes a picture hard for both cancels: narrower than two intervals.
+    Both are scored on the same resamples, so what makes an image hard for both cancels: narrower than two intervals.
     """
     assert a.shape == b.shape
     weights = _resamples(len(a), num_resamples, seed)
     return _percentiles(np.concatenate([_mious(w, b) - _mious(w, a) for w in weights]), level)
 
 
-def _resamples(num_pictures: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """float64 (chunk, N) how often each picture is in each resample; each row sums to N. Chunks bound the memory."""
-    assert num_pictures >= 1 and num_resamples >= 1
+def _resamples(num_images: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """float64 (chunk, N) how often each image is in each resample; each row sums to N. Chunks bound the memory."""
+    assert num_images >= 1 and num_resamples >= 1
     rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_BYTES // (8 * num_pictures))
+    chunk = max(1, _CHUNK_BYTES // (8 * num_images))
     for start in range(0, num_resamples, chunk):
         rows = min(chunk, num_resamples - start)
-        drawn = rng.integers(num_pictures, size=(rows, num_pictures)) + num_pictures * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * num_pictures).reshape(rows, num_pictures).astype(np.float64)
+        drawn = rng.integers(num_images, size=(rows, num_images)) + num_images * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * num_images).reshape(rows, num_images).astype(np.float64)
 
 
 def _mious(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """float64 (resamples,) mIoU of each resample; NaN where it holds no class at all."""
-    num_pictures, _, num_classes = counts.shape
-    sums = weights @ counts.reshape(num_pictures, -1).astype(np.float64)  # whole numbers below 2^53: exact in any order
+    num_images, _, num_classes = counts.shape
+    sums = weights @ counts.reshape(num_images, -1).astype(np.float64)  # whole numbers below 2^53: exact in any order
     iou = class_iou(sums.reshape(-1, 3, num_classes))
     present = ~np.isnan(iou)
     with np.errstate(invalid="ignore"):
@@ -230,12 +230,12 @@ def _percentiles(values: np.ndarray, level: float) -> Interval:
 
 
 def boundary_counts(pred: torch.Tensor, mask: torch.Tensor, num_classes: int, ratio: float = 0.02) -> np.ndarray:
-    """int64 (3, K) of one picture: intersection, true and predicted pixels of every class within d px of its contour.
+    """int64 (3, K) of one image: intersection, true and predicted pixels of every class within d px of its contour.
 
-    uint8 (H, W) each. Counts add over pictures, and `class_iou` of the sum is the Boundary IoU of each class (Cheng et al.
-    2021, Boundary IoU: Improving Object-Centric Image Segmentation Evaluation): d is `ratio` of the picture's diagonal,
+    uint8 (H, W) each. Counts add over images, and `class_iou` of the sum is the Boundary IoU of each class (Cheng et al.
+    2021, Boundary IoU: Improving Object-Centric Image Segmentation Evaluation): d is `ratio` of the image's diagonal,
     rounded, at least 1 px; a pixel is on its class's boundary when the (2d+1)^2 px window around it holds another class or
-    leaves the picture, just as in the paper's code, which erodes the mask d times by 3x3 px, padded with 0.
+    leaves the image, just as in the paper's code, which erodes the mask d times by 3x3 px, padded with 0.
 
     Void is as if it were not there: such pixels count nowhere, prediction included, and are no other class either, so the
     rim of an unlabelled area is nobody's contour. (The paper has no void.) Across a void seam narrower than d, the class
@@ -257,7 +257,7 @@ def boundary_width_px(height: int, width: int, ratio: float = 0.02) -> int:
 
 
 def _on_boundary(classes: torch.Tensor, reach: int) -> torch.Tensor:
-    """bool (H, W): the window of `reach` px around the pixel holds another class than its own, or leaves the picture.
+    """bool (H, W): the window of `reach` px around the pixel holds another class than its own, or leaves the image.
 
     Of void pixels it says nothing. Void is 255, so it is never the least value of a window that holds a class, and once it
     is written as 0 it is never the greatest.
@@ -270,7 +270,7 @@ def _on_boundary(classes: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _window(x: torch.Tensor, reach: int, extreme: Callable[..., torch.Tensor], neutral: int) -> torch.Tensor:
-    """The minimum (or maximum) over the (2 reach + 1)^2 px around each pixel; beyond the picture all is `neutral`.
+    """The minimum (or maximum) over the (2 reach + 1)^2 px around each pixel; beyond the image all is `neutral`.
 
     Windows are doubled until they are wide enough, so a pixel costs log2(reach) operations a side.
     """

@@ -1,4 +1,4 @@
-"""Classes for pictures that have no mask: an index mask and an overlay for each."""
+"""Classes for images that have no mask: an index mask and an overlay for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segdist.checkpoint import Trained
 from segdist.data.augment import model_size, resize_image
 from segdist.data.importers.files import IMAGE_SUFFIXES, check_range, open_picture
 from segdist.errors import DataError, UserError
-from segdist.inference import look, recipe
+from segdist.inference import recipe, segment
 
 _ENDS = (".png", "_overlay.png")
 
@@ -25,18 +25,18 @@ def classify(trained: Trained, image: np.ndarray) -> np.ndarray:
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     cfg, size = trained.cfg, image.shape[:2]
     seen = resize_image(pixels, model_size(cfg.data.image_size, *size))[None]
-    pred, _ = look(trained.model, seen, size, recipe(cfg.eval, cfg.data.crop_size), cfg.eval.batch_size)
+    pred, _ = segment(trained.model, seen, size, recipe(cfg.eval, cfg.data.crop_size), cfg.eval.batch_size)
     return pred[0].cpu().numpy()
 
 
 def predict_files(trained: Trained, images: Sequence[str], out: str, max_megapixels: int = 200) -> list[dict[str, Any]]:
     """Writes OUT/NAME.png (index mask) and OUT/NAME_overlay.png for every image; where they went.
 
-    `images` are URIs of pictures, or of folders whose pictures are all meant. Raises UserError before the first one when
-    something would be overwritten, another picture's mask or a picture itself. A picture that cannot be read, or is larger
-    than `max_megapixels`, does not stop the others: UserError names such pictures at the end.
+    `images` are URIs of files, or of folders whose images are all meant. Raises UserError before the first one when
+    something would be overwritten, another image's mask or an image itself. An image that cannot be read, or is larger
+    than `max_megapixels`, does not stop the others: UserError names such images at the end.
     """
-    uris = [uri for given in images for uri in _pictures(given)]
+    uris = [uri for given in images for uri in _images(given)]
     targets = [tuple(storage.join(out, f"{PurePosixPath(uri).stem}{end}") for end in _ENDS) for uri in uris]
     taken = {_place(uri): "" for uri in uris}
     for uri, target in ((uri, t) for uri, pair in zip(uris, targets) for t in pair):
@@ -45,7 +45,7 @@ def predict_files(trained: Trained, images: Sequence[str], out: str, max_megapix
                 f"the results for {other} and for {uri} would both be {target}; give images of different names"
             )
         if other is not None:
-            raise UserError(f"{target} would overwrite that picture; give another --out")
+            raise UserError(f"{target} would overwrite that image; give another --out")
         taken[_place(target)] = uri
     storage.check_writable(out)
     done, failed = [], []
@@ -64,15 +64,15 @@ def predict_files(trained: Trained, images: Sequence[str], out: str, max_megapix
     return done
 
 
-def _pictures(uri: str) -> list[str]:
-    """The picture, or those of the folder. Raises UserError when there is none."""
+def _images(uri: str) -> list[str]:
+    """The image, or those of the folder. Raises UserError when there is none."""
     found = [e.name for e in storage.walk(uri) if PurePosixPath(e.name).suffix.lower() in IMAGE_SUFFIXES]
     if found:
         return [storage.join(uri, name) for name in found]
     if not storage.exists(uri):
         raise UserError(f"{uri}: no such image or folder")
     if storage.is_local(uri) and Path(uri.removeprefix("file://")).is_dir():
-        raise UserError(f"{uri}: this folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{uri}: this folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return [uri]
 
 

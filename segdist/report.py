@@ -42,7 +42,7 @@ def evaluate_checkpoint(
     batch_size: int | None,
     device: str,
     changes: dict[str, Any] | None = None,
-    pictures: bool = False,
+    per_sample: bool = False,
     boundary: bool = False,
 ) -> dict[str, Any]:
     """What `segdist evaluate` prints: the report of a run's best checkpoint, or of one checkpoint, on a split.
@@ -59,7 +59,7 @@ def evaluate_checkpoint(
         with progress if world.is_first else contextlib.nullcontext():
             result = evaluate(
                 trained.model, address, index, split, size, cfg.io, cfg.eval.batch_size, world,
-                lambda n: advance(n * world.num_ranks), how=how, pictures=pictures, boundary=boundary,
+                lambda n: advance(n * world.num_ranks), how=how, per_sample=per_sample, boundary=boundary,
             )  # fmt: skip
     about = {
         "protocol": protocol(size, how),
@@ -158,10 +158,10 @@ def report(result: Evaluation, names: list[str]) -> dict[str, Any]:
         iou = class_iou(result.boundary)
         tree["boundary_iou"] = dict(zip(names, iou.tolist()))
         tree["mean_boundary_iou"] = float(np.nanmean(iou)) if not np.isnan(iou).all() else math.nan
-    if result.pictures is not None:
-        counts = [_present(one) for one in result.pictures.counts]
-        tree["pictures"] = {"sample_ids": result.pictures.sample_ids, "counts": counts}
-        tree["miou_interval"] = asdict(bootstrap_miou(result.pictures.counts))
+    if result.per_sample is not None:
+        counts = [_present(one) for one in result.per_sample.counts]
+        tree["pictures"] = {"sample_ids": result.per_sample.sample_ids, "counts": counts}
+        tree["miou_interval"] = asdict(bootstrap_miou(result.per_sample.counts))
     return tree
 
 

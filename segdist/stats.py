@@ -19,7 +19,7 @@ from segdist.loss import class_weights
 
 
 def stats(uri: str, split: str, sample: int | None) -> dict[str, Any]:
-    """The statistics of a split, as plain data; those that need pictures are of about `sample` samples (None: all).
+    """The statistics of a split, as plain data; those that need images are of about `sample` samples (None: all).
 
     Pixel counts are exact, from the index. Raises DataError when a sample cannot be read.
     """
@@ -51,10 +51,10 @@ def stats(uri: str, split: str, sample: int | None) -> dict[str, Any]:
 def weights(index: Index, survey: Survey) -> dict[str, list[float]]:
     """Three usual choices of loss.class_weights; a class without pixels weighs 0, as it does nothing.
 
-    `median` is left out when a class was in none of the pictures that were read.
+    `median` is left out when a class was in none of the images that were read.
 
     inverse: 1 / share, scaled to a mean of 1. median: median of all frequencies / own, where a frequency is among the pixels
-    of pictures that show the class (Eigen & Fergus 2015, arXiv:1411.4734, section 6.3.2). enet: see loss.class_weights.
+    of images that show the class (Eigen & Fergus 2015, arXiv:1411.4734, section 6.3.2). enet: see loss.class_weights.
     """
     pixels = np.array(index.split(survey.split).class_pixels, np.float64)
     there = pixels > 0
@@ -78,7 +78,7 @@ def to_yaml(found: dict[str, Any]) -> str:
     return "\n".join([f"{text}# To train with weights, put one of these lines into a config:", *lines, ""])
 
 
-def picture(found: dict[str, Any], index: Index) -> Image.Image:
+def chart(found: dict[str, Any], index: Index) -> Image.Image:
     """Share of pixels by class, as bars on a logarithmic scale, in the classes' own colours; rare ones at the bottom."""
     shares = sorted(zip(found["share"].items(), index.labels.classes), key=lambda pair: -pair[0][1])
     size, left, width = 18, 220, 620

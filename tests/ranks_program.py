@@ -121,7 +121,7 @@ def scores(plan: str, folder: str) -> None:
         trained, index = load_trained(item["run"], world.device), indices.load(item["data"])
         result = evaluate(
             trained.model, item["data"], index, item["split"], None, trained.cfg.io, 2, world,
-            how=Recipe((64, 64)), pictures=True,
+            how=Recipe((64, 64)), per_sample=True,
         )  # fmt: skip
         if world.is_first:
             tree = report(result, index.labels.names) | {"table": result.table.tolist()}

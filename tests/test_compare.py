@@ -113,7 +113,7 @@ def test_without_pictures_in_both_no_verdict_is_given(tmp_path: Path) -> None:
 
 
 def test_few_pictures_are_said_to_be_few(tmp_path: Path) -> None:
-    assert "only 5 pictures" in compared(tmp_path, report(0.5, num=5), report(0.9, num=5))["sentence"]
+    assert "only 5 samples" in compared(tmp_path, report(0.5, num=5), report(0.9, num=5))["sentence"]
 
 
 @pytest.mark.parametrize(

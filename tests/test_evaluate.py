@@ -117,7 +117,7 @@ def test_a_wholly_void_split_has_no_score_and_says_so(tmp_path: Path) -> None:
         )
     prepare(str(tmp_path / "src"), data, names="a,b,c", overwrite=True)
     result = evaluate(
-        None, data, indices.load(data), "val", None, Io(), 2, ALONE, logits_of=lambda b: one_hot(b, 0), pictures=True
+        None, data, indices.load(data), "val", None, Io(), 2, ALONE, logits_of=lambda b: one_hot(b, 0), per_sample=True
     )
     assert np.isnan([result.scores.miou, result.loss, *result.scores.iou]).all()
     tree = json.loads(record.to_json(report(result, ["a", "b", "c"])))
@@ -180,15 +180,15 @@ def test_any_number_of_ranks_gives_the_very_same_result(
 
     def work(world: World) -> Evaluation:
         trained = load_trained(runs[name], CPU)
-        return evaluate(trained.model, varied, index, "val", None, trained.cfg.io, 2, world, how=how, pictures=True)
+        return evaluate(trained.model, varied, index, "val", None, trained.cfg.io, 2, world, how=how, per_sample=True)
 
     one, many = work(ALONE), on_ranks(num_ranks, work)
-    assert one.pictures is not None
+    assert one.per_sample is not None
     for result in many:
         assert torch.equal(result.table, one.table)
         assert (result.loss, result.scores.miou, result.num_samples) == (one.loss, one.scores.miou, len(SIZES))
-        assert result.pictures.sample_ids == one.pictures.sample_ids == [f"p{i:02d}" for i in range(len(SIZES))]
-        assert np.array_equal(result.pictures.counts, one.pictures.counts)
+        assert result.per_sample.sample_ids == one.per_sample.sample_ids == [f"p{i:02d}" for i in range(len(SIZES))]
+        assert np.array_equal(result.per_sample.counts, one.per_sample.counts)
 
 
 def test_one_sample_may_meet_many_ranks(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_run_may_score_a_subset_and_says_so(make_config: Make, street_data: st
 
 def test_a_report_carries_its_protocol_its_digests_and_its_pictures(runs: dict[str, str], varied: str) -> None:
     changes = {"mode": "sliding", "window_overlap": 0.25, "scales": [0.5, 1], "flip": True}
-    result = evaluate_checkpoint(runs["segformer"], None, "val", 2, "cpu", changes, pictures=True)
+    result = evaluate_checkpoint(runs["segformer"], None, "val", 2, "cpu", changes, per_sample=True)
     assert result["protocol"] == (
         "images at their own size / windows of 32x48 px, overlap 0.25, Gaussian weights / scales 0.5, 1 and mirrored / fp32 / "
         "scored at the mask's own size"
@@ -306,7 +306,7 @@ def test_the_report_holds_every_score_and_is_made_of_its_pictures(varied: str) -
         return F.one_hot(classes, index.labels.num_classes).permute(0, 3, 1, 2).float()
 
     found = evaluate(
-        None, varied, index, "val", None, Io(), 2, ALONE, pictures=True, boundary=True, logits_of=half
+        None, varied, index, "val", None, Io(), 2, ALONE, per_sample=True, boundary=True, logits_of=half
     )  # fmt: skip
     told = report(found, index.labels.names)
     assert told["miou_interval"]["low"] <= told["miou"] <= told["miou_interval"]["high"]

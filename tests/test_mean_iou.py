@@ -189,7 +189,7 @@ def test_a_batch_that_is_refused_counts_not_at_all() -> None:
         with pytest.raises(UserError):
             metric.add_batch(predictions=[PRED, PRED], references=[MASK, wrong])
     assert len(metric) == 0
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         metric.compute(**OPTIONS)
 
 
@@ -221,7 +221,7 @@ def test_it_pickles_and_copies_with_what_it_has_seen() -> None:
         (Image.fromarray(PRED.astype(np.uint8)), Image.fromarray(MASK.astype(np.uint8)), "goes by add"),
         ([PRED], None, "references are missing"),
         (None, [MASK], "predictions are missing"),
-        ([], [], "no pictures"),
+        ([], [], "no images"),
         ([PRED], [MASK + 0.5], "not whole numbers"),
         ([PRED], [np.where(MASK == 255, np.nan, MASK)], "not whole numbers"),
         ([np.stack([PRED] * 3, -1)], [np.stack([MASK] * 3, -1)], "argmax"),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdist import metric
-from segdist.metric import bootstrap_difference, bootstrap_miou, boundary_counts, pair_table, picture_counts, scores
+from segdist.metric import bootstrap_difference, bootstrap_miou, boundary_counts, class_counts, pair_table, scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]
 
@@ -205,20 +205,20 @@ def drawn_counts(rng: np.random.Generator, num: int, num_classes: int, right: fl
         classes = rng.choice(num_classes, rng.integers(1, 4))
         mask = rng.choice(classes, 60).astype(np.uint8)
         pred = np.where(rng.random(60) < right, mask, rng.choice(classes, 60)).astype(np.uint8)
-        counts.append(picture_counts(table_of([pred], [mask]), num_classes))
+        counts.append(class_counts(table_of([pred], [mask]), num_classes))
     return np.stack(counts)
 
 
-def test_picture_counts_are_the_pixels_of_each_class_and_add() -> None:
+def test_class_counts_are_the_pixels_of_each_class_and_add() -> None:
     rng = np.random.default_rng(0)
     preds, masks = (list(rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (2, 6, 5))) for _ in range(2))
     for i in range(2):
         hit, true, predicted = slow_scores.areas([preds[i]], [masks[i]], 255)
-        got = picture_counts(table_of([preds[i]], [masks[i]]), 4)
+        got = class_counts(table_of([preds[i]], [masks[i]]), 4)
         assert got.dtype == np.int64
         assert got.tolist() == [[area[k] for k in range(4)] for area in (hit, true, predicted)]
-    parts = sum(picture_counts(table_of([p], [m]), 4) for p, m in zip(preds, masks))
-    assert np.array_equal(parts, picture_counts(table_of(preds, masks), 4))
+    parts = sum(class_counts(table_of([p], [m]), 4) for p, m in zip(preds, masks))
+    assert np.array_equal(parts, class_counts(table_of(preds, masks), 4))
     assert scores(table_of(preds, masks), 4).iou == metric.class_iou(parts).tolist()
 
 

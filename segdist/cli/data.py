@@ -39,7 +39,7 @@ Subset = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")]
 MaskColumn = Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")]
-MaxMegapixels = Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")]
+MaxMegapixels = Annotated[int, typer.Option(min=1, help="Refuse larger images.")]
 
 
 def _list_layouts(wanted: bool) -> None:
@@ -173,7 +173,7 @@ def stats(
 ) -> None:
     """Pixels and samples by class, sizes, mean and deviation, and class weights for the loss.
 
-    Example: `segdist stats data/photos --out stats/` writes them as YAML and as a picture, too.
+    Example: `segdist stats data/photos --out stats/` writes them as YAML and as a chart, too.
     """
     from segdist import stats as statistics
     from segdist import storage
@@ -188,6 +188,6 @@ def stats(
     console.print(shares(found))
     if out:
         storage.write(storage.join(out, "stats.yaml"), statistics.to_yaml(found).encode())
-        storage.write(storage.join(out, "stats.png"), png(statistics.picture(found, indices.load(data))))
+        storage.write(storage.join(out, "stats.png"), png(statistics.chart(found, indices.load(data))))
         say(f"written: {storage.join(out, 'stats.yaml')} and stats.png")
     machine(json, found)

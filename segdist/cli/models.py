@@ -47,7 +47,7 @@ def evaluate(
     ] = None,
     pictures: Annotated[
         bool,
-        typer.Option(help="Count by picture: an interval for the mIoU, and what `segdist compare` needs, in the JSON."),
+        typer.Option(help="Count by sample: an interval for the mIoU, and what `segdist compare` needs, in the JSON."),
     ] = False,
     boundary: Annotated[bool, typer.Option(help="Boundary IoU (Cheng et al. 2021), too; it costs some time.")] = False,
     confusion: Annotated[
@@ -59,11 +59,11 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score a model on a split: every picture once, at its mask's own size.
+    """Score a model on a split: every sample once, at its mask's own size.
 
     Example: `segdist evaluate runs/photos --data data/photos --split val`
 
-    Large pictures: `--mode sliding --window 512x512 --overlap 0.5`. Several ranks share the pictures:
+    Large images: `--mode sliding --window 512x512 --overlap 0.5`. Several ranks share the samples:
     `torchrun --nproc-per-node 4 -m segdist evaluate RUN`.
     """
     from segdist import storage
@@ -86,7 +86,9 @@ def evaluate(
         if is_first:
             check_file(file)  # before the work
     changes = {key: value for key, value in given.items() if value is not None}
-    result = evaluate_checkpoint(checkpoint, data, split, batch_size, device, changes, pictures, boundary)
+    result = evaluate_checkpoint(
+        checkpoint, data, split, batch_size, device, changes, per_sample=pictures, boundary=boundary
+    )
     if not is_first:
         return
     console.print(scores(result))
@@ -108,12 +110,12 @@ def compare(
     b: Annotated[str, typer.Argument(help="Report of the second model, on the same data.")],
     json: Json = False,
 ) -> None:
-    """Say which of two evaluations is better, class by class, and whether that is more than the choice of pictures.
+    """Say which of two evaluations is better, class by class, and whether that is more than the choice of samples.
 
     Example: `segdist compare before.json after.json`
 
     With `segdist evaluate ... --pictures --out FILE` for both, the difference comes with a 95 % interval (bootstrap over
-    pictures, both models on the same ones). Boundary IoU is compared where both have it (`segdist evaluate ... --boundary`).
+    samples, both models on the same ones). Boundary IoU is compared where both have it (`segdist evaluate ... --boundary`).
     Reports of other data, splits, classes or protocols are refused.
     """
     from segdist.cli.tables import comparison
@@ -153,9 +155,9 @@ def export(
 @app.command()
 def predict(
     checkpoint: RunOrCheckpoint,
-    images: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures (paths or URIs).")],
+    images: Annotated[list[str], typer.Argument(help="Image files, or folders of images (paths or URIs).")],
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")] = 200,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 200,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

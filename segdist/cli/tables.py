@@ -40,7 +40,7 @@ def scores(result: dict[str, Any]) -> Table:
 def _means(result: dict[str, Any]) -> str:
     """The scores over all classes, in two lines."""
     interval = result.get("miou_interval")
-    between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95 % over pictures" if interval else ""
+    between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95 % over samples" if interval else ""
     few = f", few: {result['num_samples']}, so likely too narrow" if interval and result["num_samples"] < 30 else ""
     between += few
     boundary = f"   mean boundary IoU {result['mean_boundary_iou']:.4f}" if "mean_boundary_iou" in result else ""

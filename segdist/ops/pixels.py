@@ -1,4 +1,4 @@
-"""uint8 pictures to model input."""
+"""uint8 images to model input."""
 
 from __future__ import annotations
 
