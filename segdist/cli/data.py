@@ -39,7 +39,7 @@ Subset = Annotated[
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")]
 MaskColumn = Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")]
-MaxMegapixels = Annotated[int, typer.Option(min=1, help="Refuse larger pictures.")]
+MaxMegapixels = Annotated[int, typer.Option(min=1, help="Refuse larger images.")]
 
 
 def _list_layouts(wanted: bool) -> None:
