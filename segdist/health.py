@@ -139,7 +139,7 @@ def _drift(index: Index, a: str, b: str, shares: dict[str, np.ndarray]) -> Findi
 def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, most_bytes: int = 1 << 30) -> Finding:
     """Whether the path that evaluation uses gives a perfect predictor exactly 1.0, and one that is always wrong exactly 0.0.
 
-    They emit one-hot logits of the mask at the mask's own size, and of (mask + 1) % K; on `num_samples` images, always the
+    They emit one-hot logits of the mask at the mask's own size, and of (mask + 1) % K; on `num_samples` samples, always the
     same ones. Left out (a note) where such logits would take more than `most_bytes`. The mask comes through the stream as in
     every evaluation; what a model would see, and windows, are not part of it.
     """
@@ -147,7 +147,7 @@ def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, 
     height, width = index.split(split).largest
     if 4 * k * height * width > most_bytes:
         text = f"left out: {k} one-hot logits of {height}x{width} px take {4 * k * height * width / 2**30:.1f} GiB"
-        return Finding("note", topic, text, "`segdist doctor` tries images of up to 4 GiB of them")
+        return Finding("note", topic, text, "`segdist doctor` tries samples of up to 4 GiB of them")
     here = World(0, 1, torch.device("cpu"))
 
     def score(shift: int) -> float:
@@ -161,7 +161,7 @@ def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, 
     perfect, wrong = score(0), score(1)
     if math.isnan(perfect):
         return Finding(
-            "warning", topic, f"the images of {split} that were tried are all void", "is --void what you meant?"
+            "warning", topic, f"the samples of {split} that were tried are all void", "is --void what you meant?"
         )
     if perfect == 1.0 and wrong == 0.0:
         return ok(topic, "a perfect predictor scores exactly 1.0, and one that is always wrong exactly 0.0")

@@ -41,10 +41,10 @@ def table_of(
     """A data set of scenes, with further columns; `encode` makes the mask's file."""
     import datasets
 
-    pictures = {image: [png(scene(i)[0]) for i in numbers], mask: [encode(i) for i in numbers]}
-    columns = {name: [{"bytes": data, "path": None} for data in found] for name, found in pictures.items()}
+    images = {image: [png(scene(i)[0]) for i in numbers], mask: [encode(i) for i in numbers]}
+    columns = {name: [{"bytes": data, "path": None} for data in found] for name, found in images.items()}
     made = datasets.Dataset.from_dict(columns | more)
-    for name in pictures:
+    for name in images:
         made = made.cast_column(name, datasets.Image())
     return made
 

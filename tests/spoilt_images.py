@@ -105,11 +105,11 @@ case(
 )
 case("RGBA", as_mask(png(np.stack([M] * 3 + [ALPHA], 2), 8, RGB_ALPHA), None, "colours"))
 for mode in ("CMYK", "YCbCr", "LAB", "HSV", "F", "PA", "RGBX"):
-    picture = Image.fromarray(M).convert("RGB" if mode in ("LAB", "HSV") else "L")
+    image = Image.fromarray(M).convert("RGB" if mode in ("LAB", "HSV") else "L")
     with io.BytesIO() as out:
         try:
-            picture = picture.convert(mode) if mode not in ("LAB", "HSV") else Image.merge(mode, picture.split())
-            picture.save(out, "TIFF")
+            image = image.convert(mode) if mode not in ("LAB", "HSV") else Image.merge(mode, image.split())
+            image.save(out, "TIFF")
         except (OSError, ValueError, KeyError):
             continue
         case(f"TIFF mask of mode {mode}", as_mask(out.getvalue(), None))
@@ -136,11 +136,11 @@ inverted = written(M, "TIFF", tiffinfo={262: 0})
 case("TIFF mask with white as zero", as_mask(inverted, None, "white"))
 case(
     "TIFF mask of two pages",
-    as_mask(written(M, "TIFF", save_all=True, append_images=[Image.fromarray(255 - M)]), None, "2 pictures"),
+    as_mask(written(M, "TIFF", save_all=True, append_images=[Image.fromarray(255 - M)]), None, "2 images"),
 )
 case(
     "animated PNG mask",
-    as_mask(written(M, "PNG", save_all=True, append_images=[Image.fromarray(255 - M)]), None, "2 pictures"),
+    as_mask(written(M, "PNG", save_all=True, append_images=[Image.fromarray(255 - M)]), None, "2 images"),
 )
 case("GIF mask", as_mask(written(Image.fromarray(M).convert("P"), "GIF"), None, "renumbered"))
 case("GIF mask, grey", as_mask(written(M, "GIF"), None, "renumbered"))

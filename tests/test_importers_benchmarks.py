@@ -30,16 +30,16 @@ def draw(path: Path, values: list[int], seed: int, palette: list[int] | None = N
     blocks = rng.choice(np.array(values, np.uint8), (6, 8))
     blocks.flat[: min(len(values), 48)] = values[:48]
     mask = blocks.repeat(4, 0).repeat(4, 1)
-    picture = Image.fromarray(mask)
+    image = Image.fromarray(mask)
     if palette:
-        picture.putpalette(palette)
+        image.putpalette(palette)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
     return mask
 
 
 def photograph(path: Path, seed: int, format: str | None = "JPEG", mode: str = "RGB") -> np.ndarray:
-    """A picture of smooth colours; its pixels in RGB, as Pillow decodes them."""
+    """An image of smooth colours; its pixels in RGB, as Pillow decodes them."""
     small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(small).resize(SIZE[::-1], Image.Resampling.BICUBIC).convert(mode).save(path, format)
@@ -166,7 +166,7 @@ def test_every_mistake_with_voc_has_one_message(tmp_path: Path) -> None:
         (root / "JPEGImages" / f"{name}.jpg").unlink()
     broken("Segmentation/val.txt", "'2007_000033'", "no such image (2 of its 2 have none)")
     shutil.rmtree(root / "SegmentationClass")
-    broken("VOC2012/SegmentationClass: this folder does not exist, or holds no pictures")
+    broken("VOC2012/SegmentationClass: this folder does not exist, or holds no images")
     shutil.rmtree(root / "ImageSets")
     broken(
         "VOC2012/ImageSets/Segmentation: the lists train.txt and val.txt",
@@ -449,7 +449,7 @@ def test_every_mistake_with_cityscapes_has_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["voc", "pets", "ade20k", "cityscapes"])
-def test_a_source_is_listed_once_and_no_picture_is_read_to_find_the_pairs(
+def test_a_source_is_listed_once_and_no_image_is_read_to_find_the_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     if layout == "voc":

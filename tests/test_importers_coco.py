@@ -167,7 +167,7 @@ def test_panoptic_colours_number_segments_whose_categories_are_the_classes(tmp_p
     assert "CC BY 4.0" in loaded.licence
 
 
-def test_a_panoptic_picture_and_its_segments_are_both_the_source(tmp_path: Path) -> None:
+def test_a_panoptic_image_and_its_segments_are_both_the_source(tmp_path: Path) -> None:
     ids = np.full(SIZE, 5)
     source = panoptic(tmp_path / "src", ids, [{"id": 5, "category_id": 17}])
     prepare(str(source), str(tmp_path / "out"), "coco")
@@ -258,17 +258,17 @@ def half() -> np.ndarray:
         ({"segmentation": [[1, 1, 5, 5, 6]]}, "its outline is not [[x, y, x, y, ...], ...]"),
         ({"segmentation": [1, 1, 5, 5, 6, 2]}, "its outline is not [[x, y, x, y, ...], ...]"),
         ({"segmentation": [[1, 1, 5, float("nan"), 6, 2]]}, "the coordinate nan is not a number"),
-        ({"segmentation": [[1, 1, 5, 1e12, 6, 2]]}, "the coordinate 1000000000000.0 is far outside of a picture of 16x12"),
+        ({"segmentation": [[1, 1, 5, 1e12, 6, 2]]}, "the coordinate 1000000000000.0 is far outside of an image of 16x12"),
         ({"segmentation": [[1, 1, 5, None, 6, 2]]}, "the coordinate None is not a number"),
         ({"segmentation": []}, "1 annotations have no outline, only a box (the first is 77)"),
-        ({"segmentation": {"size": [12, 17], "counts": [204]}}, "its RLE is of size [12, 17], but the picture of [12, 16]"),
-        ({"segmentation": {"size": [12, 16], "counts": [100]}}, "its RLE does not fill the picture of 192 pixels"),
-        ({"segmentation": {"size": [12, 16], "counts": [200, -8]}}, "its RLE does not fill the picture"),
-        ({"segmentation": {"size": [12, 16], "counts": [10**30]}}, "its RLE does not fill the picture"),
+        ({"segmentation": {"size": [12, 17], "counts": [204]}}, "its RLE is of size [12, 17], but the image of [12, 16]"),
+        ({"segmentation": {"size": [12, 16], "counts": [100]}}, "its RLE does not fill the image of 192 pixels"),
+        ({"segmentation": {"size": [12, 16], "counts": [200, -8]}}, "its RLE does not fill the image"),
+        ({"segmentation": {"size": [12, 16], "counts": [10**30]}}, "its RLE does not fill the image"),
         ({"segmentation": {"size": [12, 16], "counts": "\u00ff"}}, "its RLE cannot be read"),
         ({"segmentation": {"size": [12, 16], "counts": "P" * 99}}, "its RLE cannot be read"),
         ({"segmentation": {"size": [12, 16]}}, "its RLE cannot be read"),
-        ({"segmentation": {"size": [12, 16], "counts": []}}, "its RLE does not fill the picture"),
+        ({"segmentation": {"size": [12, 16], "counts": []}}, "its RLE does not fill the image"),
         ({"category_id": 99}, "annotation 77 has the category 99, which `categories` does not list"),
         ({"image_id": 99}, "annotation 77 belongs to image 99, which `images` does not list"),
         ({"image_id": [1]}, "annotation 77 belongs to image [1], which `images` does not list"),
@@ -296,7 +296,7 @@ def test_an_annotation_that_cannot_be_drawn_is_named(tmp_path: Path, wrong: dict
         ({"images": {}}, "`images` is not a list of objects"),
         ({"images": [entry(1, "a.jpg", width=17)]}, "a.jpg: the image is 12x16 but its mask is 12x17"),
         ({"images": [entry(1, "a.jpg", width=10**9, height=10**9)]}, "exceed --max-megapixels 200"),
-        ({"images": [entry(1, "a.jpg", width=None)]}, "height 12 and width None are not the size of a picture"),
+        ({"images": [entry(1, "a.jpg", width=None)]}, "height 12 and width None are not the size of an image"),
         ({"images": [entry(1, "a.jpg", width=True)]}, "height 12 and width True are not the size"),
         ({"categories": [{"id": 70_000, "name": "cat"}]}, "category 'cat' has the id 70000; masks hold 0..65535"),
         ({"categories": [{"id": "1", "name": "cat"}]}, "needs a whole number `id` and a `name`"),

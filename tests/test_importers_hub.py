@@ -215,10 +215,10 @@ def test_a_script_is_never_run_but_its_conversion_is_taken(outcomes: Outcomes, p
         ("nothing", "someone/nothing: the Hub has no such data set, or it is private"),
         ("two", "its configurations are ['city', 'country']; choose one with --subset"),
         ("two-sea", "its configurations are ['city', 'country']; choose one with --subset"),
-        ("classes", "its columns are image; of pictures: image. An image and a mask are needed"),
-        ("many", "of pictures: left, depth, objects. Say which ones to take with --image-column and --mask-column"),
+        ("classes", "its columns are image; those of images: image. An image and a mask are needed"),
+        ("many", "those of images: left, depth, objects. Say which ones to take with --image-column and --mask-column"),
         ("many-wrong", "--image-column 'right' is none of these"),
-        ("hostile", ": its picture lies at /etc/hostname, outside of the data set"),
+        ("hostile", ": its image lies at /etc/hostname, outside of the data set"),
         ("empty", "holds no files that `datasets` reads"),
         ("bare", "nor the id OWNER/NAME of a data set on the Hub; https://huggingface.co/datasets/bare leads to"),
         ("no-id", "neither a folder here nor the id OWNER/NAME"),
@@ -237,7 +237,7 @@ def test_subsets_and_columns_are_chosen(outcomes: Outcomes, place: Path) -> None
 
 
 @pytest.mark.slow
-def test_pictures_may_be_files_of_the_repository(outcomes: Outcomes, place: Path) -> None:
+def test_images_may_be_files_of_the_repository(outcomes: Outcomes, place: Path) -> None:
     found = samples(place / "files")
     assert len(found) == 6
     for i in range(6):
@@ -270,7 +270,7 @@ def test_the_same_commit_is_the_same_source(outcomes: Outcomes) -> None:
 
 @pytest.mark.slow
 def test_local_folders_are_read_as_datasets_reads_them(outcomes: Outcomes, place: Path, hub: Path) -> None:
-    """Parquet, pictures with metadata, and save_to_disk, of one table or of several."""
+    """Parquet, images with metadata, and save_to_disk, of one table or of several."""
     for name, num, num_splits in (("local", 12, 2), ("local-files", 6, 2), ("disk", 5, 2), ("disks", 9, 3)):
         found = samples(place / name)
         assert len(found) == num, name

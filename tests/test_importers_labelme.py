@@ -29,7 +29,7 @@ def refused(source: Path, **said: Any) -> str:
 
 
 def png(image: Image.Image) -> str:
-    """A picture as base64 PNG."""
+    """An image as base64 PNG."""
     out = io.BytesIO()
     image.save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()
@@ -46,7 +46,7 @@ def box(label: str, x0: float, y0: float, x1: float, y1: float) -> dict[str, Any
 def labelme(
     folder: Path, stem: str, shapes: list[dict[str, Any]], size: tuple[int, int] = SIZE, /, **more: Any
 ) -> Path:
-    """One picture and its labelme file; `more` replaces fields of the file. Returns the file."""
+    """One image and its labelme file; `more` replaces fields of the file. Returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / f"{stem}.png").exists():
         noise(len(stem), size).save(folder / f"{stem}.png")
@@ -161,7 +161,7 @@ def test_labels_txt_and_names_fix_the_order_of_classes_by_name(tmp_path: Path) -
     assert (mask[0, 0], mask[4, 4], mask[11, 11]) == (1, 7, 300)
 
 
-def test_pictures_may_lie_beside_above_or_inside_the_file(tmp_path: Path) -> None:
+def test_images_may_lie_beside_above_or_inside_the_file(tmp_path: Path) -> None:
     source, inside = tmp_path / "src", noise(7)
     labelme(source, "beside", [box("a", 0, 0, 1, 1)])
     labelme(source / "shapes", "above", [box("a", 0, 0, 1, 1)], imagePath="..\\pictures\\above.png")
@@ -187,8 +187,8 @@ def test_train_and_val_folders_are_the_splits(tmp_path: Path) -> None:
     assert "val/ and valid/ are both the split 'val'" in refused(tmp_path / "src")
 
 
-def test_an_exif_rotation_is_applied_as_labelme_shows_the_picture(tmp_path: Path) -> None:
-    """labelme writes the size of the turned picture."""
+def test_an_exif_rotation_is_applied_as_labelme_shows_the_image(tmp_path: Path) -> None:
+    """labelme writes the size of the turned image."""
     source = tmp_path / "src"
     labelme(source, "b", [box("a", 0, 0, 1, 1)])
     labelme(source, "a", [box("a", 0, 0, 1, 1)], imagePath="a.jpg")
@@ -220,7 +220,7 @@ def test_a_changed_shape_is_another_source_and_the_index_of_an_own_folder_is_pas
     [
         (shape("a", [[1, 1], [5, 5]]), "shape 1 ('a'): a polygon of 2 points cannot be drawn"),
         (shape("a", [[1, 1], [5, 5], [9, float("nan")]]), "the coordinate nan is not a number"),
-        (shape("a", [[1, 1], [5, 5], [float("inf"), 1]]), "the coordinate inf is far outside of a picture of 16x12"),
+        (shape("a", [[1, 1], [5, 5], [float("inf"), 1]]), "the coordinate inf is far outside of an image of 16x12"),
         (shape("a", [[1, 1], [5, 5], [1e9, 1]]), "the coordinate 1000000000.0 is far outside"),
         (shape("a", [[1, 1], [5, 5], [10**400, 1]]), "the coordinate 10000000000000000000 is far outside"),
         (shape("a", [[1, 1], [5, 5], ["7", 1]]), "the coordinate '7' is not a number"),
@@ -249,20 +249,20 @@ def test_a_shape_that_cannot_be_drawn_is_named_with_its_file(tmp_path: Path, wro
         ({"imagePath": "..\\..\\secret.png"}, "leads out of"),
         ({"imagePath": "/etc/passwd"}, "leads out of"),
         ({"imagePath": "C:\\photos\\bad.png"}, "or save the file with imageData"),
-        ({"imagePath": "gone.png"}, "there is no picture"),
-        ({"imagePath": None}, "names no picture (imagePath) and holds none"),
-        ({"imagePath": "good.png"}, "names the same picture"),
+        ({"imagePath": "gone.png"}, "there is no image"),
+        ({"imagePath": None}, "names no image (imagePath) and holds none"),
+        ({"imagePath": "good.png"}, "names the same image"),
         ({"imageData": "@@"}, "not base64"),
         ({"imageData": base64.b64encode(b"hello").decode()}, "not an image that can be read"),
         ({"imageWidth": 17}, "bad.png: the image is 12x16 but its mask is 12x17"),
-        ({"imageHeight": None}, "height None and width 16 are not the size of a picture"),
+        ({"imageHeight": None}, "height None and width 16 are not the size of an image"),
         ({"imageHeight": 10**6, "imageWidth": 10**6}, "1000000x1000000 pixels exceed --max-megapixels 200"),
         ({"imageHeight": -5}, "height -5"),
         ({"shapes": None}, "not a labelme file"),
         ({"shapes": None, "annotations": []}, "for COCO's files say --format coco"),
     ],
 )
-def test_a_labelme_file_that_does_not_fit_its_picture_is_named(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+def test_a_labelme_file_that_does_not_fit_its_image_is_named(tmp_path: Path, more: dict[str, Any], said: str) -> None:
     noise().save(tmp_path / "secret.png")
     labelme(tmp_path / "src", "good", [box("leaf", 0, 0, 1, 1)])
     labelme(tmp_path / "src", "bad", [], **more)
@@ -271,7 +271,7 @@ def test_a_labelme_file_that_does_not_fit_its_picture_is_named(tmp_path: Path, m
     assert said in message
 
 
-def test_an_embedded_picture_is_no_bomb(tmp_path: Path) -> None:
+def test_an_embedded_image_is_no_bomb(tmp_path: Path) -> None:
     labelme(tmp_path / "src", "good", [box("leaf", 0, 0, 1, 1)])
     labelme(tmp_path / "src", "bad", [], imageData=png(Image.new("L", (3000, 3000))))
     assert "bad.json (imageData): 3000x3000 pixels exceed" in refused(tmp_path / "src", max_megapixels=8)
@@ -293,4 +293,4 @@ def test_names_without_a_background_are_fine_until_a_pixel_needs_it(tmp_path: Pa
     assert prepared(tmp_path / "src", names="road,sky")["classes"] == ["road", "sky"]
     labelme(tmp_path / "src", "a", [box("road", 0, 0, 15, 5), box("sky", 0, 6, 15, 10)])
     message = refused(tmp_path / "src", names="road,sky")
-    assert "a.json: 8.33% of the picture lies outside of all shapes, and no class is called `background`" in message
+    assert "a.json: 8.33% of the image lies outside of all shapes, and no class is called `background`" in message

@@ -86,7 +86,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 def release_of(web: Web, num: int = 8, query: str = SECRET, change: Change = lambda tree: None) -> dict[str, Any]:
-    """A release of `num` samples whose pictures `web` serves; `change` may spoil it."""
+    """A release of `num` samples whose images `web` serves; `change` may spoil it."""
     rng = np.random.default_rng(0)
     samples = []
     for i in range(num):

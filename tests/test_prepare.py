@@ -243,7 +243,7 @@ def test_names_that_leave_nothing_to_tell_apart_are_refused(tmp_path: Path) -> N
     prepare(source, str(tmp_path / "out"), names="a=0,b=255")
 
 
-def test_an_exif_rotation_is_applied_when_only_the_turned_picture_fits(tmp_path: Path) -> None:
+def test_an_exif_rotation_is_applied_when_only_the_turned_image_fits(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src", 4)
     pixels = np.zeros((12, 8, 3), np.uint8)
     pixels[:, 4:] = 200  # right half bright; turned by 90 degrees it lies below
@@ -498,7 +498,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path, below: bool) -> No
 
 
 @pytest.mark.parametrize(("place", "kind"), [("", "images"), ("extra/", "images"), ("extra/", "masks")])
-def test_pictures_that_no_split_takes_are_refused(tmp_path: Path, place: str, kind: str) -> None:
+def test_images_that_no_split_takes_are_refused(tmp_path: Path, place: str, kind: str) -> None:
     plain_folder(tmp_path / "one", 2)
     for split in ("train", "val"):
         for folder in ("images", "masks"):
@@ -506,7 +506,7 @@ def test_pictures_that_no_split_takes_are_refused(tmp_path: Path, place: str, ki
     path = tmp_path / "src" / kind / f"{place}lost.png"
     path.parent.mkdir(exist_ok=True)
     Image.new("L", (12, 8)).save(path)
-    assert f"1 pictures lie beside the splits train, val: {kind}/{place}lost.png" in mistaken(tmp_path)
+    assert f"1 images lie beside the splits train, val: {kind}/{place}lost.png" in mistaken(tmp_path)
 
 
 def test_images_outside_of_the_splits_folders_are_left_out_in_one_line(

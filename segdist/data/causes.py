@@ -53,7 +53,7 @@ def _likely_cause(counts: np.ndarray, unknown: list[int], labels: Labels) -> str
         )
     if len(unknown) > _STRAY and (len(unknown) > _SHOWN or _share(counts, unknown) < _STRAY_SHARE):
         return (
-            f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey picture: export "
+            f"{declared} So many values suggest JPEG-compressed, resized or anti-aliased masks, or a grey image: export "
             "masks without that (nearest neighbour, PNG). If they are classes, name them with --names name=value,..."
         )
     if len(unknown) > _VOID:

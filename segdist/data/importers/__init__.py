@@ -1,6 +1,6 @@
 """Foreign layouts: which image belongs to which mask, in which split, and what the masks' values mean.
 
-One importer a module, all of one interface: `find(source, ask) -> Found`. None reads a picture; `prepare` does, by the pair.
+One importer a module, all of one interface: `find(source, ask) -> Found`. None reads an image; `prepare` does, by the pair.
 """
 
 from segdist.data.importers.ade20k import ADE20K

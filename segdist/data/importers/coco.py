@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from segdist import log
 from segdist.data.importers import cocostuff
-from segdist.data.importers.coco_json import Annotations, Category, Picture, read
+from segdist.data.importers.coco_json import Annotations, Category, ImageNotes, read
 from segdist.data.importers.coco_masks import Segments, Values, decode_objects, decode_segments
 from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, Text
 from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off
@@ -20,7 +20,7 @@ from segdist.data.labels import Class, Labels, generated_colors
 from segdist.errors import DataError
 
 KINDS = ("panoptic", "instances", "stuff", "stuffthingmaps", "pixelmaps")
-_MAPS = ("stuffthingmaps", "pixelmaps")  # one mask picture an image
+_MAPS = ("stuffthingmaps", "pixelmaps")  # one mask file an image
 _OTHER_TASKS = ("captions", "person_keypoints", "image_info")
 
 Sets = dict[str, str]  # name of a set, as in train2017, or "": its JSON, or its folder of masks
@@ -175,19 +175,19 @@ def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: V
     places = _places(name, path)
     pairs: dict[str, Pair] = {}
     missing, unlabelled, empty = [], [], 0
-    for picture in notes.pictures:
-        image = _lookup(listing, places, picture.path)
+    for noted in notes.images:
+        image = _lookup(listing, places, noted.path)
         if image is None:
-            missing.append(picture.path)
+            missing.append(noted.path)
             continue
-        made = _mask(listing, name, path, picture, notes, values)
+        made = _mask(listing, name, path, noted, notes, values)
         if made is None:
-            unlabelled.append(picture.path)
+            unlabelled.append(noted.path)
             continue
-        sample_id = str(PurePosixPath(picture.path).with_suffix(""))
+        sample_id = str(PurePosixPath(noted.path).with_suffix(""))
         if sample_id in pairs:
             raise DataError(f"{notes.uri}: two images are called {sample_id} but for their suffix; rename one of them")
-        empty += not picture.objects and picture.segments is None
+        empty += not noted.objects and noted.segments is None
         pairs[sample_id] = Pair(sample_id, image, *made)
     if missing and not pairs and not unlabelled:
         raise DataError(
@@ -196,7 +196,7 @@ def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: V
         )
     if missing:
         log.say(
-            f"warning: {len(missing)} of {len(notes.pictures)} images of {notes.uri} are not there and left out ({missing[0]})"
+            f"warning: {len(missing)} of {len(notes.images)} images of {notes.uri} are not there and left out ({missing[0]})"
         )
     if unlabelled:
         log.say(f"warning: {len(unlabelled)} images have no mask in {notes.uri} and are left out ({unlabelled[0]})")
@@ -207,16 +207,16 @@ def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: V
 
 
 def _mask(
-    listing: Listing, name: str, path: str, picture: Picture, notes: Annotations, values: Values
+    listing: Listing, name: str, path: str, noted: ImageNotes, notes: Annotations, values: Values
 ) -> tuple[Content, Decode] | None:
     """(what holds the mask, how it is read); None where a panoptic annotation lacks. Raises DataError when its PNG does."""
     if not notes.panoptic:
-        head = b'{"size":%s,"objects":[' % json.dumps(picture.size).encode()
-        text = Text(f"{notes.uri}: {picture.path}", head + b",".join(picture.objects) + b"]}")
+        head = b'{"size":%s,"objects":[' % json.dumps(noted.size).encode()
+        text = Text(f"{notes.uri}: {noted.path}", head + b",".join(noted.objects) + b"]}")
         return text, partial(decode_objects, values=values)
-    if picture.segments is None:
+    if noted.segments is None:
         return None
-    png, info = picture.segments
+    png, info = noted.segments
     beside = str(PurePosixPath(path).parent)
     stem = PurePosixPath(path).stem
     places = [f"{beside}/{stem}", stem, beside, f"{beside}/{name}"]

@@ -1,4 +1,4 @@
-"""One of COCO's annotation files, taken apart by picture: nothing of it is kept but what the masks need.
+"""One of COCO's annotation files, taken apart by image: nothing of it is kept but what the masks need.
 
 instances_train2017.json has 450 MB and would become a tree of several gigabytes. So each outline is turned back into its JSON
 text the moment that the parser has read it, and only that text stays.
@@ -20,8 +20,8 @@ _NEEDED = ("id", "image_id", "category_id", "iscrowd", "file_name")
 
 
 @dataclass
-class Picture:
-    """What the file says of one picture."""
+class ImageNotes:
+    """What the file says of one image."""
 
     id: Any
     path: str  # of the image, normal, relative to a folder that the file does not name
@@ -39,11 +39,11 @@ class Category:
 
 @dataclass(frozen=True)
 class Annotations:
-    """A file of annotations; pictures in their order."""
+    """A file of annotations; images in their order."""
 
     uri: str
     panoptic: bool
-    pictures: list[Picture]
+    images: list[ImageNotes]
     categories: dict[int, Category]
     used: set[int]  # categories that annotations name
     licence: str  # as the file states it; "" for COCO's own
@@ -53,17 +53,17 @@ def read(file: File, panoptic: bool) -> Annotations:
     """Raises DataError, naming file and entry, for what is no COCO file or contradicts itself."""
     tree = _parse(file)
     categories = _categories(tree, file.uri)
-    pictures = _pictures(tree, file.uri)
+    images = _images(tree, file.uri)
     used: set[int] = set()
     without: list[Any] = []
     for number, note in enumerate(_rows(tree, "annotations", file.uri), 1):
         who = f"{file.uri}: annotation {note.get('id', number)}"
         owner = note.get("image_id")
-        picture = pictures.get(owner) if isinstance(owner, (int, str)) else None
-        if picture is None:
+        noted = images.get(owner) if isinstance(owner, (int, str)) else None
+        if noted is None:
             raise DataError(f"{who} belongs to image {owner!r}, which `images` does not list; remove it")
         if panoptic:
-            used |= _add_segments(picture, note, categories, who)
+            used |= _add_segments(noted, note, categories, who)
             continue
         if "segments_info" in note:
             raise DataError(f"{who} is a panoptic one; call the file panoptic_SET.json, as COCO does")
@@ -72,13 +72,13 @@ def read(file: File, panoptic: bool) -> Annotations:
             without.append(note.get("id", number))
             continue
         head = json.dumps([note.get("id", number), note["category_id"], bool(note.get("iscrowd"))])
-        picture.objects.append(b"%s,%s]" % (head[:-1].encode(), note["segmentation"]))
+        noted.objects.append(b"%s,%s]" % (head[:-1].encode(), note["segmentation"]))
     if without:
         raise DataError(
             f"{file.uri}: {len(without)} annotations have no outline, only a box (the first is {without[0]}): class masks "
             "cannot be made of boxes; export with segmentation, or remove them"
         )
-    return Annotations(file.uri, panoptic, list(pictures.values()), categories, used, _licence(tree))
+    return Annotations(file.uri, panoptic, list(images.values()), categories, used, _licence(tree))
 
 
 def _parse(file: File) -> dict[str, Any]:
@@ -132,8 +132,8 @@ def _categories(tree: dict[str, Any], uri: str) -> dict[int, Category]:
     return found
 
 
-def _pictures(tree: dict[str, Any], uri: str) -> dict[Any, Picture]:
-    found: dict[Any, Picture] = {}
+def _images(tree: dict[str, Any], uri: str) -> dict[Any, ImageNotes]:
+    found: dict[Any, ImageNotes] = {}
     paths: dict[str, Any] = {}
     for row in _rows(tree, "images", uri):
         number, written = row.get("id"), row.get("file_name")
@@ -147,7 +147,7 @@ def _pictures(tree: dict[str, Any], uri: str) -> dict[Any, Picture]:
         if path in paths:
             raise DataError(f"{uri}: images {paths[path]} and {number} have one file_name, {path}; remove one of them")
         paths[path] = number
-        found[number] = Picture(number, path, (row.get("height"), row.get("width")))
+        found[number] = ImageNotes(number, path, (row.get("height"), row.get("width")))
     return found
 
 
@@ -159,7 +159,7 @@ def _known(number: Any, categories: dict[int, Category], who: str) -> int:
     return number
 
 
-def _add_segments(picture: Picture, note: dict[str, Any], categories: dict[int, Category], who: str) -> set[int]:
+def _add_segments(noted: ImageNotes, note: dict[str, Any], categories: dict[int, Category], who: str) -> set[int]:
     """Notes the segments of a panoptic annotation; returns the categories it names."""
     path = outlines.inside("", str(note.get("file_name") or ""))
     segments = json.loads(note.get("segments_info", b"null"))
@@ -167,14 +167,14 @@ def _add_segments(picture: Picture, note: dict[str, Any], categories: dict[int, 
         raise DataError(
             f"{who}: file_name {note.get('file_name')!r} and segments_info are not those of a panoptic annotation"
         )
-    if picture.segments is not None:
-        raise DataError(f"{who} is the second one of image {picture.id}; a picture has one panoptic annotation")
+    if noted.segments is not None:
+        raise DataError(f"{who} is the second one of image {noted.id}; an image has one panoptic annotation")
     kept = []
     for s in segments:
         if not isinstance(s.get("id"), int):
             raise DataError(f"{who}: the segment {s!r:.80} has no whole number `id`; export the file again")
         kept.append([s["id"], _known(s.get("category_id"), categories, who), bool(s.get("iscrowd"))])
-    picture.segments = path, json.dumps(kept, separators=(",", ":")).encode()
+    noted.segments = path, json.dumps(kept, separators=(",", ":")).encode()
     return {category for _, category, _ in kept}
 
 

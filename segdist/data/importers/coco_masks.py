@@ -1,4 +1,4 @@
-"""COCO's three kinds of mask to raw values: outlines, runs of pixels (RLE), and pictures of segment numbers (panoptic).
+"""COCO's three kinds of mask to raw values: outlines, runs of pixels (RLE), and images of segment numbers (panoptic).
 
 Raw values are category ids. Objects of COCO overlap, and its files do not say which lies in front: the smaller one is
 drawn over the larger, since small things in front of large ones are the rule. (torchvision's reference makes every overlap
@@ -36,7 +36,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Segments:
-    """A panoptic picture together with what its annotation says of the segments: both are its content."""
+    """A panoptic image together with what its annotation says of the segments: both are its content."""
 
     file: File
     info: bytes = field(repr=False)  # JSON: [[segment id, category id, is it a crowd], ...]
@@ -57,7 +57,7 @@ class Segments:
 
 
 def decode_objects(data: bytes, name: str, rules: Rules, *, values: Values) -> np.ndarray:
-    """(H, W) raw values of one picture's annotations, JSON {"size": [H, W], "objects": [[id, category, crowd, outline], ...]}.
+    """(H, W) raw values of one image's annotations, JSON {"size": [H, W], "objects": [[id, category, crowd, outline], ...]}.
 
     Raises DataError for an outline that cannot be drawn, naming the annotation.
     """
@@ -100,10 +100,10 @@ def _polygon_runs(polygons: list[Any], size: tuple[int, int], who: str) -> np.nd
 
 
 def _stored_runs(rle: dict[str, Any], size: tuple[int, int], who: str) -> np.ndarray:
-    """Of an RLE {"size": [H, W], "counts": ...}, compressed or a list. Raises DataError unless it fills the picture."""
+    """Of an RLE {"size": [H, W], "counts": ...}, compressed or a list. Raises DataError unless it fills the image."""
     if rle.get("size") != list(size):
         raise DataError(
-            f"{who}: its RLE is of size {rle.get('size')}, but the picture of {list(size)} (height, width); export it again"
+            f"{who}: its RLE is of size {rle.get('size')}, but the image of {list(size)} (height, width); export it again"
         )
     counts = rle.get("counts")
     try:
@@ -111,7 +111,7 @@ def _stored_runs(rle: dict[str, Any], size: tuple[int, int], who: str) -> np.nda
     except (TypeError, ValueError):
         raise DataError(f"{who}: its RLE cannot be read; export it again") from None
     if min(runs, default=-1) < 0 or sum(runs) != size[0] * size[1]:
-        raise DataError(f"{who}: its RLE does not fill the picture of {size[0] * size[1]} pixels; export it again")
+        raise DataError(f"{who}: its RLE does not fill the image of {size[0] * size[1]} pixels; export it again")
     return np.array(runs, np.int64)
 
 
@@ -141,17 +141,17 @@ def _uncompressed(text: str) -> list[int]:
 
 
 def decode_segments(data: bytes, name: str, rules: Rules, *, info: bytes, values: Values) -> np.ndarray:
-    """(H, W) raw values of a panoptic picture: its colours are segment ids, R + 256 G + 65536 B; 0 and crowds are void.
+    """(H, W) raw values of a panoptic image: its colours are segment ids, R + 256 G + 65536 B; 0 and crowds are void.
 
     Raises LabelError for ids that the annotation does not describe.
     """
-    with open_picture(data, name, rules.max_pixels) as picture:
-        if picture.mode not in ("RGB", "RGBA") or picture.format != "PNG":
+    with open_picture(data, name, rules.max_pixels) as image:
+        if image.mode not in ("RGB", "RGBA") or image.format != "PNG":
             raise LabelError(
-                f"{name}: this {picture.format} of mode {picture.mode} is no panoptic mask; those are RGB PNG, whose "
+                f"{name}: this {image.format} of mode {image.mode} is no panoptic mask; those are RGB PNG, whose "
                 "colours number the segments"
             )
-        red, green, blue = (np.asarray(picture.getchannel(c)).astype(np.int64) for c in "RGB")
+        red, green, blue = (np.asarray(image.getchannel(c)).astype(np.int64) for c in "RGB")
     meaning = {0: values.void} | {
         number: values.void if crowd else category for number, category, crowd in json.loads(info)
     }
@@ -160,7 +160,7 @@ def decode_segments(data: bytes, name: str, rules: Rules, *, info: bytes, values
     if strange:
         raise LabelError(
             f"{name}: segment {strange[0][0]} ({strange[0][1]} pixels; {len(strange)} such in all) is not in the annotation's "
-            "segments_info; the picture and the JSON belong to different data sets, or the picture was resized or recoloured"
+            "segments_info; the image and the JSON belong to different data sets, or the image was resized or recoloured"
         )
     table: np.ndarray = np.array([meaning[int(v)] for v in found], values.dtype)
     return table[where].reshape(red.shape)

@@ -52,7 +52,7 @@ def listed(pixels: np.ndarray) -> str:
 
 
 def _blocks(pixels: np.ndarray) -> Iterator[slice]:
-    """Rows of a picture (H, W, ...), a bounded number of pixels at a time."""
+    """Rows of an image (H, W, ...), a bounded number of pixels at a time."""
     num_rows = max(1, _BLOCK_PIXELS // max(pixels.shape[1], 1))
     for top in range(0, pixels.shape[0], num_rows):
         yield slice(top, top + num_rows)

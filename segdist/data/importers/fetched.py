@@ -1,6 +1,6 @@
 """Files that a source names by address: fetched once, by several threads, into a folder that outlives an interruption.
 
-`prepare` reads every picture up to three times, and a signed address is another one each time it is asked for. So a file
+`prepare` reads every image up to three times, and a signed address is another one each time it is asked for. So a file
 is kept under the digest of its address without signature, in a folder of its own for each version of the source.
 """
 

@@ -1,4 +1,4 @@
-"""What a source is made of, and how its pictures are read: nothing is taken over that was not understood.
+"""What a source is made of, and how its images are read: nothing is taken over that was not understood.
 
 Masks are read as indices with PIL, palette PNGs included (other decoders turn their indices into colours without a word).
 """
@@ -86,7 +86,7 @@ class File:
 
 @dataclass(frozen=True)
 class Text:
-    """Bytes that the importer has at hand, such as one picture's part of a large annotation file."""
+    """Bytes that the importer has at hand, such as one image's part of a large annotation file."""
 
     name: str
     data: bytes = field(repr=False)
@@ -111,7 +111,7 @@ Decode = Callable[[bytes, str, Rules], np.ndarray]  # (bytes, name, rules) -> (H
 
 
 def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
-    """(H, W) uint8 or uint16 raw values of a mask picture. Raises DataError or LabelError, with the remedy, for all else."""
+    """(H, W) uint8 or uint16 raw values of a mask file. Raises DataError or LabelError, with the remedy, for all else."""
     by_color = rules.labels is not None and bool(rules.labels.rgb)
     with _broken(name), open_picture(data, name, rules.max_pixels) as image:
         _check_exact(image, data, name, by_color, rules.color_tolerance)
@@ -152,7 +152,7 @@ def _check_exact(image: Image.Image, data: bytes, name: str, by_color: bool, tol
     if image.format == "GIF" and not by_color:
         raise LabelError(f"{name}: a mask stored as GIF may have its values renumbered; export masks as PNG")
     if (num := getattr(image, "n_frames", 1)) > 1:
-        raise LabelError(f"{name}: this mask holds {num} pictures; export the one that is meant")
+        raise LabelError(f"{name}: this mask holds {num} images; export the one that is meant")
     bits = _bits(image, data)
     if (image.mode == "L" and bits in (2, 4)) or (bits == 16 and image.mode in ("LA", "RGB", "RGBA")):
         raise LabelError(
@@ -173,7 +173,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _opaque(image: Image.Image, name: str) -> Image.Image:
-    """The picture without its alpha channel. Raises LabelError unless that is opaque everywhere."""
+    """The image without its alpha channel. Raises LabelError unless that is opaque everywhere."""
     if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
         return image
     alpha = np.asarray(image.getchannel("A" if image.mode[-1] == "A" else "a"))
@@ -188,7 +188,7 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
 def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> bytes:
     """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
 
-    `size` is its mask's (height, width). An EXIF rotation is applied when the turned picture fits the mask, as viewers and
+    `size` is its mask's (height, width). An EXIF rotation is applied when the turned image fits the mask, as viewers and
     labelling tools show it (said where the unturned one fits as well), and left alone when only that fits. Raises
     DataError when neither does, or the file is broken.
     """
@@ -242,7 +242,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def check_range(image: Image.Image, name: str) -> None:
-    """Raises DataError for pictures whose values have no agreed range, which converting would clip without a word."""
+    """Raises DataError for images whose values have no agreed range, which converting would clip without a word."""
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{name}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel")
 
@@ -259,7 +259,7 @@ def stored_bytes(content: Content) -> int:
 
 
 def palette_of(data: bytes) -> list[Color] | None:
-    """The colours of a palette picture by value, if it is one."""
+    """The colours of a palette image by value, if it is one."""
     try:
         with _broken("mask"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             flat = image.getpalette("RGB") if image.mode == "P" else None
@@ -269,7 +269,7 @@ def palette_of(data: bytes) -> list[Color] | None:
 
 
 def open_picture(data: bytes, name: str, max_pixels: int, load: bool = True) -> Image.Image:
-    """A picture, decoded unless `load` is False. Raises DataError when it is none, is damaged, or is a bomb."""
+    """An image, decoded unless `load` is False. Raises DataError when it is none, is damaged, or is a bomb."""
     with _broken(name):
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > max_pixels:

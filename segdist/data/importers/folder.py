@@ -46,12 +46,12 @@ def find(source: str, ask: Ask) -> Found:
 
 
 def _check_taken(listing: Listing, splits: list[str]) -> None:
-    """Raises DataError for pictures in images/ and masks/ that lie in the folder of no split."""
+    """Raises DataError for images in images/ and masks/ that lie in the folder of no split."""
     left = [f"{t}/{n}" for t in ("images", "masks") for n in sorted(listing.below(t)) if n.split("/")[0] not in splits]
     if left:
         shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         raise DataError(
-            f"{listing.source}: {len(left)} pictures lie beside the splits {', '.join(splits)}: {shown}; move them into "
+            f"{listing.source}: {len(left)} images lie beside the splits {', '.join(splits)}: {shown}; move them into "
             "one, or out of images/ and masks/"
         )
 
@@ -76,7 +76,7 @@ def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:
     if len(values) > _MANY_CLASSES:
         raise LabelError(
             f"the masks hold {len(values)} values beside void ({ranges(values)}), which is much for classes: were the masks "
-            "anti-aliased, resized or JPEG-compressed, or are they grey pictures? Export them without that (nearest "
+            "anti-aliased, resized or JPEG-compressed, or are they grey images? Export them without that (nearest "
             "neighbour, PNG); if there really are so many classes, say --names"
         )
     if len(values) < 2:

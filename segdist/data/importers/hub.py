@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or of a folder that `datasets` reads: two columns of pictures, image and mask."""
+"""Data sets of the Hugging Face Hub, or of a folder that `datasets` reads: two columns of images, of which one is masks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _pairs(table: pa.Table, image: str, mask: str, ids: list[str], place: Place,
 
 
 def _has(column: Any, row: int) -> bool:
-    """Whether there is a picture, without copying it."""
+    """Whether there is an image, without copying it."""
     cell = column[row]
     return cell.is_valid and (cell["bytes"].is_valid or cell["path"].is_valid)
 
@@ -82,20 +82,18 @@ def _num_rows(ask: Ask, has_val: bool) -> int | None:
 
 def _columns(rows: Rows, ask: Ask) -> tuple[str, str]:
     """The columns of images and masks: as asked, else by type and usual names. Raises DataError where that leaves a choice."""
-    pictures = [c for c, feature in rows.features.items() if _is_picture(feature)]
-    told = (
-        f"{rows.place.name}: its columns are {', '.join(rows.features)}; of pictures: {', '.join(pictures) or 'none'}"
-    )
+    columns = [c for c, feature in rows.features.items() if _is_image(feature)]
+    told = f"{rows.place.name}: its columns are {', '.join(rows.features)}; those of images: {', '.join(columns) or 'none'}"
     for column, option in ((ask.image_column, "--image-column"), (ask.mask_column, "--mask-column")):
-        if column is not None and column not in pictures:
+        if column is not None and column not in columns:
             raise DataError(f"{told}. {option} {column!r} is none of these")
-    if len(pictures) < 2:
-        raise DataError(f"{told}. An image and a mask are needed, both as pictures")
-    mask = ask.mask_column or _only([c for c in pictures if c.lower() in _MASKS and c != ask.image_column])
-    others = [c for c in pictures if c != mask]
+    if len(columns) < 2:
+        raise DataError(f"{told}. An image and a mask are needed, both stored as images")
+    mask = ask.mask_column or _only([c for c in columns if c.lower() in _MASKS and c != ask.image_column])
+    others = [c for c in columns if c != mask]
     image = ask.image_column or _only(others) or _only([c for c in others if c.lower() in _IMAGES])
     if image and not mask and ask.image_column:
-        mask = _only([c for c in pictures if c != image])
+        mask = _only([c for c in columns if c != image])
     if not image or not mask or image == mask:
         raise DataError(f"{told}. Say which ones to take with --image-column and --mask-column")
     log.say(f"{rows.place.name}: images from column {image!r}, masks from {mask!r}")
@@ -106,7 +104,7 @@ def _only(candidates: list[str]) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _is_picture(feature: Any) -> bool:
+def _is_image(feature: Any) -> bool:
     """Whether `datasets` calls it an Image, or it is laid out as one."""
     if isinstance(feature, dict):
         return "bytes" in feature and set(feature) <= {"bytes", "path"}

@@ -1,6 +1,6 @@
 """The rows of a Hugging Face data set, of the Hub or of a local folder, through the `datasets` library: its only door.
 
-Pictures stay the bytes that they are (`decode=False`): they are decoded by us, within our limits. Nothing of the data set
+Images stay the bytes that they are (`decode=False`): they are decoded by us, within our limits. Nothing of the data set
 is executed; `datasets` 4 and later know no scripts. Measured against a Hub of our own (datasets 5.2): `split="train[:N]"`
 still downloads every file of every split, so a limit is a stream, which reads row group by row group.
 """
@@ -27,7 +27,7 @@ from segdist.errors import DataError, MissingError, StorageError
 
 T = TypeVar("T")
 _CONVERTED = "refs/convert/parquet"
-_STREAMED = {"parquet", "arrow"}  # others may decode pictures before one can say not to
+_STREAMED = {"parquet", "arrow"}  # others may decode images before one can say not to
 _ROWS_AT_ONCE = 16
 
 
@@ -51,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture in a row. Arrow's tables may be read from several threads."""
+    """An image in a row. Arrow's tables may be read from several threads."""
 
     column: Any = field(repr=False)  # pa.ChunkedArray of bytes and path
     row: int
@@ -71,7 +71,7 @@ class Cell:
         if cell.get("bytes") is not None:
             return cell["bytes"]
         if not cell.get("path"):
-            raise DataError(f"{self.name}: no picture is there; every row needs an image and a mask")
+            raise DataError(f"{self.name}: no image is there; every row needs an image and a mask")
         return _inside(cell["path"], self.place, self.name).read_bytes()
 
     def digest(self) -> str:
@@ -81,7 +81,7 @@ class Cell:
         return hashlib.sha256(repr((self.place, self.where, self.row)).encode()).hexdigest()
 
 
-Take = Callable[[str, list[str], list[str], int | None], pa.Table]  # (split, pictures, other columns, how many rows)
+Take = Callable[[str, list[str], list[str], int | None], pa.Table]  # (split, columns of images, others, how many rows)
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def open_rows(source: str, revision: str | None, subset: str | None, stream: boo
     if stream:
         return _rows(place, streams, _of_stream)
 
-    def take(split: str, pictures: list[str], others: list[str], num: int | None) -> pa.Table:
-        return _of_table(name, downloaded()[split], pictures, others, num)
+    def take(split: str, images: list[str], others: list[str], num: int | None) -> pa.Table:
+        return _of_table(name, downloaded()[split], images, others, num)
 
     @functools.cache
     def downloaded() -> dict[str, Any]:
@@ -142,8 +142,8 @@ def _rows(place: Place, found: dict[str, Any], table_of: Callable[..., pa.Table]
     features = next(iter(found.values())).features
     assert features is not None, "Parquet and Arrow say their columns, and tables know theirs"
 
-    def take(split: str, pictures: list[str], others: list[str], num: int | None) -> pa.Table:
-        return table_of(place.name, found[split], pictures, others, num)
+    def take(split: str, images: list[str], others: list[str], num: int | None) -> pa.Table:
+        return table_of(place.name, found[split], images, others, num)
 
     return Rows(place, features, list(found), take)
 
@@ -204,21 +204,21 @@ def _is_script(name: str, revision: str | None) -> bool:
         return False  # `datasets` will say what is wrong
 
 
-def _of_table(name: str, rows: Any, pictures: list[str], others: list[str], num: int | None) -> pa.Table:
+def _of_table(name: str, rows: Any, images: list[str], others: list[str], num: int | None) -> pa.Table:
     """Rows that lie here, memory-mapped; all of them."""
-    return _undecoded(name, rows, pictures).select_columns([*pictures, *others]).data.table
+    return _undecoded(name, rows, images).select_columns([*images, *others]).data.table
 
 
-def _of_stream(name: str, rows: Any, pictures: list[str], others: list[str], num: int | None) -> pa.Table:
+def _of_stream(name: str, rows: Any, images: list[str], others: list[str], num: int | None) -> pa.Table:
     """The first rows of a stream, kept in a file without a name, which ends with this process."""
-    stream = _undecoded(name, rows, pictures).select_columns([*pictures, *others])
+    stream = _undecoded(name, rows, images).select_columns([*images, *others])
     return _spooled(_through_each(name, iter(stream.take(num))), stream.features.arrow_schema)
 
 
-def _undecoded(name: str, rows: Any, pictures: list[str]) -> Any:
+def _undecoded(name: str, rows: Any, images: list[str]) -> Any:
     import datasets
 
-    for column in pictures:
+    for column in images:
         rows = through(name, lambda column=column, rows=rows: rows.cast_column(column, datasets.Image(decode=False)))  # type: ignore[misc]
     return rows
 
@@ -237,14 +237,14 @@ def _spooled(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def _inside(path: str, place: Place, name: str) -> Path:
-    """A picture's file. Raises DataError unless it lies in the data set's folder or in the caches of the Hub's libraries."""
+    """An image's file. Raises DataError unless it lies in the data set's folder or in the caches of the Hub's libraries."""
     import datasets
 
     cache = Path(datasets.config.HF_CACHE_HOME)
     roots = [Path(os.environ.get("HF_HUB_CACHE", cache / "hub")), Path(datasets.config.HF_DATASETS_CACHE)]
     file = (place.folder / path if place.folder else Path(path)).resolve()
     if not any(file.is_relative_to(root.resolve()) for root in [*roots, *([place.folder] if place.folder else [])]):
-        raise DataError(f"{name}: its picture lies at {path}, outside of the data set, and is not read")
+        raise DataError(f"{name}: its image lies at {path}, outside of the data set, and is not read")
     if not file.is_file():
         raise DataError(f"{name}: its image {path!r} is not there; looked for {file}")
     return file

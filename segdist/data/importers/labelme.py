@@ -1,4 +1,4 @@
-"""labelme: one JSON a picture, with polygons and other shapes whose labels are class names.
+"""labelme: one JSON for each image, with polygons and other shapes whose labels are class names.
 
 A label is a class by its name, never by a number. Later shapes lie over earlier ones, what no shape covers is background,
 and `__ignore__` is void: labelme's own export (labelme2voc) draws the same masks.
@@ -36,7 +36,7 @@ _LABELS = "labels.txt"
 
 @dataclass(frozen=True)
 class Embedded:
-    """The picture inside a labelme file (`imageData`), taken out when it is read: together they may not fit in memory."""
+    """The image inside a labelme file (`imageData`), taken out when it is read: together they may not fit in memory."""
 
     file: File
 
@@ -57,7 +57,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class _Annotated:
-    """One labelme file, without its picture. `key` is its path below the source."""
+    """One labelme file, without its image. `key` is its path below the source."""
 
     key: str
     image: Content
@@ -67,7 +67,7 @@ class _Annotated:
 
 
 def find(source: str, ask: Ask) -> Found:
-    """The pictures of all labelme files of SOURCE, in its train/ and val/ folders or split by the digest of their names."""
+    """The images of all labelme files of SOURCE, in its train/ and val/ folders or split by the digest of their names."""
     listing = Listing(source, {".json", ".txt", *IMAGE_SUFFIXES})
     annotated = _read_all(listing)
     _tell(listing, annotated)
@@ -86,12 +86,12 @@ def _read_all(listing: Listing) -> list[_Annotated]:
             found += [one] if one else []
             advance(1)
     if not found:
-        raise DataError(f"{listing.source}: no labelme files (*.json) are there; labelme saves one beside each picture")
+        raise DataError(f"{listing.source}: no labelme files (*.json) are there; labelme saves one beside each image")
     users: dict[str, str] = {}
     for one in found:
         first = users.setdefault(one.image.name, one.shapes.name)
         if first != one.shapes.name:
-            raise DataError(f"{one.shapes.name}: {first} names the same picture; merge the two files, or remove one")
+            raise DataError(f"{one.shapes.name}: {first} names the same image; merge the two files, or remove one")
     return found
 
 
@@ -132,22 +132,20 @@ def _shape(shape: Any, number: int, uri: str) -> dict[str, Any]:
 
 
 def _image(listing: Listing, key: str, file: File, tree: dict[str, Any]) -> File:
-    """The picture that `imagePath` names. Raises DataError unless it lies in the source."""
+    """The image that `imagePath` names. Raises DataError unless it lies in the source."""
     written = tree.get("imagePath")
     if not isinstance(written, str) or not written:
-        raise DataError(
-            f"{file.uri}: names no picture (imagePath) and holds none (imageData); save it again in labelme"
-        )
+        raise DataError(f"{file.uri}: names no image (imagePath) and holds none (imageData); save it again in labelme")
     path = outlines.inside(str(PurePosixPath(key).parent), written)
     if path is None:
         raise DataError(
-            f"{file.uri}: imagePath {written!r} leads out of {listing.source}, and nothing outside is read; put the picture "
+            f"{file.uri}: imagePath {written!r} leads out of {listing.source}, and nothing outside is read; put the image "
             "there and mend imagePath, or save the file with imageData"
         )
     image = listing.get(path)
     if image is None:
         raise DataError(
-            f"{file.uri}: there is no picture {storage.join(listing.source, path)} (imagePath {written!r}); add it, or "
+            f"{file.uri}: there is no image {storage.join(listing.source, path)} (imagePath {written!r}); add it, or "
             "remove this file"
         )
     return image
@@ -161,12 +159,12 @@ def _tell(listing: Listing, annotated: list[_Annotated]) -> None:
     if kinds["point"]:
         log.say(f"{kinds['point']} points are drawn as discs of radius {outlines.POINT_RADIUS_PX} px, as labelme does")
     used = {str(PurePosixPath(a.key).with_suffix("")) for a in annotated} | {a.image.name for a in annotated}
-    pictures = {n: f for n, f in listing.below("").items() if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES}
-    left = [n for n, f in pictures.items() if f.uri not in used and str(PurePosixPath(n).with_suffix("")) not in used]
+    images = {n: f for n, f in listing.below("").items() if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES}
+    left = [n for n, f in images.items() if f.uri not in used and str(PurePosixPath(n).with_suffix("")) not in used]
     if left:
-        log.say(f"{len(left)} pictures have no labelme file and are left out ({left[0]}{', ...' * (len(left) > 1)})")
+        log.say(f"{len(left)} images have no labelme file and are left out ({left[0]}{', ...' * (len(left) > 1)})")
     if empty := sum(not a.labels for a in annotated):
-        log.say(f"{empty} pictures have no shapes: they are background throughout")
+        log.say(f"{empty} images have no shapes: they are background throughout")
 
 
 def _declared(file: File) -> Labels:
@@ -215,23 +213,23 @@ def _pair(annotated: _Annotated, key: str) -> Pair:
 
 
 def decode_shapes(data: bytes, name: str, rules: Rules) -> np.ndarray:
-    """(H, W) uint8 or uint16 raw values of one picture's shapes. Raises LabelError for labels that the contract lacks."""
+    """(H, W) uint8 or uint16 raw values of one image's shapes. Raises LabelError for labels that the contract lacks."""
     tree = json.loads(data)
     height, width = tree["size"]
     size = outlines.check_size(height, width, name, rules.max_pixels)
     assert rules.labels is not None
     raw = {c.name: c.raw[0] for c in rules.labels.classes}
     background = next((raw[n] for n in _BACKGROUND if n in raw), _UNCOVERED)
-    picture = Image.new("I", size[::-1], background)
+    canvas = Image.new("I", size[::-1], background)
     for number, shape in enumerate(tree["shapes"], 1):
         value = _value(shape["label"], raw, background, rules.labels, f"{name}: shape {number}")
         who = f"{name}: shape {number} ({shape['label']!r})"
         points = outlines.check_points(shape["points"], size, who)
         if shape["kind"] == "mask":
-            _stamp(picture, points, shape["mask"], value, who, rules.max_pixels)
+            _stamp(canvas, points, shape["mask"], value, who, rules.max_pixels)
         else:
-            outlines.draw(ImageDraw.Draw(picture), shape["kind"], points, value)
-    pixels = np.asarray(picture)
+            outlines.draw(ImageDraw.Draw(canvas), shape["kind"], points, value)
+    pixels = np.asarray(canvas)
     if num := int((pixels == _UNCOVERED).sum()):
         raise _no_background(name, num / pixels.size)
     return pixels.astype(np.uint8 if max(rules.labels.known) < 256 else np.uint16)
@@ -259,12 +257,12 @@ def _value(label: str, raw: dict[str, int], background: int, labels: Labels, who
 
 def _no_background(name: str, share: float) -> LabelError:
     return LabelError(
-        f"{name}: {share:.2%} of the picture lies outside of all shapes, and no class is called `background`; put it into "
+        f"{name}: {share:.2%} of the image lies outside of all shapes, and no class is called `background`; put it into "
         "--names"
     )
 
 
-def _stamp(picture: Image.Image, points: outlines.Points, text: Any, value: int, who: str, max_pixels: int) -> None:
+def _stamp(canvas: Image.Image, points: outlines.Points, text: Any, value: int, who: str, max_pixels: int) -> None:
     """Paints a shape of kind `mask`: a PNG of on and off, whose upper left and lower right pixels are `points`."""
     with open_picture(_base64(text, who), who, max_pixels) as stored:
         on = Image.fromarray(np.asarray(stored.convert("L")) > 0)
@@ -273,7 +271,7 @@ def _stamp(picture: Image.Image, points: outlines.Points, text: Any, value: int,
         raise DataError(
             f"{who}: its mask is {on.width}x{on.height}, but its points span {x1 - x0 + 1}x{y1 - y0 + 1}; draw it again"
         )
-    picture.paste(value, (x0, y0), on)
+    canvas.paste(value, (x0, y0), on)
 
 
 def _base64(text: Any, name: str) -> bytes:
@@ -286,6 +284,6 @@ def _base64(text: Any, name: str) -> bytes:
 
 LABELME = Layout(
     find,
-    "labelme: polygons and other shapes, a JSON a picture; a label is a class by its name",
-    "*.json with the pictures beside them or inside, in train/ and val/ or in one folder; labels.txt fixes the classes' order",
+    "labelme: polygons and other shapes, a JSON for each image; a label is a class by its name",
+    "*.json with the images beside them or inside, in train/ and val/ or in one folder; labels.txt fixes the classes' order",
 )

@@ -158,7 +158,7 @@ def pair_up(source: Listing, images: str, masks: str, ask: Ask) -> list[Pair]:
     for folder, other in ((images, masks), (masks, images)):
         if found[other] and not found[folder]:
             raise DataError(
-                f"{storage.join(source.source, folder)}: this folder does not exist, or holds no pictures; {images}/ and "
+                f"{storage.join(source.source, folder)}: this folder does not exist, or holds no images; {images}/ and "
                 f"{masks}/ stand side by side, with equal names{hint(source)}"
             )
     if affix := _affix(list(found[images]), set(found[masks])):

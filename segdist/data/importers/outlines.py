@@ -1,7 +1,7 @@
 """Outlines in annotation files: what is believed of them, and how labelme's shapes become pixels.
 
-Coordinates come from strangers' files and reach drawing code written in C: not a number, or far outside of the picture, and
-that code hangs or takes all memory. So everything passes `check_points` first, and every picture's size `check_size`.
+Coordinates come from strangers' files and reach drawing code written in C: not a number, or far outside of the image, and
+that code hangs or takes all memory. So everything passes `check_points` first, and every image's size `check_size`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def inside(folder: str, path: str) -> str | None:
 
 
 def check_size(height: Any, width: Any, name: str, max_pixels: int) -> tuple[int, int]:
-    """(height, width) that an annotation file says of its picture. Raises DataError when it is none, or a bomb."""
+    """(height, width) that an annotation file says of its image. Raises DataError when it is none, or a bomb."""
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (height, width)):
         raise DataError(
-            f"{name}: height {height!r} and width {width!r} are not the size of a picture; export the file again"
+            f"{name}: height {height!r} and width {width!r} are not the size of an image; export the file again"
         )
     if height * width > max_pixels:
         raise DataError(
@@ -69,9 +69,9 @@ def check_size(height: Any, width: Any, name: str, max_pixels: int) -> tuple[int
 
 
 def check_points(points: Any, size: tuple[int, int], name: str) -> Points:
-    """The points of [[x, y], ...] in a picture of `size` (height, width). Raises DataError for what cannot be drawn.
+    """The points of [[x, y], ...] in an image of `size` (height, width). Raises DataError for what cannot be drawn.
 
-    Points outside the picture are well, and clipped when drawn, as long as they lie no farther away than its own size.
+    Points outside the image are well, and clipped when drawn, as long as they lie no farther away than its own size.
     """
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
         raise DataError(f"{name}: its points are not a list of [x, y]; export the file again")
@@ -81,7 +81,7 @@ def check_points(points: Any, size: tuple[int, int], name: str) -> Points:
                 raise DataError(f"{name}: the coordinate {value!r} is not a number; draw this shape again")
             if not -side <= value <= 2 * side:
                 raise DataError(
-                    f"{name}: the coordinate {str(value)[:20]} is far outside of a picture of {size[1]}x{size[0]} pixels; "
+                    f"{name}: the coordinate {str(value)[:20]} is far outside of an image of {size[1]}x{size[0]} pixels; "
                     "were the points made for another size? Draw this shape again"
                 )
     return [(float(x), float(y)) for x, y in points]

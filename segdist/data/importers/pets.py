@@ -20,7 +20,7 @@ def find(source: str, ask: Ask) -> Found:
     images, masks = listing.by_stem(f"{root}images"), listing.by_stem(f"{root}annotations/trimaps")
     if not images:
         raise DataError(
-            f"{storage.join(source, root + 'images')}: this folder does not exist, or holds no pictures; unpack images.tar.gz "
+            f"{storage.join(source, root + 'images')}: this folder does not exist, or holds no images; unpack images.tar.gz "
             "beside annotations.tar.gz"
         )
     splits: Splits = {}

@@ -25,7 +25,7 @@ def find(source: str, ask: Ask) -> Found:
     """The pairs that ImageSets/Segmentation names, in the one VOC20xx that SOURCE is or holds."""
     listing = Listing(source, SUFFIXES)
     root = root_of(listing, ("JPEGImages", "SegmentationClass", _LISTS), "PASCAL VOC's layout")
-    images, masks = (_pictures(listing, f"{root}{folder}") for folder in ("JPEGImages", "SegmentationClass"))
+    images, masks = (_by_name(listing, f"{root}{folder}") for folder in ("JPEGImages", "SegmentationClass"))
     present = {s for s in ("train", "val", "trainval", "default", "test") if listing.get(f"{root}{_LISTS}/{s}.txt")}
 
     def taken(split: str) -> list[Pair]:
@@ -76,12 +76,12 @@ def _contract(labelmap: File) -> Labels:
         raise LabelError(f"{labelmap.uri}: {error}") from None
 
 
-def _pictures(listing: Listing, folder: str) -> dict[str, File]:
-    """The pictures of a folder by name. Raises DataError when there are none."""
+def _by_name(listing: Listing, folder: str) -> dict[str, File]:
+    """The files of a folder by name. Raises DataError when there are none."""
     found = listing.by_stem(folder)
     if not found:
         raise DataError(
-            f"{storage.join(listing.source, folder)}: this folder does not exist, or holds no pictures; VOC has JPEGImages/, "
+            f"{storage.join(listing.source, folder)}: this folder does not exist, or holds no images; VOC has JPEGImages/, "
             f"SegmentationClass/ and {_LISTS}/ side by side (CVAT exports images if you say so)"
         )
     return found
