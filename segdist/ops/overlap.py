@@ -116,7 +116,9 @@ def _extension(prob: torch.Tensor, is_class: torch.Tensor, void: torch.Tensor) -
     With the errors |is_class - p| in falling order, the i-th weighs what it adds to 1 - I/U: 1/U where it is of the class, and
     I / (U (U - 1)) where not; these have no difference of near-equal numbers, which in fp32 leaves little of a million pixels.
     """
-    error = torch.where(void, -1, torch.where(is_class, 1 - prob, prob))  # void comes last, and then counts for nothing
+    error = torch.where(
+        void, -1, torch.where(is_class, 1 - prob, prob)
+    )  # void comes last, where I = 0: it weighs nothing
     error, order = error.flatten().sort(descending=True)
     truth = is_class.flatten()[order]
     misses = truth.cumsum(0, dtype=torch.int64)
@@ -127,4 +129,4 @@ def _extension(prob: torch.Tensor, is_class: torch.Tensor, void: torch.Tensor) -
     value = (error.clamp_(min=0) * rise).sum(dtype=torch.float64)
     slope = torch.empty_like(rise)
     slope[order] = torch.where(truth, -rise, rise)
-    return value, slope.view(prob.shape).masked_fill_(void, 0)
+    return value, slope.view(prob.shape)

@@ -36,7 +36,7 @@ class PixelTerms:
         share = self.cross_entropy * (1 - self.label_smoothing)
         if not self.focal:
             return -share * log_p, torch.full_like(log_p, share)
-        miss = (-torch.expm1(log_p))  # 1 - p; gamma - 1 may be negative
+        miss = (-torch.expm1(log_p)).clamp_(min=torch.finfo(log_p.dtype).tiny)  # 1 - p; gamma - 1 may be negative
         hard = self.focal * miss**self.gamma
         steeper = self.focal * self.gamma * miss ** (self.gamma - 1) * (1 - miss) * log_p
         return -(share + hard) * log_p, share + hard - steeper
