@@ -50,11 +50,12 @@ def ours(given: argparse.Namespace, device: torch.device, strategy: str) -> Call
     cfg = config.from_tree(tree, "benchmark")
     model = models.build(cfg.model, [str(i) for i in range(given.classes)]).to(device).train()
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix)
-    step = Step(model, optimizer, cfg.train, None, None, World(0, 1, device))
+    criterion = loss.Criterion(cfg.loss, [1] * given.classes)
+    step = Step(model, optimizer, cfg.train, None, criterion, World(0, 1, device))
     images, masks = batch_of(given, device)
     held = masks.cpu()  # where the stream counts them
     group = MicroBatch(0, images, masks, torch.eye(3, 4, device=device).repeat(given.batch, 1, 1))
-    return lambda: step(0, [group], loss.denominator(loss.tally([held], None), None))
+    return lambda: step(0, [group], criterion.divisors(criterion.tally([held])))
 
 
 def plain(given: argparse.Namespace, device: torch.device) -> Callable[[], object]:

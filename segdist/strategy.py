@@ -1,6 +1,6 @@
 """One optimizer update from the micro-batches of a global batch, whichever ranks hold them.
 
-The loss is a sum over valid pixels; the count of valid pixels of the whole global batch divides it once, before any
+The loss is a sum over micro-batches; what the masks of the whole global batch say divides it once, before any
 backward. A micro-batch is a fixed group of slots: its dropout is seeded by (seed, step, group), it starts from the step's
 running statistics, and they move once per step by the mean over all groups. So what a step computes does not depend on
 the ranks, only in which order gradients are added does; and `exact` takes that away too.
@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from segdist.config import Train
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
+from segdist.loss import Criterion
 from segdist.models.segmenter import Segmenter
 from segdist.ops.pixels import to_input
-from segdist.ops.resize import cross_entropy_sum
 from segdist.world import World
 
 # Adding C and taking it away rounds a float64 to multiples of 2**-40, far below Adam's eps. Sums of such numbers are
@@ -138,21 +138,21 @@ class Step:
         optimizer: torch.optim.Optimizer,
         cfg: Train,
         clip: float | None,
-        weights: torch.Tensor | None,
+        criterion: Criterion,
         world: World,
     ) -> None:
         self._model, self._optimizer, self._cfg, self._clip, self._world = model, optimizer, cfg, clip, world
-        self._weights = weights
+        self._criterion = criterion
         exact = resolve(cfg.strategy, world.device) == "exact"
         self._reducer = Exact(model, world) if exact else Ddp(model, world)
         self._statistics = BatchStatistics(model)
 
     def __call__(
-        self, number: int, groups: Sequence[MicroBatch], denominator: torch.Tensor
+        self, number: int, groups: Sequence[MicroBatch], divisors: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, gradient norm) of the global batch, after the update: float64 scalars on the device.
 
-        `groups` are this rank's micro-batches; `denominator` divides their loss sum: see loss.denominator.
+        `groups` are this rank's micro-batches; `divisors` are those of the global batch: see Criterion.divisors.
         """
         rows = torch.zeros(
             self._cfg.num_groups, 1 + self._statistics.size, dtype=torch.float64, device=self._world.device
@@ -162,7 +162,7 @@ class Step:
             self._statistics.rewind()
             torch.manual_seed(int(key(self._cfg.seed, number, batch.group, 4) >> 1))
             with self._reducer.last(batch is groups[-1]):
-                loss = self._loss(batch) / denominator.to(self._world.device)
+                loss = self._loss(batch, divisors)
                 (loss * self._reducer.scale).backward()
             rows[batch.group, 0] = loss.detach()
             rows[batch.group, 1:] = self._statistics.flat()
@@ -177,10 +177,10 @@ class Step:
         self._optimizer.zero_grad()
         return rows[:, 0].sum(), norm.double()
 
-    def _loss(self, batch: MicroBatch) -> torch.Tensor:
+    def _loss(self, batch: MicroBatch, divisors: torch.Tensor) -> torch.Tensor:
         device, traits = self._world.device, self._model.traits
         images, masks, colors = (t.to(device, non_blocking=True) for t in (batch.images, batch.masks, batch.colors))
         x = to_input(images, traits.mean, traits.std, colors)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._cfg.precision == "bf16"):
-            logits = self._reducer.forward(x)
-        return cross_entropy_sum(logits, masks, traits.align_corners, self._weights)
+            outputs = self._reducer.forward(x)
+        return self._criterion(outputs, masks, divisors, traits.align_corners)

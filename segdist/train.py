@@ -44,8 +44,8 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     model = starting_model(cfg, run).to(world.device).train()
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix)
     start = checkpoint.restore(run.checkpoint, model, optimizer) if run.checkpoint else 0
-    weights = loss.class_weights(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
-    update = Step(model, optimizer, cfg.train, cfg.optim.clip_grad_norm, weights, world)
+    criterion = loss.Criterion(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
+    update = Step(model, optimizer, cfg.train, cfg.optim.clip_grad_norm, criterion, world)
     stream = train_stream(cfg, run.index, world.share(cfg.train.num_groups), world)
 
     with (
@@ -66,10 +66,10 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
             with meter.waiting():
                 batch = next(batches)
             wish = "stop" if book.superseded else notice()
-            tally, saves, stop = agree(wish, loss.tally([group.masks for group in batch], weights), world)
+            tally, saves, stop = agree(wish, criterion.tally([group.masks for group in batch]), world)
             lr = optim.lr_at(cfg.optim, done, num_steps)
             optim.set_lr(optimizer, lr)
-            meter.count(*update(done, batch, loss.denominator(tally, weights)))
+            meter.count(*update(done, batch, criterion.divisors(tally)))
             done += 1
 
             evaluates = done == num_steps or (done % cfg.eval.every_steps == 0 and not stop)

@@ -67,12 +67,13 @@ def formula(plan: str, folder: str) -> None:
         torch.manual_seed(0)
         model = models.build(cfg.model, index.labels.names).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        step = strategy.Step(model, optimizer, cfg.train, None, None, world)
+        criterion = loss.Criterion(cfg.loss, index.split(cfg.data.train_split).class_pixels)
+        step = strategy.Step(model, optimizer, cfg.train, None, criterion, world)
         stream: TrainStream = train_stream(cfg, index, world.share(cfg.train.num_groups), world)
         losses = []
         for number, batch in enumerate(stream.steps(0, 5)):
-            tally = world.sum(loss.tally([group.masks for group in batch], None))
-            losses.append(step(number, batch, loss.denominator(tally, None))[0].item())
+            tally = world.sum(criterion.tally([group.masks for group in batch]))
+            losses.append(step(number, batch, criterion.divisors(tally))[0].item())
         if world.is_first:
             out = Path(folder) / item["name"]
             save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, f"{out}.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,13 +10,15 @@ import torch
 from conftest import SEGFORMER, UNET
 
 from segdist import checkpoint
-from segdist.config import Config
+from segdist.config import Config, Loss
+from segdist.loss import Criterion
 from segdist.metric import pair_table
 from segdist.ops import resize
 from segdist.ops.pixels import to_input
 from segdist.train import fit
 from segdist.world import World
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else matrix products refuse to be deterministic
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 Make = Callable[..., Config]
 
@@ -38,6 +41,31 @@ def test_operations_agree_with_the_cpu() -> None:
     assert torch.allclose(
         to_input(images.cuda(), mean, std, colors.cuda()).cpu(), to_input(images, mean, std, colors), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+def test_every_loss_agrees_with_the_cpu_and_repeats_its_bits(deterministic: bool) -> None:
+    names = ("cross_entropy", "focal", "ohem", "dice", "jaccard", "tversky", "lovasz")
+    every = [{"cross_entropy": 0.0, name: 1.0} for name in names] + [{"boundary_weight": 2.0, "label_smoothing": 0.1}]
+    masks = torch.randint(0, 9, (2, 16, 24), dtype=torch.uint8).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    masks[:, :9] = 255
+    for size in ((32, 48), (128, 192)):
+        logits = torch.randn(2, 19, *size, requires_grad=True)
+        there = logits.detach().cuda().requires_grad_()
+        for fields in every:
+            criterion = Criterion(Loss(**fields, class_weights="enet"), list(range(1, 20)))
+            divisors = criterion.divisors(criterion.tally([masks]))
+            here_loss = criterion(logits, masks, divisors, False)
+            (want,) = torch.autograd.grad(here_loss, logits)
+            torch.use_deterministic_algorithms(deterministic)
+            try:
+                runs = [criterion(there, masks.cuda(), divisors, False) for _ in range(2)]
+                got = [torch.autograd.grad(run, there)[0] for run in runs]
+            finally:
+                torch.use_deterministic_algorithms(False)
+            assert runs[0].item() == pytest.approx(here_loss.item(), rel=1e-5), fields
+            assert (got[0].cpu() - want).abs().max() < 1e-4 * want.abs().max(), fields
+            assert not deterministic or (torch.equal(got[0], got[1]) and runs[0].item() == runs[1].item())
 
 
 @pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])

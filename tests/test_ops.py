@@ -72,6 +72,33 @@ def test_half_precision_logits_give_a_single_precision_loss() -> None:
 
 
 @settings(max_examples=50, deadline=None)
+@given(shape=shapes, align_corners=st.booleans(), rows=st.integers(1, 33))
+def test_the_way_back_is_the_adjoint_of_the_resize_by_either_road(
+    shape: tuple[int, int, int, int], align_corners: bool, rows: int
+) -> None:
+    """Scattered additions and matrix products give the gradient of F.interpolate; in fp32 they differ by their rounding."""
+    z, size = example(3, *shape)[0], shape[2:]
+    wide = F.interpolate(z, size, mode="bilinear", align_corners=align_corners)
+    d_wide = torch.randn(wide.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(1))
+    (want,) = torch.autograd.grad(wide, z, d_wide)
+
+    def back(dtype: torch.dtype, products: bool) -> torch.Tensor:
+        logits = z.detach().to(dtype)
+        resizing, grad = resize.Resizing(logits, size, align_corners, products), torch.zeros_like(logits)
+        for first in range(0, size[0], rows):
+            last = min(first + rows, size[0])
+            if dtype == torch.float64:
+                assert torch.allclose(resizing.wide(logits, first, last), wide[:, :, first:last], rtol=0, atol=1e-12)
+            resizing.back(d_wide[:, :, first:last].to(dtype), first, last, grad)
+        return grad
+
+    scale = want.abs().max()
+    for products in (False, True):
+        assert (back(torch.float64, products) - want).abs().max() <= 1e-12 * scale
+    assert (back(torch.float32, True) - back(torch.float32, False)).abs().max() <= 1e-6 * scale
+
+
+@settings(max_examples=50, deadline=None)
 @given(shape=shapes, k=st.integers(2, 40), align_corners=st.booleans(), band=st.sampled_from([1, 1 << 22]))
 def test_predictions_are_the_argmax_bit_for_bit(
     shape: tuple[int, int, int, int], k: int, align_corners: bool, band: int

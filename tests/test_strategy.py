@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from conftest import SEGFORMER, UNET
 from torch import nn
 
-from segdist import loss, models, optim
-from segdist.config import Optim, Segformer, Train, Unet
+from segdist import models, optim
+from segdist.config import Loss, Optim, Segformer, Train, Unet
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
+from segdist.loss import Criterion
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
 from segdist.ops.pixels import to_input
 from segdist.strategy import BatchStatistics, Exact, Step
@@ -51,25 +52,29 @@ def plain_model(norm: bool, dtype: torch.dtype = torch.float32) -> Segmenter:
     return Segmenter(nn.Sequential(*layers).to(dtype), lambda net, x: net(x.to(dtype)), traits, {})
 
 
-def count(batches: list[MicroBatch], weights: torch.Tensor | None = None) -> torch.Tensor:
-    return loss.denominator(loss.tally([b.masks for b in batches], weights), weights)
+PLAIN = Criterion(Loss(), [1, 1, 1])
 
 
-@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 7.0])], ids=["plain", "weighted"])
+def divisors(batches: list[MicroBatch], criterion: Criterion = PLAIN) -> torch.Tensor:
+    return criterion.divisors(criterion.tally([b.masks for b in batches]))
+
+
+@pytest.mark.parametrize("weights", [None, (0.25, 1.0, 7.0)], ids=["plain", "weighted"])
 @pytest.mark.parametrize("strategy", ["exact", "ddp"])
-def test_unevenly_spread_void_weighs_every_valid_pixel_alike(strategy: str, weights: torch.Tensor | None) -> None:
+def test_unevenly_spread_void_weighs_every_valid_pixel_alike(strategy: str, weights: tuple[float, ...] | None) -> None:
     """Four groups, one wholly void, give the gradient of one (weighted) mean over all valid pixels of the batch."""
     batches = groups_of([0.0, 0.97, 0.5, 1.0])
     model = plain_model(norm=False, dtype=torch.float64)
     reference = plain_model(norm=False, dtype=torch.float64)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    step = Step(model, sgd, train(4, strategy=strategy), None, weights, ALONE)
-    mean, norm = step(0, batches, count(batches, weights))
+    criterion = Criterion(Loss(class_weights=weights), [1, 1, 1])
+    step = Step(model, sgd, train(4, strategy=strategy), None, criterion, ALONE)
+    mean, norm = step(0, batches, divisors(batches, criterion))
     images, masks = torch.cat([b.images for b in batches]), torch.cat([b.masks for b in batches])
     expected = F.cross_entropy(
         reference(to_input(images, IMAGENET_MEAN, IMAGENET_STD)),
         masks.long(),
-        weights if weights is None else weights.double(),
+        weights if weights is None else torch.tensor(weights, dtype=torch.float64),
         ignore_index=255,
     )
     expected.backward()
@@ -94,7 +99,9 @@ def test_running_statistics_move_once_by_the_mean_over_groups() -> None:
         twin.net[1].running_mean.fill_(0.3)
         twin.train()(to_input(batch.images, IMAGENET_MEAN, IMAGENET_STD))
         rows.append(twin.net[1].running_mean.double())
-    Step(model, torch.optim.SGD(model.parameters(), lr=0.1), train(3), None, None, ALONE)(0, batches, count(batches))
+    Step(model, torch.optim.SGD(model.parameters(), lr=0.1), train(3), None, PLAIN, ALONE)(
+        0, batches, divisors(batches)
+    )
     assert torch.equal(norm.running_mean, torch.stack(rows).mean(0).float())
     assert norm.num_batches_tracked == 1
 
@@ -108,7 +115,9 @@ def test_dropout_belongs_to_seed_step_and_group() -> None:
         model = models.build(cfg, NAMES).train()
         torch.rand(groups[0].group + 3)  # the global generator may be anywhere
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        return Step(model, optimizer, train(2, seed=seed), None, None, ALONE)(step, groups, count(batches))[0].item()
+        return Step(model, optimizer, train(2, seed=seed), None, PLAIN, ALONE)(step, groups, divisors(batches))[
+            0
+        ].item()
 
     both = loss_of(3, batches)
     assert loss_of(3, batches) == both
@@ -143,8 +152,8 @@ def test_channels_last_weights_get_the_update_of_plain_ones() -> None:
         model = models.build(Unet(encoder="resnet18"), NAMES).train()
         model.to(memory_format=memory_format)
         optimizer = optim.build(Optim(lr=1e-3), model, model.traits.encoder_prefix)
-        optimizer_step = Step(model, optimizer, train(2), None, None, ALONE)
-        optimizer_step(0, batches, count(batches))
+        optimizer_step = Step(model, optimizer, train(2), None, PLAIN, ALONE)
+        optimizer_step(0, batches, divisors(batches))
         results.append({k: v.clone() for k, v in model.state_dict().items()})
     moved = [(a - b).abs().mean().item() for a, b in zip(*(r.values() for r in results)) if a.is_floating_point()]
     assert max(moved) < 2e-4  # the forward passes differ by rounding; a misapplied gradient moves weights by up to 2 lr
@@ -154,7 +163,9 @@ def test_clipping_bounds_the_update() -> None:
     batches = groups_of([0.0])
     model = plain_model(norm=False)
     before = [p.detach().clone() for p in model.parameters()]
-    Step(model, torch.optim.SGD(model.parameters(), lr=1.0), train(1), 1e-3, None, ALONE)(0, batches, count(batches))
+    Step(model, torch.optim.SGD(model.parameters(), lr=1.0), train(1), 1e-3, PLAIN, ALONE)(
+        0, batches, divisors(batches)
+    )
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters())])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -177,8 +188,8 @@ def test_bf16_trains(tree: dict) -> None:
     cfg = (Segformer if tree["name"] == "segformer" else Unet)(**tree)
     model = models.build(cfg, NAMES).train()
     optimizer = optim.build(Optim(lr=3e-3), model, model.traits.encoder_prefix)
-    step = Step(model, optimizer, train(1, precision="bf16"), None, None, ALONE)
+    step = Step(model, optimizer, train(1, precision="bf16"), None, PLAIN, ALONE)
     batches = groups_of([0.1], size=32)
-    losses = [step(0, batches, count(batches))[0].item() for _ in range(12)]
+    losses = [step(0, batches, divisors(batches))[0].item() for _ in range(12)]
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -6,14 +6,40 @@ prediction walks classes. Both take the resize rule (`align_corners`) from the m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from segdist.ops import IGNORE
 
 _BAND_ELEMENTS = 1 << 22  # of a band of resized logits: 16 MB in fp32, which stays near the caches
+
+
+@dataclass(frozen=True)
+class PixelTerms:
+    """What a pixel costs beyond plain cross-entropy; p is the probability of its class.
+
+    cross_entropy * (the smoothed -log p) + focal * (1 - p) ** gamma * -log p
+    """
+
+    cross_entropy: float = 1.0
+    label_smoothing: float = 0.0  # as F.cross_entropy(weight=, label_smoothing=) has it
+    focal: float = 0.0
+    gamma: float = 2.0
+
+    def __call__(self, log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cost, -d cost / d log p) without the smoothed part, from log p."""
+        share = self.cross_entropy * (1 - self.label_smoothing)
+        if not self.focal:
+            return -share * log_p, torch.full_like(log_p, share)
+        miss = (-torch.expm1(log_p)).clamp_(min=torch.finfo(log_p.dtype).tiny)  # 1 - p; gamma - 1 may be negative
+        hard = self.focal * miss**self.gamma
+        steeper = self.focal * self.gamma * miss ** (self.gamma - 1) * (1 - miss) * log_p
+        return -(share + hard) * log_p, share + hard - steeper
 
 
 def cross_entropy_sum(
@@ -27,9 +53,153 @@ def cross_entropy_sum(
     if logits.dtype != torch.float64:
         logits = logits.float()
     weights = None if weights is None else weights.to(logits)
+    if must_be_deterministic(logits):  # F.nll_loss has no such kernel
+        return pixel_sum(logits, masks, align_corners, weights).to(logits.dtype)
     if logits.shape[2:] == masks.shape[1:]:
         return F.cross_entropy(logits, masks.long(), weights, ignore_index=IGNORE, reduction="sum")
-    return _ResizedCrossEntropy.apply(logits, masks, align_corners, weights)
+    return _PixelSum.apply(logits, masks, align_corners, weights, None, None).to(logits.dtype)
+
+
+def pixel_sum(
+    logits: torch.Tensor,
+    masks: torch.Tensor,
+    align_corners: bool,
+    weights: torch.Tensor | None = None,
+    boost: torch.Tensor | None = None,
+    terms: PixelTerms = PixelTerms(),
+) -> torch.Tensor:
+    """float64 scalar: the sum over valid pixels of `terms`, times the weight of the class (K,), times `boost` (B, H, W).
+
+    logits (B, K, h, w) in fp32 or fp64; masks uint8 (B, H, W). Memory beyond the logits' gradient is bounded.
+    """
+    return _PixelSum.apply(logits, masks, align_corners, weights, boost, terms)
+
+
+class _PixelSum(torch.autograd.Function):
+    """The gradient is made on the way. Without `terms`: plain cross-entropy, in PyTorch's own arithmetic."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        masks: torch.Tensor,
+        align_corners: bool,
+        weights: torch.Tensor | None,
+        boost: torch.Tensor | None,
+        terms: PixelTerms | None,
+    ) -> torch.Tensor:
+        resizing = Resizing(logits, tuple(masks.shape[1:]), align_corners)
+        total = logits.new_zeros((), dtype=torch.float64)
+        grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
+        for first, last in resizing.bands():
+            log_prob = F.log_softmax(resizing.wide(logits, first, last), 1)
+            target = masks[:, None, first:last].long()  # (B, 1, rows, W)
+            valid = target != IGNORE
+            at = torch.where(valid, target, 0)
+            slope = valid if weights is None else valid * weights[at]
+            spread: _Spread | None = None
+            if terms is None:
+                total += F.nll_loss(log_prob, target[:, 0], weights, ignore_index=IGNORE, reduction="sum")
+            else:
+                factor = valid.to(logits.dtype) if boost is None else valid * boost[:, None, first:last]
+                cost, steepness = terms(log_prob.gather(1, at))
+                slope = factor if weights is None else factor * weights[at]
+                total += (cost * slope).sum(dtype=torch.float64)
+                slope = slope * steepness
+                if terms.cross_entropy * terms.label_smoothing:
+                    spread = _Spread(terms.cross_entropy * terms.label_smoothing * factor, weights, logits.shape[1])
+                    total += spread.cost(log_prob)
+            if grad is None:
+                continue
+            prob = log_prob.exp_()
+            more = None if spread is None else spread.gradient(prob)
+            d_wide = prob.scatter_add_(1, at, -valid.to(prob.dtype))
+            d_wide *= slope
+            resizing.back(d_wide if more is None else d_wide.add_(more), first, last, grad)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: torch.Tensor) -> Any:
+        (grad,) = ctx.saved_tensors
+        return grad * d_total, None, None, None, None, None
+
+
+class _Spread:
+    """The part of a smoothed target that lies on all classes alike, times `factor` (B, 1, rows, W)."""
+
+    def __init__(self, factor: torch.Tensor, weights: torch.Tensor | None, num_classes: int) -> None:
+        self._factor = factor / num_classes
+        self._weights = None if weights is None else weights[:, None, None]
+        self._total: torch.Tensor | int = num_classes if weights is None else weights.sum()
+
+    def cost(self, log_prob: torch.Tensor) -> torch.Tensor:
+        weighted = log_prob if self._weights is None else log_prob * self._weights
+        return -(self._factor * weighted.sum(1, keepdim=True)).sum(dtype=torch.float64)
+
+    def gradient(self, prob: torch.Tensor) -> torch.Tensor:
+        return (prob * self._total).sub_(1 if self._weights is None else self._weights).mul_(self._factor)
+
+
+def must_be_deterministic(logits: torch.Tensor) -> bool:
+    """Whether the caller asked for the same bits each time where scattered additions would not give them."""
+    return logits.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
+class Resizing:
+    """The bilinear resize of logits (B, k, h, w) to (H, W), a band of rows at a time, and its adjoint.
+
+    The adjoint scatters, in no fixed order on a GPU; with `products` (by default where determinism is asked for) it is two
+    products with the (H, h) and (W, w) matrices of the interpolation.
+    """
+
+    def __init__(
+        self, logits: torch.Tensor, size: tuple[int, ...], align_corners: bool, products: bool | None = None
+    ) -> None:
+        b, k, h, w = logits.shape
+        self.height, self._width = size
+        self._same, self._align = (h, w) == tuple(size), align_corners
+        self._band = max(1, _BAND_ELEMENTS // (b * k * self._width))
+        self._low, self._high, self._weight = rows_below(0, self.height, h, self.height, align_corners, logits)
+        self._columns: torch.Tensor | None = None  # (W, w)
+        if must_be_deterministic(logits) if products is None else products:
+            one_hot = torch.eye(w, dtype=logits.dtype, device=logits.device)[:, None, None]
+            self._columns = _columns(one_hot, self._width, align_corners)[:, 0, 0].T
+
+    def bands(self) -> Iterator[tuple[int, int]]:
+        """(first, last) rows of bands of about _BAND_ELEMENTS, from the top."""
+        for first in range(0, self.height, self._band):
+            yield first, min(self.height, first + self._band)
+
+    def wide(self, logits: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """Resized (B, k, last - first, W) logits of any k; not to be written to, as it may be a view of them."""
+        if self._same:
+            return logits[:, :, first:last]
+        low, high, weight = self._low[first:last], self._high[first:last], self._weight[first:last]
+        return _columns(torch.lerp(logits[:, :, low], logits[:, :, high], weight), self._width, self._align)
+
+    def back(self, d_wide: torch.Tensor, first: int, last: int, grad: torch.Tensor) -> None:
+        """Adds to `grad` (B, k, h, w) what a gradient (B, k, last - first, W) of `wide` comes to."""
+        if self._same:
+            grad[:, :, first:last] += d_wide
+            return
+        low, high, weight = self._low[first:last], self._high[first:last], self._weight[first:last]
+        if self._columns is not None:
+            source = torch.arange(grad.shape[2], device=grad.device)
+            rows = (low[:, None] == source) * (1 - weight) + (high[:, None] == source) * weight  # (rows, h)
+            with torch.autocast(grad.device.type, enabled=False):
+                grad += rows.T @ (d_wide @ self._columns)
+            return
+        narrow = [*d_wide.shape[:3], grad.shape[3]]
+        d_narrow = torch.ops.aten.upsample_bilinear2d_backward(d_wide, d_wide.shape[2:], narrow, self._align)
+        grad.index_add_(2, low, d_narrow * (1 - weight))
+        grad.index_add_(2, high, d_narrow * weight)
+
+
+def _columns(narrow: torch.Tensor, width: int, align_corners: bool) -> torch.Tensor:
+    """Resizes the last dimension alone. F.interpolate, but for its slow detour under deterministic algorithms."""
+    return torch.ops.aten.upsample_bilinear2d(narrow, [narrow.shape[2], width], align_corners)
 
 
 def rows_below(first: int, last: int, size: int, full: int, align_corners: bool, like: torch.Tensor) -> Any:
@@ -40,44 +210,6 @@ def rows_below(first: int, last: int, size: int, full: int, align_corners: bool,
     weight = (at - low).to(like.dtype)[:, None]
     low = low.long()
     return low, (low + 1).clamp_(max=size - 1), weight
-
-
-class _ResizedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, weights: torch.Tensor | None
-    ) -> torch.Tensor:
-        b, k, h, w = logits.shape
-        height, width = masks.shape[1:]
-        band = max(1, _BAND_ELEMENTS // (b * k * width))
-        total = logits.new_zeros((), dtype=torch.float64)
-        grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
-        for first in range(0, height, band):
-            last = min(height, first + band)
-            low, high, weight = rows_below(first, last, h, height, align_corners, logits)
-            narrow = torch.lerp(logits[:, :, low], logits[:, :, high], weight)  # (b, k, rows, w)
-            wide = F.interpolate(narrow, (last - first, width), mode="bilinear", align_corners=align_corners)
-            log_prob = F.log_softmax(wide, 1)
-            target = masks[:, first:last].long()
-            total += F.nll_loss(log_prob, target, weights, ignore_index=IGNORE, reduction="sum")
-            if grad is None:
-                continue
-            valid = (target != IGNORE)[:, None]
-            d_wide = log_prob.exp_()
-            d_wide.scatter_add_(1, torch.where(valid[:, 0], target, 0)[:, None], -valid.to(d_wide.dtype))
-            d_wide *= valid if weights is None else valid * weights[torch.where(valid, target[:, None], 0)]
-            d_narrow = torch.ops.aten.upsample_bilinear2d_backward(
-                d_wide, [last - first, width], [b, k, last - first, w], align_corners
-            )
-            grad.index_add_(2, low, d_narrow * (1 - weight))
-            grad.index_add_(2, high, d_narrow * weight)
-        ctx.save_for_backward(grad)
-        return total.to(logits.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, d_total: torch.Tensor) -> Any:
-        (grad,) = ctx.saved_tensors
-        return grad * d_total, None, None, None
 
 
 def predict(logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
