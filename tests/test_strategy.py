@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from segdist import models, optim
 from segdist.config import Loss, Optim, Segformer, Train, Unet
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
+from segdist.errors import DeviceMemoryError
 from segdist.loss import Criterion
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
 from segdist.ops.pixels import to_input
-from segdist.strategy import Step
+from segdist.strategy import Step, kernels
 from segdist.strategy.exact import Exact
 from segdist.strategy.statistics import BatchStatistics
 from segdist.world import World
@@ -204,3 +206,174 @@ def test_bf16_trains(tree: dict) -> None:
     losses = [step(0, batches, count(batches))[0].item() for _ in range(12)]
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def tiny(cls: type = Segformer, tree: dict = SEGFORMER, seed: int = 0, **fields: Any) -> Segmenter:
+    torch.manual_seed(seed)
+    return models.build(cls(**{**tree, **fields}), NAMES).train()
+
+
+def walk(model: Segmenter, num_steps: int, cfg: Train, start: int = 0, **fields: Any) -> tuple[Step, list[float]]:
+    """Steps over two groups of random images; (the step, its losses)."""
+    batches = groups_of([0.1, 0.6], size=32)
+    built = build_optimizer(Optim(**fields), model)
+    step = Step(model, built, cfg, Optim(**fields), PLAIN, ALONE, start)
+    return step, [step(n, batches, count(batches))[0].item() for n in range(start, start + num_steps)]
+
+
+@pytest.mark.parametrize("strategy", ["exact", "ddp"])
+def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_step(strategy: str) -> None:
+    model = tiny(Unet, UNET)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batches = groups_of([0.1, 0.6], size=32)
+    fields: dict[str, Any] = {"lr": 1e-3, "freeze_encoder_steps": 2}
+    step = Step(
+        model, build_optimizer(Optim(**fields), model), train(2, strategy=strategy), Optim(**fields), PLAIN, ALONE
+    )
+    for number in range(3):
+        model.eval()  # as an evaluation does
+        model.train()
+        step(number, batches, count(batches))
+        same = {k: torch.equal(v, before[k]) for k, v in model.state_dict().items()}
+        encoder = [v for k, v in same.items() if k.startswith("net.encoder.")]
+        assert all(encoder) if number < 2 else not any(v for k, v in same.items() if k.endswith("conv1.weight"))
+        assert not same["net.segmentation_head.0.weight"]
+        assert not same["net.decoder.blocks.0.conv1.1.running_mean"]
+    assert not same["net.encoder.bn1.running_mean"]
+
+
+def test_freezing_leaves_alone_what_takes_no_part() -> None:
+    model = tiny(Unet, UNET, encoder="mobilenet_v2")
+    idle = next(model.encoder().parameters())
+    idle.requires_grad_(False)
+    model.freeze()
+    model.thaw()
+    assert not idle.requires_grad
+    assert all(p.requires_grad for p in list(model.encoder().parameters())[1:])
+
+
+def test_the_average_is_that_of_the_formula_and_what_is_scored() -> None:
+    model = plain_model(norm=True)
+    expected = {k: v.double().clone() for k, v in model.state_dict().items()}
+    batches = groups_of([0.1, 0.6])
+    fields: dict[str, Any] = {"lr": 1e-2, "ema_decay": 0.2}
+    step = step_of(model, build_optimizer(Optim(**fields), model), train(2), **fields)
+    for number in range(4):
+        step(number, batches, count(batches))
+        decay = min(0.2, (1 + number) / (10 + number))
+        expected = {k: decay * expected[k] + (1 - decay) * v for k, v in model.state_dict().items()}
+    scored = step.scored()
+    assert scored is not model and not scored.training
+    for name, value in scored.state_dict().items():
+        want = model.state_dict()[name].double() if "num_batches" in name else expected[name]
+        assert torch.allclose(value.double(), want, rtol=1e-5, atol=1e-7), name
+    taken = step.taken({}).copied()
+    assert taken.average is not None
+    assert all(torch.equal(taken.average[k], v) for k, v in scored.state_dict().items())
+
+
+@pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Unet, UNET)], ids=["segformer", "unet"])
+def test_activations_computed_twice_give_the_same_bits(cls: type, tree: dict) -> None:
+    """Weights, running statistics and losses, dropout and drop path included."""
+    states = []
+    for twice in (False, True):
+        model = tiny(cls, tree)
+        _, losses = walk(model, 2, train(2, activation_checkpointing=twice), lr=1e-3)
+        states.append((losses, model.state_dict()))
+    assert states[0][0] == states[1][0]
+    for name, value in states[0][1].items():
+        assert torch.equal(value, states[1][1][name]), name
+
+
+@pytest.mark.parametrize("strategy", ["exact", "ddp"])
+def test_out_of_memory_begins_the_step_again_with_the_same_result(
+    strategy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smooth = tiny()
+    walk(smooth, 2, train(2, strategy=strategy), lr=1e-3)
+    rough = tiny()
+    batches = groups_of([0.1, 0.6], size=32)
+    step = Step(
+        rough, build_optimizer(Optim(lr=1e-3), rough), train(2, strategy=strategy), Optim(lr=1e-3), PLAIN, ALONE
+    )
+    step(0, batches, count(batches))
+    honest = Criterion.__call__
+    calls = []
+
+    def full_once(self: Criterion, *args: Any) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 2:  # the first group's gradients are there already
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, *args)
+
+    monkeypatch.setattr(Criterion, "__call__", full_once)
+    step(1, batches, count(batches))
+    assert len(calls) == 4
+    for name, value in smooth.state_dict().items():
+        assert torch.equal(value, rough.state_dict()[name]), name
+    assert "out of memory; from here on" in capsys.readouterr().err
+
+
+def test_out_of_memory_that_recomputation_does_not_cure_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Criterion, *args: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Criterion, "__call__", full)
+    with pytest.raises(DeviceMemoryError, match=r"step 0: a micro-batch of 2 does not fit .*train\.precision=bf16"):
+        walk(tiny(), 1, train(2))
+
+
+def test_fp16_skips_an_overflow_and_remembers_its_scale() -> None:
+    model = tiny(dropout=0.0, drop_path=0.0)
+    batches = groups_of([0.1, 0.6], size=32)
+    cfg = train(2, strategy="ddp", precision="fp16")
+    step = Step(model, build_optimizer(Optim(lr=3e-3), model), cfg, Optim(lr=3e-3), PLAIN, ALONE)
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    step.go_on(replace(step.taken({}).copied(), state={"scaler": {**step.taken({}).state["scaler"], "scale": 2.0**40}}))
+    loss, norm = step(0, batches, count(batches))
+    assert loss.isfinite() and norm == 0
+    assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
+    assert step.taken({}).state["scaler"]["scale"] == 2.0**39
+    step.go_on(replace(step.taken({}).copied(), state={"scaler": {**step.taken({}).state["scaler"], "scale": 256.0}}))
+    losses = [step(n, batches, count(batches))[0].item() for n in range(1, 13)]
+    assert losses[-1] < losses[0]
+
+
+def test_deterministic_kernels_are_asked_for_within_the_run_alone() -> None:
+    for cfg, device, wanted in (
+        (train(1), "cpu", False),
+        (train(1, deterministic=True), "cpu", True),
+        (train(1, strategy="exact"), "cuda", True),
+        (train(1, strategy="ddp"), "cuda", False),
+    ):
+        with kernels(cfg, torch.device(device)):
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Unet, UNET)], ids=["segformer", "unet"])
+def test_a_compiled_model_walks_the_curve_of_a_plain_one(cls: type, tree: dict) -> None:
+    fields = {"dropout": 0.0, "drop_path": 0.0} if cls is Segformer else {}
+    curves = [walk(tiny(cls, tree, **fields), 3, train(2, compile=c), lr=1e-3)[1] for c in (False, True)]
+    assert curves[1][0] == pytest.approx(curves[0][0], rel=1e-5)
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4 if cls is Segformer else 2e-2)  # BatchNorm amplifies rounding
+
+
+@pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Unet, UNET)], ids=["segformer", "unet"])
+def test_an_auxiliary_head_adds_its_loss_and_leaves_the_scores_alone(cls: type, tree: dict) -> None:
+    model = tiny(cls, tree, aux_head=True)
+    batch = groups_of([0.2], size=48)[0]
+    outputs = model(to_input(batch.images, IMAGENET_MEAN, IMAGENET_STD))
+    main, aux = outputs
+    assert aux.shape[1] == 3 and aux.shape[2] == 3  # a sixteenth of the image
+    divisors = torch.ones(2, dtype=torch.float64)
+    parts = [PLAIN(o, batch.masks, divisors, model.traits.align_corners).item() for o in (main, aux)]
+    whole = PLAIN(outputs, batch.masks, divisors, model.traits.align_corners).item()
+    assert whole == pytest.approx(parts[0] + 0.4 * parts[1])
+    model.eval()
+    logits = model(to_input(batch.images, IMAGENET_MEAN, IMAGENET_STD))
+    assert logits.shape == main.shape
+    twin = models.rebuild(model.arch).eval()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin(to_input(batch.images, IMAGENET_MEAN, IMAGENET_STD)), logits)

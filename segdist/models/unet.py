@@ -91,7 +91,10 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
     parts = sorted(_parts(net.encoder, "net.encoder"), key=lambda name: order[name])
     layers: list[tuple[str, ...]] = []
     for name in parts:  # what holds nothing but norms and biases learns with the layer before it
-        alone = any(p.ndim > 1 for p in net.get_submodule(name.removeprefix("net.")).parameters())
+        learning = [p for p in net.get_submodule(name.removeprefix("net.")).parameters() if p.requires_grad]
+        if not learning:
+            continue
+        alone = any(p.ndim > 1 for p in learning)
         layers = [*layers, (f"{name}.",)] if alone or not layers else [*layers[:-1], (*layers[-1], f"{name}.")]
     traits = Traits(
         tuple(arch["mean"]),
