@@ -356,7 +356,7 @@ def test_deterministic_kernels_are_asked_for_within_the_run_alone() -> None:
 def test_a_compiled_model_walks_the_curve_of_a_plain_one(cls: type, tree: dict) -> None:
     fields = {"dropout": 0.0, "drop_path": 0.0} if cls is Segformer else {}
     curves = [walk(tiny(cls, tree, **fields), 3, train(2, compile=c), lr=1e-3)[1] for c in (False, True)]
-    assert curves[1][0] == pytest.approx(curves[0][0], rel=1e-5)
+    assert curves[1][0] == pytest.approx(curves[0][0], rel=1e-4)
     assert curves[1] == pytest.approx(curves[0], rel=1e-4 if cls is Segformer else 2e-2)  # BatchNorm amplifies rounding
 
 
