@@ -110,12 +110,11 @@ class Criterion:
         numbers per pixel, each term holds a gradient of the logits' own size until the backward.
         """
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
-        with torch.autocast(masks.device.type, enabled=False):
-            boost = self._boost.to(masks.device)[class_distance(masks, self._reach).long()] if self._reach else None
-            divisors = divisors.to(masks.device)
-            loss = self._of(heads[0], masks, boost, divisors, align_corners)
-            for aux in heads[1:] if self._cfg.aux_weight else ():
-                loss = loss + self._cfg.aux_weight * self._of(aux, masks, boost, divisors, align_corners)
+        boost = self._boost.to(masks.device)[class_distance(masks, self._reach).long()] if self._reach else None
+        divisors = divisors.to(masks.device)
+        loss = self._of(heads[0], masks, boost, divisors, align_corners)
+        for aux in heads[1:] if self._cfg.aux_weight else ():
+            loss = loss + self._cfg.aux_weight * self._of(aux, masks, boost, divisors, align_corners)
         return loss
 
     def _of(
@@ -170,5 +169,5 @@ class Criterion:
 
 def _mean_miss(present: torch.Tensor, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """Mean over the classes `present` (K,) of 1 - part / whole; 0 without any."""
-    whole = torch.where(present, whole, 1.0).clamp(min=1e-7)  # px; tversky_alpha=1 and a class nobody expects: 0 / 0
+    whole = whole.clamp(min=1e-7)  # px; 0 / 0 in a void group, or with tversky_alpha=1 where p_k rounds to 0
     return ((1 - part / whole) * present).sum() / present.sum().clamp(min=1)

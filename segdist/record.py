@@ -27,11 +27,15 @@ def load(run_uri: str) -> dict[str, Any] | None:
     """The run's record, or None when there is no run yet."""
     address = storage.join(run_uri, NAME)
     try:
-        tree = json.loads(storage.read(address))
+        data = storage.read(address)
     except MissingError:
         return None
+    try:
+        tree = json.loads(data)
     except ValueError:
-        raise StorageError(f"{address}: not a run's record (damaged JSON); give another run.uri or delete it") from None
+        tree = None
+    if not isinstance(tree, dict):
+        raise StorageError(f"{address}: not a run's record (damaged JSON); give another run.uri or delete it")
     return tree
 
 

@@ -363,7 +363,7 @@ def test_help_teaches_with_an_example(command: str) -> None:
 def test_config_show_explains_every_field() -> None:
     text = segdist("config", "show", "configs/demo.yaml", "train.num_steps=50").stdout
     assert "num_steps: 50" in text
-    assert "# * Peak learning rate of AdamW." in text
+    assert "# * Peak learning rate of the encoder's deepest layers." in text
 
 
 def test_an_overlay_shows_classes_and_leaves_void_alone() -> None:

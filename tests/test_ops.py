@@ -95,7 +95,8 @@ def test_the_way_back_is_the_adjoint_of_the_resize_by_either_road(
     scale = want.abs().max()
     for products in (False, True):
         assert (back(torch.float64, products) - want).abs().max() <= 1e-12 * scale
-    assert (back(torch.float32, True) - back(torch.float32, False)).abs().max() <= 1e-6 * scale
+    with torch.autocast("cpu", torch.bfloat16):  # which would round the products
+        assert (back(torch.float32, True) - back(torch.float32, False)).abs().max() <= 1e-6 * scale
 
 
 @settings(max_examples=50, deadline=None)
