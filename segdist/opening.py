@@ -61,10 +61,10 @@ def look(cfg: Config, num_ranks: int) -> Found:
         Source(cfg.data.uri, index, split).check()
     training_order(cfg, index)
     loss.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
+    storage.check_writable(cfg.run.uri)
     known = record.load(cfg.run.uri)
     cfg = remembered(cfg, known.get("identity", {}) if known else {})
     check_groups(cfg, num_ranks)
-    storage.check_writable(cfg.run.uri)
     if storage.exists(storage.join(cfg.run.uri, indices.NAME)):
         raise ConfigError(f"run.uri {cfg.run.uri} holds a prepared data set; give the run a folder of its own")
     identity = identity_of(cfg, index)
