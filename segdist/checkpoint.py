@@ -308,6 +308,7 @@ class Trained:
     model: Segmenter
     labels: Labels
     cfg: Config
+    raw: bool = False  # not the weights that were scored, but those that trained on: the run averages its weights
 
 
 def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
@@ -320,10 +321,10 @@ def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
 
 def load_resolved(uri: str, device: torch.device, raw: bool = False) -> Trained:
     """As `load_trained`, of a checkpoint that `resolve` gave."""
-    state = load_state(uri)
+    state, raw = load_state(uri), raw and AVERAGE in _files(uri)
     model = models.rebuild(state["arch"])
     model.load_state_dict(load_model(uri, raw))
-    return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state))
+    return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state), raw)
 
 
 def config_of(uri: str, state: dict[str, Any]) -> Config:

@@ -44,16 +44,18 @@ def evaluate_checkpoint(
     changes: dict[str, Any] | None = None,
     per_sample: bool = False,
     boundary: bool = False,
+    raw: bool = False,
 ) -> dict[str, Any]:
     """What `segdist evaluate` prints: the report of a run's best checkpoint, or of one checkpoint, on a split.
 
     `changes` (and `batch_size`, when given) replace fields of the run's own `eval` section. Under torchrun, all its ranks
-    take part and get the same. Raises LabelError when the data set's classes are not the checkpoint's.
+    take part and get the same. `raw`: see checkpoint.load_model. Raises LabelError when the data set's classes are not the
+    checkpoint's.
     """
     with joined(device) as world:
         wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
         chosen, cfg, address, index = world.from_first(lambda: look_up(uri, data, split, wanted))
-        trained = checkpoint.load_resolved(chosen, world.device)
+        trained = checkpoint.load_resolved(chosen, world.device, raw)
         how, size = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size
         progress, advance = log.bar(f"evaluating {split}", index.split(split).num_samples)
         with progress if world.is_first else contextlib.nullcontext():
@@ -65,6 +67,7 @@ def evaluate_checkpoint(
         "protocol": protocol(size, how),
         "checkpoint": trained.uri,
         "checkpoint_digest": checkpoint.digest(trained.uri),
+        "weights": "raw" if trained.raw else "scored",
         "data": address,
         "split": split,
         "data_digest": index.digest(split),

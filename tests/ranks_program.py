@@ -1,112 +1,127 @@
-"""What every rank of tests/test_ranks.py runs, under torchrun or alone: runs named in a JSON plan, one after the other.
-
-A plan is a list of {"name", "tree", "float64"}; rank 0 leaves NAME.safetensors (weights and buffers), and NAME.json (losses
-and the pair table of the validation split) in the folder.
-"""
+"""What ranks of the tests run, under torchrun or alone. A plan is a JSON list; see each mode for its items."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from segdist import config, models, record, strategy
+from segdist.config import Config
 from segdist.data import index as indices
 from segdist.evaluate import evaluate
-from segdist.models.segmenter import Segmenter
-from segdist.train import fit
-from segdist.world import join, leave
+from segdist.loss import Criterion
+from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
+from segdist.strategy import exact
+from segdist.strategy.ddp import Ddp
+from segdist.train import fit, train_stream
+from segdist.world import World, join, leave
 
 
-def in_float64() -> None:
-    """Makes models and their input float64, so that formulas can be told from rounding."""
-    build, to_input = models.build, strategy.to_input
-    models.build = lambda cfg, names: build(cfg, names).double()  # type: ignore[assignment]
-    strategy.to_input = lambda *a: to_input(*a).double()  # type: ignore[assignment]
+def runs(plan: str, folder: str) -> None:
+    """Trains each {"name", "tree"}; rank 0 leaves NAME.safetensors (weights, buffers) and NAME.json (losses, pair table).
 
-
-def main(plan: str, folder: str) -> None:
+    "stop": steps of this attempt; "wrong": a mistake to make; "formula": five AdamW steps of a float64 model instead.
+    """
     world = join("cpu")
     torch.set_num_threads(1)
     for item in json.loads(Path(plan).read_text(encoding="utf-8")):
         cfg = config.from_tree(item["tree"], item["name"])
-        kept: list[Segmenter] = []
-        build = models.build
-        models.build = lambda *a, build=build, kept=kept: kept.append(build(*a)) or kept[-1]  # type: ignore[assignment, func-returns-value]
-        fit(cfg, world)
-        models.build = build
-        model = kept[0]
-        index = indices.load(cfg.data.uri)
-        result = evaluate(model, cfg.data.uri, index, "val", None, cfg.io, cfg.eval.batch_size, world)
+        if item.get("formula"):
+            model, found = formula(cfg, world, item["formula"] == "plain")
+        else:
+            with mistaken(item.get("wrong")):
+                model, found = training(cfg, world, item.get("stop"))
         if world.is_first:
             out = Path(folder) / item["name"]
             save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, f"{out}.safetensors")
-            losses = [r["loss"] for r in record.read_metrics(cfg.run.uri) if r["kind"] == "train"]
-            table = result.table.flatten().tolist()
-            out.with_suffix(".json").write_text(json.dumps({"losses": losses, "table": table}), encoding="utf-8")
+            out.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
     leave(world)
 
 
-def formula(plan: str, folder: str) -> None:
-    """As main, but the runs are not `fit`: five AdamW steps of a float64 model, without rounding to the grid."""
-    from segdist.data.stream import TrainStream
-    from segdist.loss import Criterion
-    from segdist.strategy import exact
-    from segdist.train import train_stream
+def training(cfg: Config, world: World, stop: int | None) -> tuple[Segmenter, dict[str, Any]]:
+    """One attempt at a run of `stop` steps at most; (its model, losses so far and pair table of the validation split)."""
+    scored: list[Segmenter] = []
+    whole = strategy.Step.scored
+    strategy.Step.scored = lambda self: scored.append(whole(self)) or scored[-1]  # type: ignore[assignment, method-assign, func-returns-value]
+    asked: list[None] = []
+    fit(cfg, world, notice=lambda: asked.append(None) or ("stop" if len(asked) == stop else None))  # type: ignore[func-returns-value]
+    strategy.Step.scored = whole  # type: ignore[method-assign]
+    losses = [r["loss"] for r in record.read_metrics(cfg.run.uri) if r["kind"] == "train"]
+    if not scored:  # an attempt that was stopped before
+        return models.build(cfg.model, indices.load(cfg.data.uri).labels.names), {"losses": losses}
+    result = evaluate(
+        scored[-1], cfg.data.uri, indices.load(cfg.data.uri), "val", None, cfg.io, cfg.eval.batch_size, world
+    )
+    return scored[-1], {"losses": losses, "table": result.table.flatten().tolist()}
 
-    world = join("cpu")
-    torch.set_num_threads(1)
-    exact.GRID = 0.0  # addition in plain float64
-    in_float64()
-    for item in json.loads(Path(plan).read_text(encoding="utf-8")):
-        cfg = config.from_tree(item["tree"], item["name"])
-        index = indices.load(cfg.data.uri)
-        torch.manual_seed(0)
-        model = models.build(cfg.model, index.labels.names).train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        criterion = Criterion(cfg.loss, index.split("train").class_pixels)
-        step = strategy.Step(model, optimizer, cfg.train, cfg.optim, criterion, world)
-        stream: TrainStream = train_stream(cfg, index, world.share(cfg.train.num_groups), world)
-        losses = []
-        for number, batch in enumerate(stream.steps(0, 5)):
+
+@contextlib.contextmanager
+def mistaken(wrong: str | None) -> Iterator[None]:
+    """Gradients divided in a way that tutorials have, under DDP; the losses that are told stay the right ones."""
+    right = Criterion.tally, Criterion.divisors, Criterion.__call__, Ddp.backward
+    seen: dict[str, Any] = {}
+
+    def tally(self: Criterion, masks: Any) -> torch.Tensor:
+        seen["rank"] = right[0](self, masks)
+        return seen["rank"]
+
+    def divisors(self: Criterion, tallied: torch.Tensor) -> torch.Tensor:
+        seen["batch"] = tallied
+        return right[1](self, tallied)
+
+    def call(self: Criterion, outputs: Any, masks: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen["group"] = right[0](self, [masks])
+        return right[2](self, outputs, masks, *rest)
+
+    def backward(self: Ddp, loss: torch.Tensor) -> None:
+        pixels = {name: int(counted[0]) for name, counted in seen.items()}
+        factor = {
+            "not times ranks": 1.0,
+            "mean over ranks": pixels["batch"] / max(pixels["rank"], 1),
+            "mean over groups": 2 * pixels["batch"] / max(pixels["group"], 1) / 3,  # on two ranks, of three groups
+        }[str(wrong)]
+        (loss * factor).backward()
+
+    if wrong:
+        Criterion.tally, Criterion.divisors, Criterion.__call__ = tally, divisors, call  # type: ignore[method-assign]
+        Ddp.backward = backward  # type: ignore[method-assign]
+    yield
+    Criterion.tally, Criterion.divisors, Criterion.__call__, Ddp.backward = right  # type: ignore[method-assign]
+
+
+def formula(cfg: Config, world: World, plain: bool) -> tuple[Segmenter, dict[str, Any]]:
+    """Five AdamW steps of a float64 model, added in plain float64; `plain`: of one without BatchNorm and dropout."""
+    index = indices.load(cfg.data.uri)
+    torch.manual_seed(0)
+    if plain:
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, index.labels.num_classes, 1))
+        traits = Traits(IMAGENET_MEAN, IMAGENET_STD, False, 2, 1, 1, "net.0")
+        model = Segmenter(net, lambda net, x: net(x), traits, {})
+    else:
+        model = models.build(cfg.model, index.labels.names)
+    optimizer = torch.optim.AdamW(model.double().train().parameters(), lr=1e-3)
+    criterion = Criterion(cfg.loss, index.split("train").class_pixels)
+    losses = []
+    grid, to_input = exact.GRID, strategy.to_input
+    exact.GRID, strategy.to_input = 0.0, lambda *a: to_input(*a).double()  # type: ignore[assignment]
+    step = strategy.Step(model, optimizer, cfg.train, cfg.optim, criterion, world)
+    stream = train_stream(cfg, index, world.share(cfg.train.num_groups), world)
+    with contextlib.closing(stream.steps(0, 5)) as batches:
+        for number, batch in enumerate(batches):
             tally = world.sum(criterion.tally([group.masks for group in batch]))
             losses.append(step(number, batch, criterion.divisors(tally))[0].item())
-        if world.is_first:
-            out = Path(folder) / item["name"]
-            save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, f"{out}.safetensors")
-            out.with_suffix(".json").write_text(json.dumps({"losses": losses}), encoding="utf-8")
-    leave(world)
-
-
-def curves(plan: str, folder: str) -> None:
-    """Trains runs, or parts of them: {"name", "tree", "stop": steps of this attempt or null, "wrong": a mistake or null}."""
-    from segdist.loss import Criterion
-    from segdist.strategy.ddp import Ddp
-
-    world = join("cpu")
-    torch.set_num_threads(1)
-    right = Criterion.divisors, Ddp.backward
-    for item in json.loads(Path(plan).read_text(encoding="utf-8")):
-        if item["wrong"] == "not times ranks":
-            Ddp.backward = lambda self, loss: loss.backward()  # type: ignore[method-assign]
-        if item["wrong"] == "mean per group":
-            Criterion.divisors = lambda self, tallied: tallied.double() * 0 + 1  # type: ignore[method-assign]
-            Ddp.backward = lambda self, loss: (loss / loss.detach().clamp(min=1)).backward()  # type: ignore[method-assign]
-        asked = [0]
-
-        def notice(stop: int | None = item["stop"], asked: list[int] = asked) -> Any:
-            asked[0] += 1
-            return "stop" if asked[0] == stop else None
-
-        cfg = config.from_tree(item["tree"], item["name"])
-        fit(cfg, world, notice=notice)
-        Criterion.divisors, Ddp.backward = right  # type: ignore[method-assign]
-    leave(world)
+    step.close()
+    exact.GRID, strategy.to_input = grid, to_input
+    return model, {"losses": losses}
 
 
 def scores(plan: str, folder: str) -> None:
@@ -153,6 +168,6 @@ def late(data: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    {"main": main, "formula": formula, "curves": curves, "scores": scores, "late": late}[sys.argv[1]](*sys.argv[2:])
+    {"runs": runs, "scores": scores, "late": late}[sys.argv[1]](*sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # as the command does among several ranks: see segdist.cli._exit

@@ -33,8 +33,11 @@ CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 
 
-def segdist(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "segdist", *arguments], capture_output=True, text=True, timeout=240)
+def segdist(*arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "segdist", *arguments],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done
 
@@ -287,6 +290,17 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(arguments: list[str], me
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_compile_without_a_compiler_names_the_field(tmp_path: Path, street_data: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree(street_data, str(tmp_path / "run"), train={"compile": True})), encoding="utf-8")
+    nowhere = {"PATH": str(tmp_path), "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = segdist("train", str(path), code=2, **nowhere)
+    assert "train.compile: torch cannot compile this model here (" in done.stderr
+    assert "or give train.compile=false" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert segdist("train", str(path), "train.compile=false").returncode == 0  # it is no part of the run's identity
 
 
 def test_ranks_make_a_mistake_once_and_none_hangs(tmp_path: Path, street_data: str) -> None:

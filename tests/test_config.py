@@ -59,6 +59,26 @@ def test_every_field_has_help_and_is_read_somewhere() -> None:
         ("model: {name: segformer}", "give either model.size"),
         ("model: {name: unet, size: b0}", "unknown key `model.size`"),
         ("train: {}", "`train.num_steps` is missing"),
+        (
+            "train: {num_steps: 9, strategy: exact, precision: fp16}",
+            "give train.precision=bf16 or fp32, or train.strategy=ddp",
+        ),
+        ("train: {num_steps: 9, strategy: deepspeed, precision: fp16}", "for fp16 give train.strategy=ddp"),
+        ("train: {num_steps: 9, zero_offload: true}", "train.zero_offload needs train.strategy=deepspeed"),
+        ("train: {num_steps: 9, strategy: deepspeed, compile: true}", "train.compile is not tried"),
+        (
+            "{train: {num_steps: 9, strategy: deepspeed}, optim: {freeze_encoder_steps: 3}}",
+            "deepspeed cannot let an encoder go in mid-run: give train.strategy=ddp",
+        ),
+        (
+            "{train: {num_steps: 9, strategy: deepspeed, zero_stage: 3}, optim: {ema_decay: 0.9}}",
+            "give train.zero_stage=2, or train.strategy=ddp",
+        ),
+        ("optim: {freeze_encoder_steps: 10}", "optim.freeze_encoder_steps 10 must be below train.num_steps 10"),
+        ("optim: {nesterov: true}", "optim.nesterov needs optim.name=sgd"),
+        ("optim: {step_at: [0.9, 0.6]}", "optim.step_at [0.9, 0.6] must rise"),
+        ("loss: {cross_entropy: 0}", "all terms have weight 0"),
+        ("loss: {class_weights: [1, -1]}", "must not be negative"),
         ("data: {uri: d, scale_range: [2, 1]}", "data.scale_range [2.0, 1.0] must be [least, most]"),
     ],
 )

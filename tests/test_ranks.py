@@ -2,80 +2,64 @@
 
 Under `exact` the weights, buffers, losses and pair tables are equal bit for bit; under `ddp` the loss stays in a band; in
 a float64 model the formula agrees to 1e-9, whoever adds. Micro-batches are spread unevenly (four over three ranks), void
-is too, SegFormer has dropout and drop path, U-Net has BatchNorm.
+is too, SegFormer has dropout and drop path, both have BatchNorm.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SEGFORMER, UNET, tree
-from safetensors.torch import load_file
+from ranks import Outcome, launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RANKS = (1, 2, 3, 4)
 STEPS = 5
+STRATEGIES = ("exact", "ddp")
+MICRO_BATCHES = (1, 2, 4, 8)
 DDP_LOSS_BAND = {
     "segformer": 1e-4,
     "unet": 2e-2,
-}  # fp32 addition order alone; a wrong divisor moves losses by 1e-1 and more
-Outcome = tuple[dict[str, torch.Tensor], dict[str, Any]]
+}  # addition in another order, which BatchNorm over few pixels amplifies
 
 
-def launch(num_ranks: int, mode: str, plan: list[dict[str, Any]], folder: Path) -> dict[str, Outcome]:
-    """Runs the plan on so many ranks; (state, results) by name."""
-    folder.mkdir(parents=True)
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    program = [str(Path(__file__).with_name("ranks_program.py")), mode, str(folder / "plan.json"), str(folder)]
-    torchrun = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)] if num_ranks > 1 else []
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *torchrun, *program], env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        item["name"]: (
-            load_file(folder / f"{item['name']}.safetensors"),
-            json.loads((folder / f"{item['name']}.json").read_text(encoding="utf-8")),
-        )
-        for item in plan
-    }
+def run_of(data: str, folder: Path, name: str, /, **sections: Any) -> dict[str, Any]:
+    """A run of eight images per step, which is scored at its end."""
+    train = {"num_steps": STEPS, "global_batch_size": 8, "micro_batch_size": 2, **sections.pop("train", {})}
+    every = {"eval": {"every_steps": train["num_steps"], "batch_size": 2}, "checkpoint": {"every_steps": 5}}
+    return tree(data, str(folder / f"run-{name}"), train=train, **every, **sections)
 
 
-def plan_of(data: str, folder: Path, strategies: tuple[str, ...]) -> list[dict[str, Any]]:
+def plan_of(data: str, folder: Path, num_ranks: int) -> list[dict[str, Any]]:
+    """Every run that is compared over ranks, and each strategy's formula."""
     plan = []
     for model in (SEGFORMER, UNET):
-        for strategy in strategies:
+        for strategy in STRATEGIES:
             name = f"{model['name']}-{strategy}"
-            train = {"num_steps": STEPS, "global_batch_size": 8, "micro_batch_size": 2, "strategy": strategy}
-            run = tree(
-                data,
-                str(folder / f"run-{name}"),
-                model=model,
-                train=train,
-                eval={"every_steps": 5, "batch_size": 2},
-                checkpoint={"every_steps": 5},
-            )
-            plan.append({"name": name, "tree": run})
+            run = run_of(data, folder, name, model=model, train={"strategy": strategy})
+            plan += [{"name": name, "tree": run}, {"name": f"{name}-formula", "tree": run, "formula": "whole"}]
+    for size in MICRO_BATCHES:
+        if num_ranks <= 8 // size:
+            run = run_of(data, folder, "plain", train={"micro_batch_size": size})
+            plan.append({"name": f"plain-{size}", "tree": run, "formula": "plain"})
     return plan
 
 
 @pytest.fixture(scope="module")
 def outcomes(street_data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Outcome]]:
     root = tmp_path_factory.mktemp("ranks")
-    return {
-        n: launch(n, "main", plan_of(street_data, root / f"on{n}", ("exact", "ddp")), root / f"on{n}") for n in RANKS
-    }
+    return {n: launch(n, plan_of(street_data, root / f"on{n}", n), root / f"on{n}") for n in RANKS}
+
+
+def assert_equal(one: Outcome, many: Outcome) -> None:
+    assert one[0].keys() == many[0].keys()
+    for name in one[0]:
+        assert torch.equal(one[0][name], many[0][name]), name
+    assert one[1] == many[1]
 
 
 @pytest.mark.parametrize("num_ranks", RANKS[1:])
@@ -83,13 +67,8 @@ def outcomes(street_data: str, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_exact_gives_the_same_bits_on_any_number_of_ranks(
     outcomes: dict[int, dict[str, Outcome]], model: str, num_ranks: int
 ) -> None:
-    (one, about_one), (many, about_many) = outcomes[1][f"{model}-exact"], outcomes[num_ranks][f"{model}-exact"]
-    assert one.keys() == many.keys()
-    for name in one:
-        assert torch.equal(one[name], many[name]), name
-    assert about_one["losses"] == about_many["losses"]
-    assert about_one["table"] == about_many["table"]
-    assert sum(about_one["table"]) == 5 * 32 * 48
+    assert_equal(outcomes[1][f"{model}-exact"], outcomes[num_ranks][f"{model}-exact"])
+    assert sum(outcomes[1][f"{model}-exact"][1]["table"]) == 5 * 32 * 48
 
 
 @pytest.mark.parametrize("num_ranks", RANKS)
@@ -102,15 +81,43 @@ def test_ddp_stays_in_a_band_of_the_exact_loss(
     assert ddp == pytest.approx(exact, rel=DDP_LOSS_BAND[model])
 
 
-def test_the_formula_in_float64_is_the_same_on_any_ranks_and_strategies(street_data: str, tmp_path: Path) -> None:
-    outcome = {
-        n: launch(n, "formula", plan_of(street_data, tmp_path / f"on{n}", ("exact", "ddp")), tmp_path / f"on{n}")
-        for n in (1, 3)
+def assert_close(one: Outcome, other: Outcome) -> None:
+    assert other[1]["losses"] == pytest.approx(one[1]["losses"], rel=1e-9)
+    for name in one[0]:
+        assert torch.allclose(other[0][name], one[0][name], rtol=1e-9, atol=1e-9), name
+
+
+@pytest.mark.parametrize("num_ranks", RANKS)
+@pytest.mark.parametrize("model", ["segformer", "unet"])
+def test_the_formula_in_float64_is_the_same_on_any_ranks_and_strategies(
+    outcomes: dict[int, dict[str, Outcome]], model: str, num_ranks: int
+) -> None:
+    """With BatchNorm, dropout and drop path, which belong to a micro-batch."""
+    for strategy in STRATEGIES:
+        assert_close(outcomes[1][f"{model}-exact-formula"], outcomes[num_ranks][f"{model}-{strategy}-formula"])
+
+
+@pytest.mark.parametrize("size", MICRO_BATCHES)
+def test_without_batchnorm_and_dropout_the_micro_batch_does_not_matter_either(
+    outcomes: dict[int, dict[str, Outcome]], size: int
+) -> None:
+    on = [n for n in RANKS if f"plain-{size}" in outcomes[n]]
+    assert on == list(RANKS)[: 8 // size]
+    for num_ranks in on:
+        assert_close(outcomes[1]["plain-1"], outcomes[num_ranks][f"plain-{size}"])
+
+
+@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
+def test_ranks_may_come_and_go_under_exact_and_no_bit_changes(street_data: str, tmp_path: Path, model: dict) -> None:
+    """Five steps on two ranks, the next five on three, with averaged weights and an encoder that is let in between."""
+    whole = {
+        "model": model,
+        "train": {"num_steps": 10, "strategy": "exact"},
+        "optim": {"ema_decay": 0.9, "freeze_encoder_steps": 6, "name": "sgd", "layer_decay": 0.9},
     }
-    for model in ("segformer", "unet"):
-        one, about_one = outcome[1][f"{model}-exact"]
-        for n, strategy in ((1, "ddp"), (3, "exact"), (3, "ddp")):
-            many, about_many = outcome[n][f"{model}-{strategy}"]
-            assert about_many["losses"] == pytest.approx(about_one["losses"], rel=1e-9)
-            for name in one:
-                assert torch.allclose(many[name], one[name], rtol=1e-9, atol=1e-9), (model, n, strategy, name)
+    still = launch(1, [{"name": "still", "tree": run_of(street_data, tmp_path, "still", **whole)}], tmp_path / "still")
+    moved = run_of(street_data, tmp_path, "moved", **whole)
+    launch(2, [{"name": "moved", "tree": moved, "stop": 5}], tmp_path / "before")
+    after = launch(3, [{"name": "moved", "tree": moved}], tmp_path / "after")
+    assert len(after["moved"][1]["losses"]) == 10
+    assert_equal(still["still"], after["moved"])

@@ -16,7 +16,7 @@ from segdist import models, optim
 from segdist.config import Loss, Optim, Segformer, Train, Unet
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
-from segdist.errors import DeviceMemoryError
+from segdist.errors import ConfigError, DeviceMemoryError
 from segdist.loss import Criterion
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
 from segdist.ops.pixels import to_input
@@ -349,6 +349,23 @@ def test_deterministic_kernels_are_asked_for_within_the_run_alone() -> None:
         with kernels(cfg, torch.device(device)):
             assert torch.are_deterministic_algorithms_enabled() == wanted
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_kernel_names_the_field() -> None:
+    model = plain_model(norm=False)
+    places = torch.tensor([0, 0])
+    model.net.append(nn.Identity()).register_forward_hook(
+        lambda net, args, out: torch.Tensor.put_(out, places, out.flatten()[:2]) if places.numel() else out
+    )
+    cfg = train(1, deterministic=True)
+    step = step_of(model, torch.optim.SGD(model.parameters(), lr=0.1), cfg)
+    with (
+        kernels(cfg, ALONE.device),
+        pytest.raises(
+            ConfigError, match=r"^put_ does not have a deterministic implementation\. Give train\.deterministic"
+        ),
+    ):
+        step(0, groups_of([0.1]), count(groups_of([0.1])))
 
 
 @pytest.mark.slow

@@ -68,9 +68,30 @@ def test_a_finished_run_is_left_alone(make_config: Make) -> None:
     assert {p: p.stat().st_mtime_ns for p in Path(cfg.run.uri).rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
-def test_ten_steps_are_five_and_a_stop_and_five(make_config: Make, tmp_path: Path, model: dict[str, Any]) -> None:
-    fields = {"model": model, "train": {"num_steps": 10}, "eval": {"every_steps": 10}, "checkpoint": {"every_steps": 5}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "segformer": {},
+    "unet": {"model": UNET},
+    "averaged, aux head, dice": {
+        "optim": {"ema_decay": 0.9},
+        "model": {**UNET, "aux_head": True},
+        "loss": {"dice": 1.0},
+    },
+    "frozen until step 5": {"optim": {"freeze_encoder_steps": 5, "schedule": "cosine"}},
+    "frozen until step 7, averaged": {"optim": {"freeze_encoder_steps": 7, "ema_decay": 0.9}, "model": UNET},
+    "sgd by layers, under ddp": {"optim": {"name": "sgd", "layer_decay": 0.8}, "train": {"strategy": "ddp"}},
+    "fp16": {"train": {"strategy": "ddp", "precision": "fp16"}},
+    "recomputed, lovasz": {"train": {"activation_checkpointing": True}, "loss": {"lovasz": 1.0}},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_ten_steps_are_five_and_a_stop_and_five(make_config: Make, tmp_path: Path, recipe: str) -> None:
+    fields = {
+        **RECIPES[recipe],
+        "train": {"num_steps": 10, **RECIPES[recipe].get("train", {})},
+        "eval": {"every_steps": 10},
+        "checkpoint": {"every_steps": 5},
+    }
     straight = make_config(**fields, run={"uri": str(tmp_path / "straight")})
     broken = make_config(**fields, run={"uri": str(tmp_path / "broken")})
     fit(straight, ALONE)

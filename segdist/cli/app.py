@@ -24,6 +24,12 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to c
 RunOrCheckpoint = Annotated[
     str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint folder; a path or URI.")
 ]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="Take the weights that train on, where a run averages and scores others (optim.ema_decay)."
+    ),
+]
 
 
 def config_of(uri: str, overrides: list[str] | None) -> Any:

@@ -10,6 +10,7 @@ import typer
 from segdist.cli.app import (
     Device,
     Json,
+    Raw,
     RunOrCheckpoint,
     app,
     check_file,
@@ -53,6 +54,7 @@ def evaluate(
     confusion: Annotated[
         str | None, typer.Option(help="Draw the confusion matrix into this PNG (path or URI).")
     ] = None,
+    raw: Raw = False,
     device: Device = "auto",
     out: Annotated[
         str | None, typer.Option(help="Also write the JSON, with the confusion matrix, to this file.")
@@ -87,7 +89,7 @@ def evaluate(
             check_file(file)  # before the work
     changes = {key: value for key, value in given.items() if value is not None}
     result = evaluate_checkpoint(
-        checkpoint, data, split, batch_size, device, changes, per_sample=pictures, boundary=boundary
+        checkpoint, data, split, batch_size, device, changes, per_sample=pictures, boundary=boundary, raw=raw
     )
     if not is_first:
         return
@@ -133,6 +135,7 @@ def export(
     checkpoint: RunOrCheckpoint,
     dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],
     overwrite: Annotated[bool, typer.Option(help="Replace the export of another run.")] = False,
+    raw: Raw = False,
     json: Json = False,
 ) -> None:
     """Write a model in its library's own layout, to be used without segdist.
@@ -146,7 +149,7 @@ def export(
     from segdist.checkpoint import load_trained
     from segdist.export import export as run
 
-    trained = load_trained(checkpoint, torch.device("cpu"))
+    trained = load_trained(checkpoint, torch.device("cpu"), raw)
     summary = run(trained, dest, overwrite)
     say(f"exported {trained.uri} for {summary['layout']}: {dest}")
     machine(json, summary)
@@ -158,6 +161,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Image files, or folders of images (paths or URIs).")],
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
     max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 200,
+    raw: Raw = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -171,6 +175,6 @@ def predict(
     from segdist.predict import predict_files
     from segdist.world import choose_device
 
-    done = predict_files(load_trained(checkpoint, choose_device(device)), images, out, max_megapixels)
+    done = predict_files(load_trained(checkpoint, choose_device(device), raw), images, out, max_megapixels)
     say(f"{len(done)} masks and overlays: {out}")
     machine(json, {"out": out, "images": done})

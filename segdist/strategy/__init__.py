@@ -21,7 +21,7 @@ from segdist.checkpoint import Snapshot
 from segdist.config import Optim, Train
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
-from segdist.errors import DeviceMemoryError
+from segdist.errors import ConfigError, DeviceMemoryError
 from segdist.loss import Criterion
 from segdist.models.segmenter import Segmenter
 from segdist.ops.pixels import to_input
@@ -140,7 +140,10 @@ class Step:
         self._build()
 
     def _build(self) -> None:
-        forward: Any = torch.compile(self._model, dynamic=False) if self._train.compile else self._model
+        forward: Any = self._model
+        if self._train.compile:
+            _try_compiler(self._world.device)
+            forward = torch.compile(self._model, dynamic=False)
         parts = self._model, forward, self._optimizer, self._cfg.clip_grad_norm, self._world
         name = strategy_of(self._train.strategy, self._world.device)
         self._strategy: Strategy
@@ -180,6 +183,8 @@ class Step:
                 break
             except torch.OutOfMemoryError:
                 again = self._save_memory()
+            except RuntimeError as error:
+                raise _explained(error) from error
             if not again:
                 raise DeviceMemoryError(
                     f"step {number}: a micro-batch of {self._train.micro_batch_size} does not fit into memory. Give "
@@ -253,6 +258,32 @@ class Step:
         if self._world.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
+
+
+def _try_compiler(device: torch.device) -> None:
+    """Raises ConfigError when torch.compile lacks what it needs: found here in seconds, and in a model after minutes."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except RuntimeError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """An error of torch's, with the remedy where a field of `train` brought it about."""
+    from torch._dynamo.exc import TorchDynamoException  # seconds of import
+
+    said = str(error).strip().split("\n", 1)[0]
+    if isinstance(error, TorchDynamoException):
+        return ConfigError(
+            f"train.compile: torch cannot compile this model here ({said}). It needs a C++ compiler for CPUs (apt install "
+            "g++) and a GPU that Triton knows; or give train.compile=false"
+        )
+    if "use_deterministic_algorithms" in str(error):
+        return ConfigError(
+            f"{said.split(', but')[0]}. Give train.deterministic=false, and train.strategy=ddp where it is `exact`, which "
+            "needs such kernels; or another model or loss"
+        )
+    return error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,127 @@
+"""What is settled before the first step: `auto`, once for the whole life of a run, and averaged weights on their way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segdist import checkpoint, config, opening, probe, record, storage
+from segdist.checkpoint import load_trained
+from segdist.config import Config
+from segdist.data import index as indices
+from segdist.errors import ConfigError, UserError
+from segdist.export import export
+from segdist.loss import Criterion
+from segdist.report import evaluate_checkpoint
+from segdist.train import fit
+from segdist.world import World
+
+Make = Callable[..., Config]
+ALONE = World(0, 1, torch.device("cpu"))
+GPU = World(0, 1, torch.device("cuda"))  # never spoken to
+AUTO = {"num_steps": 4, "global_batch_size": 12, "micro_batch_size": "auto"}
+
+
+def stopped(step: int) -> Callable[[], Any]:
+    wishes = iter([None] * (step - 1) + ["stop"])
+    return lambda: next(wishes, None)
+
+
+@pytest.mark.parametrize(("room", "num_ranks", "size"), [(100, 1, 12), (5, 1, 4), (100, 2, 6), (100, 5, 2), (1, 12, 1)])
+def test_auto_takes_the_largest_group_that_fits_and_leaves_none_without(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, room: int, num_ranks: int, size: int
+) -> None:
+    cfg = make_config(train=AUTO)
+    tried: list[int] = []
+    monkeypatch.setattr(probe, "fits", lambda cfg, index, size, device: tried.append(size) or size <= room)
+    index = indices.load(cfg.data.uri)
+    assert probe.group_size(cfg, index, replace(GPU, num_ranks=num_ranks)) == size
+    assert tried == sorted(tried, reverse=True)
+    assert 12 // size >= num_ranks
+
+
+def test_auto_names_remedies_where_one_image_does_not_fit(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = make_config(train=AUTO)
+    monkeypatch.setattr(probe, "fits", lambda *a: False)
+    with pytest.raises(UserError, match=r"one image of \[32, 48\] px does not fit .* lower data\.crop_size"):
+        probe.group_size(cfg, indices.load(cfg.data.uri), GPU)
+
+
+@pytest.mark.parametrize("strategy", ["exact", "ddp", "deepspeed"])
+def test_a_try_is_two_updates_of_the_runs_own_recipe(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    cfg = make_config(train={**AUTO, "strategy": strategy}, loss={"dice": 1.0})
+    index, honest, seen = indices.load(cfg.data.uri), Criterion.__call__, []
+
+    def counted(self: Criterion, outputs: Any, masks: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(tuple(masks.shape))
+        return honest(self, outputs, masks, *rest)
+
+    monkeypatch.setattr(Criterion, "__call__", counted)
+    assert probe.fits(cfg, index, 3, torch.device("cpu"))
+    assert seen == [(3, 32, 48)] * 2
+
+    def full(self: Criterion, *rest: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Criterion, "__call__", full)
+    assert not probe.fits(cfg, index, 3, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["", "without run.json"])
+def test_auto_is_settled_once(make_config: Make, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
+    """A run that began on one machine goes on with the same groups on another, where more or less would fit."""
+    cfg = make_config(train=AUTO)
+    fit(cfg, ALONE, notice=stopped(2))  # type: ignore[arg-type]
+    run = Path(cfg.run.uri)
+    assert config.load(run / "config.yaml").train.micro_batch_size == 4
+    if lost:
+        (run / "run.json").unlink()
+    monkeypatch.setattr(probe, "group_size", lambda *a: pytest.fail("it was settled before"))
+    monkeypatch.setattr(opening, "precision_of", lambda *a: "bf16")
+    with pytest.raises(ConfigError, match=r"train\.micro_batch_size: 4 -> 2"):
+        fit(make_config(train={**AUTO, "micro_batch_size": 2}), ALONE)
+    assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
+    identity = (record.load(cfg.run.uri) or {})["identity"]
+    assert (identity["train.micro_batch_size"], identity["train.precision"]) == (4, "fp32")
+
+
+def test_averaged_weights_are_what_is_scored_exported_and_begun_from(make_config: Make, tmp_path: Path) -> None:
+    cfg = make_config(optim={"ema_decay": 0.9}, train={"num_steps": 6}, eval={"every_steps": 6})
+    told: list[dict[str, Any]] = []
+    fit(cfg, ALONE, told.append, notice=stopped(3))  # type: ignore[arg-type]
+    fit(cfg, ALONE, told.append)
+    uri = checkpoint.resolve(cfg.run.uri)
+    average, trained = checkpoint.load_model(uri), checkpoint.load_model(uri, raw=True)
+    assert not torch.equal(average["net.decode_head.classifier.weight"], trained["net.decode_head.classifier.weight"])
+    scored = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu")
+    raw = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", raw=True)
+    assert (scored["weights"], raw["weights"]) == ("scored", "raw")
+    assert scored["miou"] == told[-1]["miou"] and scored["loss"] == told[-1]["loss"] != raw["loss"]
+    for weights, is_raw in ((average, False), (trained, True)):
+        out = str(tmp_path / f"export {is_raw}")
+        export(load_trained(cfg.run.uri, ALONE.device, is_raw), out)
+        stored = checkpoint.load_tensors(storage.read(f"{out}/model.safetensors"))
+        name = "decode_head.classifier.weight"
+        assert torch.equal(stored[name], weights[f"net.{name}"])
+        about = json.loads(storage.read(f"{out}/segdist.json"))
+        assert (about["metrics"] is None) == is_raw  # nobody has scored the raw ones
+    child = make_config(
+        run={"uri": str(tmp_path / "child")}, train={"init_from": cfg.run.uri, "num_steps": 2}, optim={"lr": 1e-12}
+    )
+    fit(child, ALONE)
+    begun = checkpoint.load_model(checkpoint.resolve(child.run.uri))
+    assert torch.allclose(begun["net.decode_head.classifier.weight"], average["net.decode_head.classifier.weight"])
+
+
+def test_raw_means_nothing_where_nothing_is_averaged(make_config: Make) -> None:
+    cfg = make_config()
+    fit(cfg, ALONE)
+    assert not load_trained(cfg.run.uri, ALONE.device, raw=True).raw
