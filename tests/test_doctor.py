@@ -344,6 +344,20 @@ def test_a_run_is_rehearsed_and_leaves_nothing_behind(street_data: str, tmp_path
 
 
 @pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"micro_batch_size": "auto"}},
+        {"train": {"strategy": "ddp", "precision": "fp16"}},
+        {"train": {"strategy": "deepspeed", "zero_offload": True}},
+        {"optim": {"freeze_encoder_steps": 3, "ema_decay": 0.9}},
+    ],
+    ids=["auto", "fp16", "deepspeed", "freeze"],
+)
+def test_whatever_can_be_trained_can_be_rehearsed(make_config: Callable[..., Config], sections: dict) -> None:
+    assert {f.topic: f.severity for f in run.examine(make_config(**sections))}["rehearsal"] == "ok"
+
+
+@pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"train": {"global_batch_size": 64, "micro_batch_size": 64}}, "64"),

@@ -19,7 +19,7 @@ from segdist.data.index import Index
 from segdist.errors import StorageError, UserError
 from segdist.health import Finding, attempt, ok
 from segdist.launch import cluster
-from segdist.opening import look
+from segdist.opening import look, settle
 from segdist.train import fit
 from segdist.world import World, choose_device
 
@@ -46,7 +46,11 @@ def _looked(cfg: Config) -> str:
     known = (
         "begins" if found.known is None else f"goes on from attempt {found.known['attempt']} ({found.known['state']})"
     )
-    return f"{cfg.train.num_groups} micro-batches on {cfg.scale.num_ranks} rank(s); the run {known}"
+    if found.cfg.train.micro_batch_size == "auto":
+        groups = f"micro-batches of whatever size fits, of a batch of {cfg.train.global_batch_size},"
+    else:
+        groups = f"{found.cfg.train.num_groups} micro-batches"
+    return f"{groups} on {cfg.scale.num_ranks} rank(s); the run {known}"
 
 
 def _sizes(cfg: Config, index: Index) -> list[Finding]:
@@ -125,13 +129,13 @@ def _device(cfg: Config) -> Finding:
         return Finding("error", topic, str(error))
     if device.type == "cpu":
         text = f"CPU, {scale.cpu_threads or torch.get_num_threads()} thread(s)"
-        if cfg.train.precision == "bf16":
-            return Finding("note", topic, text, "train.precision=bf16 is slow on CPUs that lack it")
+        if cfg.train.precision in ("bf16", "fp16"):
+            return Finding("note", topic, text, f"train.precision={cfg.train.precision} is slow on CPUs that lack it")
         return ok(topic, text)
     properties = torch.cuda.get_device_properties(device)
     text = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB; {torch.cuda.device_count()} such"
     if cfg.train.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Finding("warning", topic, f"{text}; it has no bf16", "use train.precision=fp32")
+        return Finding("warning", topic, f"{text}; it has no bf16", "use train.precision=fp16, or auto")
     if not torch.distributed.is_nccl_available():
         return Finding("warning", topic, f"{text}; PyTorch has no NCCL", "several ranks need it: install a CUDA build")
     return ok(topic, text)
@@ -175,16 +179,18 @@ def _rehearse(cfg: Config) -> tuple[str, int]:
 
     It is `fit` itself that runs, in a temporary folder of this machine, stopped after one step and begun again.
     """
-    tree = config.to_tree(cfg)
+    found, device = look(cfg, cfg.scale.num_ranks), choose_device(cfg.scale.device)
+    with log.hushed():
+        cfg = settle(found.cfg, found.index, World(0, cfg.scale.num_ranks, device))
+    tree, micro = config.to_tree(cfg), cfg.train.group_size
     with tempfile.TemporaryDirectory(prefix="segdist-doctor-") as folder:
-        micro = cfg.train.micro_batch_size
         tree["run"]["uri"] = folder
-        tree["train"] |= {"num_steps": 2, "global_batch_size": micro, "strategy": "exact"}
-        tree["optim"] |= {"warmup_steps": 0}
+        tree["train"] |= {"num_steps": 2, "global_batch_size": micro, "strategy": "ddp", "zero_offload": False}
+        tree["optim"] |= {"warmup_steps": 0, "freeze_encoder_steps": 0}  # all of it learns: that takes most memory
         tree["eval"] |= {"every_steps": 2, "num_samples": 2, "batch_size": 1}
         tree["scale"] |= {"launcher": "local", "num_ranks": 1, "gpus_per_rank": None}
         small = config.from_tree(tree, "the rehearsal")
-        world = World(0, 1, choose_device(cfg.scale.device))
+        world = World(0, 1, device)
         with log.hushed():
             fit(small, world, notice=lambda: "stop")
             summary = fit(small, world)
