@@ -46,3 +46,8 @@ class UnavailableError(StorageError):
 
 class DeviceMemoryError(UserError):
     """The device's memory does not suffice."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch had no memory left, on a GPU or (where it raises a plain RuntimeError) in the machine itself."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

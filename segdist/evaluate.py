@@ -18,7 +18,7 @@ from segdist.config import Io
 from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_share, eval_units
-from segdist.errors import DataError, UserError
+from segdist.errors import DataError, UserError, is_out_of_memory
 from segdist.inference import PLAIN, Recipe, segment, settle
 from segdist.metric import Scores, boundary_counts, class_counts, pair_table, scores
 from segdist.models.segmenter import Segmenter
@@ -101,7 +101,7 @@ def evaluate(
 
 def out_of_memory(error: Exception) -> UserError | None:
     """The remedy, where an evaluation needed more memory than there is."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    if not is_out_of_memory(error):
         return None
     told = UserError(
         "the evaluation ran out of memory; lower eval.batch_size (--batch-size), or let it see large images in windows with "

@@ -75,15 +75,21 @@ class Criterion:
 
         The micro-batches with valid pixels, then the valid pixels by class and distance, as far as the weights ask for them.
         """
+        return self.total([self.count(mask) for mask in masks])
+
+    def total(self, counts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The tally, from what `count` says of each micro-batch."""
         total = torch.zeros(1 + self._weight.numel(), dtype=torch.int64)
-        for mask in masks:
-            table = self._table(mask)
-            total[0] += table.any()
-            total[1:] += table
+        for count in counts:
+            total[0] += count.any()
+            total[1:] += count
         return total
 
-    def _table(self, mask: torch.Tensor) -> torch.Tensor:
-        """int64 (classes * distances,) of valid pixels; without class weights the classes are one."""
+    def count(self, mask: torch.Tensor) -> torch.Tensor:
+        """int64 (classes * distances,) of valid pixels of uint8 (B, H, W); without class weights the classes are one.
+
+        It costs time where boundaries weigh more, so the stream's threads do it.
+        """
         if self._weight.numel() == 1:
             return (mask != IGNORE).sum()[None]
         num_distances = len(self._boost)

@@ -40,7 +40,6 @@ class Opening:
     val_digest: str = ""  # of the split that scores are made on, and how
     contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
     facts: dict[str, Any] = field(default_factory=dict)  # into run.json
-    finished: dict[str, Any] | None = None  # the summary of a run that needs nothing more
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class Found:
 
     cfg: Config  # without `auto` where the run was begun before
     index: Index
-    identity: dict[str, Any]  # of the run as it is asked for
     known: dict[str, Any] | None  # run.json, where the run was begun before
     finished: dict[str, Any] | None  # the summary of a run that needs nothing more
 
@@ -63,24 +61,41 @@ def look(cfg: Config, num_ranks: int) -> Found:
     loss.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
     storage.check_writable(cfg.run.uri)
     known = record.load(cfg.run.uri)
-    cfg = remembered(cfg, known.get("identity", {}) if known else {})
+    before = known.get("identity", {}) if known else identity_of_checkpoints(cfg.run.uri)
+    cfg = remembered(cfg, before or {})
     check_groups(cfg, num_ranks)
     if storage.exists(storage.join(cfg.run.uri, indices.NAME)):
         raise ConfigError(f"run.uri {cfg.run.uri} holds a prepared data set; give the run a folder of its own")
-    identity = identity_of(cfg, index)
-    if known is None:
+    if before is None:
         check_weights(cfg)
-        return Found(cfg, index, identity, None, None)
-    refuse_changes(cfg.run.uri, known.get("identity", {}), identity)
-    if known["state"] != record.SUCCEEDED:
-        return Found(cfg, index, identity, known, None)
+    else:
+        refuse_changes(cfg.run.uri, before, identity_of(cfg, index))
+    if known is None or known["state"] != record.SUCCEEDED:
+        return Found(cfg, index, known, None)
     log.say(f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri")
-    return Found(cfg, index, identity, known, {k: known.get(k) for k in SUMMARY})
+    return Found(cfg, index, known, {k: known.get(k) for k in SUMMARY})
 
 
 def identity_of(cfg: Config, index: Index) -> dict[str, Any]:
     """All that decides a run's weights."""
     return config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
+
+
+def newest_of(run_uri: str) -> str | None:
+    """The newest checkpoint that is whole; None for a run that has none. Raises CheckpointError when all are damaged."""
+    newest = checkpoint.newest(run_uri, log.say)
+    if newest is None and checkpoint.committed(run_uri):
+        raise CheckpointError(
+            f"{run_uri}: none of its checkpoints is whole (see the warnings above). Mend them, delete its folder "
+            "`checkpoints` to begin at step 0, or give another run.uri"
+        )
+    return newest
+
+
+def identity_of_checkpoints(run_uri: str) -> dict[str, Any] | None:
+    """The identity of a run whose run.json was lost; None where there is no checkpoint either, so no run."""
+    newest = newest_of(run_uri)
+    return None if newest is None else checkpoint.load_state(newest).get("identity", {})
 
 
 def remembered(cfg: Config, identity: dict[str, Any]) -> Config:
@@ -90,12 +105,15 @@ def remembered(cfg: Config, identity: dict[str, Any]) -> Config:
 
 
 def settle(cfg: Config, index: Index, world: World) -> Config:
-    """The config with what each `auto` means on this device."""
+    """The config with what each `auto` means on the devices of these ranks. All of them must call it."""
     if cfg.train.precision == "auto":
-        cfg = config.changed(cfg, "train", {"precision": precision_of("auto", world.device)})
+        found = world.gather(precision_of("auto", world.device))
+        cfg = config.changed(cfg, "train", {"precision": next(p for p in ("fp32", "fp16", "bf16") if p in found)})
     if cfg.train.micro_batch_size == "auto":
         size = probe.group_size(cfg, index, world)
-        log.say(f"train.micro_batch_size=auto is {size} from here on")
+        if world.is_first:
+            most = cfg.train.global_batch_size // size
+            log.say(f"train.micro_batch_size=auto is {size} from here on; at most {most} rank(s) can share this run")
         cfg = config.changed(cfg, "train", {"micro_batch_size": size})
     return cfg
 
@@ -121,30 +139,16 @@ def check_weights(cfg: Config) -> None:
         raise ConfigError(f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights")
 
 
-def open_run(cfg: Config, world: World) -> Opening:
-    """Looks at what is there, and claims the next attempt at the run. Rank 0 only."""
-    found = look(cfg, world.num_ranks)
-    cfg, index, known, identity = found.cfg, found.index, found.known, found.identity
-    if found.finished:
-        return Opening(cfg, index, finished=found.finished)
-    newest = checkpoint.newest(cfg.run.uri, log.say)
-    if newest is None and checkpoint.committed(cfg.run.uri):
-        raise CheckpointError(
-            f"{cfg.run.uri}: none of its checkpoints is whole (see the warnings above). Mend them, delete its folder "
-            "`checkpoints` to begin at step 0, or give another run.uri"
-        )
-    if known is None and newest is not None:  # run.json was lost
-        before = checkpoint.load_state(newest).get("identity", {})
-        cfg = remembered(cfg, before)
-        check_groups(cfg, world.num_ranks)
-        refuse_changes(cfg.run.uri, before, identity_of(cfg, index))
+def open_run(cfg: Config, found: Found, world: World) -> Opening:
+    """Claims the next attempt at the run, whose config is settled. Rank 0 only."""
+    index, known = found.index, found.known
+    newest = newest_of(cfg.run.uri)
     again = known is not None and world.launch != "" and known.get("launch") == world.launch  # it has ended the others
     if known and not again and known["state"] == record.RUNNING and (silent := time.time() - known["heartbeat"]) < 60:
         log.say(
             f"warning: attempt {known['attempt']} gave a sign of life {silent:.0f} s ago; if it still runs, it will stop now"
         )
     check_health(cfg, index)
-    cfg = settle(cfg, index, world)
     identity = identity_of(cfg, index)
     parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
     attempt = record.claim_attempt(cfg.run.uri)

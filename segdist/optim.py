@@ -22,15 +22,19 @@ def build(cfg: Optim, model: nn.Module, encoder_prefix: str, layers: Layers) -> 
 
     `layers` are name prefixes of each encoder layer's parameters, from the input up. One-dimensional parameters (norms,
     biases) and position embeddings do not decay. Encoder layer l of n learns layer_decay ** (n - 1 - l) times as fast as
-    the deepest (Clark et al. 2020, arXiv:2003.10555, section 3, in the form of BEiT, Bao et al. 2021, arXiv:2106.08254).
+    the deepest, which learns at the full rate (Clark et al. 2020, arXiv:2003.10555, section 3; Howard & Ruder 2018,
+    arXiv:1801.06146, section 3.2).
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not _POSITIONS.search(name)
-            key = lr_factor(cfg, name, encoder_prefix, layers), cfg.weight_decay if decays else 0.0
+            inside = name.startswith(
+                encoder_prefix
+            )  # its own groups: fused kernels cannot have a part of a group frozen
+            key = lr_factor(cfg, name, encoder_prefix, layers), cfg.weight_decay if decays else 0.0, inside
             groups.setdefault(key, []).append(parameter)
-    listed = [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]
+    listed = [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay, _), p in groups.items()]
     if cfg.name == "sgd":
         return torch.optim.SGD(listed, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
     kind = torch.optim.AdamW if cfg.name == "adamw" else torch.optim.Adam

@@ -1,4 +1,4 @@
-"""`train.micro_batch_size: auto`: the largest group that fits into the device's memory, tried before the first step."""
+"""`train.micro_batch_size: auto`: the largest micro-batch that fits into the devices' memory, tried before the first step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from segdist import config, loss, models, optim
 from segdist.config import Config
 from segdist.data.index import Index
 from segdist.data.stream import MicroBatch
-from segdist.errors import DeviceMemoryError, UserError
-from segdist.strategy import Step
+from segdist.errors import DeviceMemoryError, UserError, is_out_of_memory
+from segdist.strategy import Step, kernels
 from segdist.world import World
 
 MEMORY_SHARE = 0.9  # of the device's, that a try may use: allocators fragment, and evaluation needs some
+ZERO_BYTES = 12  # per parameter, that ZeRO may hold beyond DDP: flat copies, which on few ranks outweigh what it shares
 CPU_SIZE = 4  # a CPU has memory enough, and gains nothing by larger groups
 
 
 def group_size(cfg: Config, index: Index, world: World) -> int:
-    """The largest divisor of the global batch of which every rank gets a group, and which fits.
+    """The largest divisor of the global batch of which every rank gets a group, and which fits on all. All must call it.
 
     Raises UserError when a single image does not fit.
     """
@@ -28,7 +29,9 @@ def group_size(cfg: Config, index: Index, world: World) -> int:
     if world.device.type == "cpu":
         return next(n for n in sizes if n <= CPU_SIZE)
     for size in sizes:
-        if fits(cfg, index, size, world.device):
+        num_groups = -(-total // size // world.num_ranks)  # of the rank that has most
+        misfits = torch.tensor([not fits(cfg, index, size, min(num_groups, 2), world.device)], dtype=torch.int64)
+        if not world.late_sum(misfits):
             return size
     raise UserError(
         f"one image of {list(cfg.data.crop_size)} px does not fit into the memory of {world.device} in training; lower "
@@ -36,14 +39,19 @@ def group_size(cfg: Config, index: Index, world: World) -> int:
     )
 
 
-def fits(cfg: Config, index: Index, size: int, device: torch.device) -> bool:
+def fits(cfg: Config, index: Index, size: int, num_groups: int, device: torch.device) -> bool:
     """Whether two updates by groups of `size` random images of the crop's size do not run out of memory."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, device)
     try:
-        _try(cfg, index, size, World(0, 1, device))
+        with kernels(cfg.train, device):
+            _try(cfg, index, size, num_groups, World(0, 1, device))
         return True
     except DeviceMemoryError:
+        return False
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         gc.collect()
@@ -52,20 +60,24 @@ def fits(cfg: Config, index: Index, size: int, device: torch.device) -> bool:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _try(cfg: Config, index: Index, size: int, world: World) -> None:
-    alone = "ddp" if cfg.train.strategy == "deepspeed" else cfg.train.strategy  # ZeRO needs less: never more than this
-    settled = {"micro_batch_size": size, "global_batch_size": size, "strategy": alone, "zero_offload": False}
-    cfg = config.changed(cfg, "train", settled)
+def _try(cfg: Config, index: Index, size: int, num_groups: int, world: World) -> None:
+    zero = cfg.train.strategy == "deepspeed"
+    settled = {"micro_batch_size": size, "global_batch_size": size * num_groups}
+    cfg = config.changed(cfg, "train", settled | ({"strategy": "ddp", "zero_offload": False} if zero else {}))
     model = models.build(cfg.model, index.labels.names).to(world.device).train()
+    num_bytes = ZERO_BYTES * sum(p.numel() for p in model.parameters()) if zero else 0
+    ballast = torch.empty(num_bytes, dtype=torch.uint8, device=world.device)
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)
     criterion = loss.Criterion(cfg.loss, index.split(cfg.data.train_split).class_pixels)
     begun = cfg.optim.freeze_encoder_steps  # a step that walks the encoder backward needs most
     update = Step(model, optimizer, cfg.train, cfg.optim, criterion, world, begun, may_recompute=False)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (size, 3, *cfg.data.crop_size), dtype=torch.uint8, generator=generator)
-    masks = torch.randint(
-        0, index.labels.num_classes, (size, *cfg.data.crop_size), dtype=torch.uint8, generator=generator
-    )
-    group = MicroBatch(0, images, masks, torch.eye(3, 4).repeat(size, 1, 1))
+    shape, groups = (size, *cfg.data.crop_size), []
+    for number in range(num_groups):
+        images = torch.randint(0, 256, (size, 3, *shape[1:]), dtype=torch.uint8, generator=generator)
+        masks = torch.randint(0, index.labels.num_classes, shape, dtype=torch.uint8, generator=generator)
+        groups.append(MicroBatch(number, images, masks, torch.eye(3, 4).repeat(size, 1, 1)))
     for step in range(begun, begun + 2):  # the optimizer's states are there from the second on
-        update(step, [group], criterion.divisors(criterion.tally([masks])))
+        update(step, groups, criterion.divisors(criterion.tally([group.masks for group in groups])))
+    update.close()
+    del ballast

@@ -23,7 +23,7 @@ from segdist.data.source import Source
 from segdist.data.stream import TrainStream
 from segdist.errors import StorageError, UserError
 from segdist.models.segmenter import Segmenter
-from segdist.opening import Opening, open_run, training_order
+from segdist.opening import Opening, look, open_run, settle, training_order
 from segdist.report import validate
 from segdist.strategy import Step, kernels, strategy_of
 from segdist.world import World
@@ -37,10 +37,11 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
 
     Raises UserError before the first step when the run cannot be made. All ranks must call it.
     """
-    run = world.from_first(lambda: open_run(cfg, world))
-    if run.finished is not None:
-        return run.finished
-    cfg, num_steps = run.cfg, run.cfg.train.num_steps
+    found = world.from_first(lambda: look(cfg, world.num_ranks))
+    if found.finished is not None:
+        return found.finished
+    cfg = settle(found.cfg, found.index, world)
+    run, num_steps = world.from_first(lambda: open_run(cfg, found, world)), cfg.train.num_steps
     before = checkpoint.load(run.checkpoint) if run.checkpoint else None
     start = before.state["step"] if before else 0
     model = starting_model(cfg, run, before).to(world.device).train()
@@ -48,9 +49,9 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     criterion = loss.Criterion(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
     update = Step(model, optimizer, cfg.train, cfg.optim, criterion, world, start)
     if before:
-        update.go_on(before)
+        update.load(before)
         del before
-    stream = train_stream(cfg, run.index, world.share(cfg.train.num_groups), world)
+    stream = train_stream(cfg, run.index, world.share(cfg.train.num_groups), world, criterion.count)
 
     with (
         contextlib.closing(update),
@@ -72,7 +73,9 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
             with meter.waiting():
                 batch = next(batches)
             wish = "stop" if book.superseded else notice()
-            tally, saves, stop = agree(wish, criterion.tally([group.masks for group in batch]), world)
+            tally, saves, stop = agree(
+                wish, criterion.total([sum(group.counts, torch.tensor(0)) for group in batch]), world
+            )
             lr = optim.lr_at(cfg.optim, done, num_steps)
             optim.set_lr(optimizer, lr)
             meter.count(*update(done, batch, criterion.divisors(tally)))
@@ -86,9 +89,9 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 book.log(done, "train", row)
                 book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best)
             if commits:  # all ranks, for they may hold parts of it; before the evaluation, which may be long, or fail
-                taken = update.taken(run.contract | {"step": done, "arch": model.arch})
+                snapshot = update.snapshot(run.contract | {"step": done, "arch": model.arch})
                 if world.is_first:
-                    keeper.put(taken.copied())
+                    keeper.put(snapshot.copied())
                     book.flush()
             if evaluates:  # all ranks
                 with meter.paused():
@@ -106,11 +109,13 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     return summary
 
 
-def train_stream(cfg: Config, index: Index, groups: range, world: World) -> TrainStream:
+def train_stream(
+    cfg: Config, index: Index, groups: range, world: World, count: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> TrainStream:
     """The stream of this rank's micro-batches."""
     source = Source(cfg.data.uri, index, cfg.data.train_split)
     order, size = training_order(cfg, index), cfg.train.group_size
-    return TrainStream(source, order, index.labels, cfg.data, cfg.io, groups, size, pin=world.device.type == "cuda")
+    return TrainStream(source, order, index.labels, cfg.data, cfg.io, groups, size, world.device.type == "cuda", count)
 
 
 def starting_model(cfg: Config, run: Opening, before: checkpoint.Snapshot | None) -> Segmenter:
@@ -147,7 +152,7 @@ def score(
     best: float | None,
 ) -> float | None:
     """Evaluates the weights after `step`, which are committed or about to be; the best mIoU so far. All ranks must call it."""
-    scored = validate(cfg, update.scored(), run.index, world)
+    scored = validate(cfg, update.eval_model(), run.index, world)
     book.log(step, "eval", scored)
     book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
     for warning in alarm.hear(scored["accuracy"]):

@@ -50,11 +50,11 @@ def runs(plan: str, folder: str) -> None:
 def training(cfg: Config, world: World, stop: int | None) -> tuple[Segmenter, dict[str, Any]]:
     """One attempt at a run of `stop` steps at most; (its model, losses so far and pair table of the validation split)."""
     scored: list[Segmenter] = []
-    whole = strategy.Step.scored
-    strategy.Step.scored = lambda self: scored.append(whole(self)) or scored[-1]  # type: ignore[assignment, method-assign, func-returns-value]
+    whole = strategy.Step.eval_model
+    strategy.Step.eval_model = lambda self: scored.append(whole(self)) or scored[-1]  # type: ignore[assignment, method-assign, func-returns-value]
     asked: list[None] = []
     fit(cfg, world, notice=lambda: asked.append(None) or ("stop" if len(asked) == stop else None))  # type: ignore[func-returns-value]
-    strategy.Step.scored = whole  # type: ignore[method-assign]
+    strategy.Step.eval_model = whole  # type: ignore[method-assign]
     losses = [r["loss"] for r in record.read_metrics(cfg.run.uri) if r["kind"] == "train"]
     if not scored:  # an attempt that was stopped before
         return models.build(cfg.model, indices.load(cfg.data.uri).labels.names), {"losses": losses}

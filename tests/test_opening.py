@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,17 +34,22 @@ def stopped(step: int) -> Callable[[], Any]:
     return lambda: next(wishes, None)
 
 
-@pytest.mark.parametrize(("room", "num_ranks", "size"), [(100, 1, 12), (5, 1, 4), (100, 2, 6), (100, 5, 2), (1, 12, 1)])
-def test_auto_takes_the_largest_group_that_fits_and_leaves_none_without(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch, room: int, num_ranks: int, size: int
+@pytest.mark.parametrize(
+    ("room", "elsewhere", "num_ranks", "size"),
+    [(100, 100, 1, 12), (5, 100, 1, 4), (100, 100, 2, 6), (100, 3, 2, 3), (100, 100, 5, 2), (1, 1, 12, 1)],
+)
+def test_auto_takes_the_largest_group_that_fits_on_all_and_leaves_none_without(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, room: int, elsewhere: int, num_ranks: int, size: int
 ) -> None:
+    """`elsewhere` is what another rank's device has room for."""
     cfg = make_config(train=AUTO)
-    tried: list[int] = []
-    monkeypatch.setattr(probe, "fits", lambda cfg, index, size, device: tried.append(size) or size <= room)
-    index = indices.load(cfg.data.uri)
-    assert probe.group_size(cfg, index, replace(GPU, num_ranks=num_ranks)) == size
-    assert tried == sorted(tried, reverse=True)
+    tried: list[tuple[int, int]] = []
+    monkeypatch.setattr(probe, "fits", lambda cfg, index, size, num, device: tried.append((size, num)) or size <= room)
+    monkeypatch.setattr(World, "late_sum", lambda self, misfits: misfits + (tried[-1][0] > elsewhere))
+    assert probe.group_size(cfg, indices.load(cfg.data.uri), replace(GPU, num_ranks=num_ranks)) == size
+    assert [s for s, _ in tried] == [s for s in (12, 6, 4, 3, 2, 1) if size <= s <= 12 // num_ranks]
     assert 12 // size >= num_ranks
+    assert all(num == min(2, math.ceil(12 // s / num_ranks)) for s, num in tried)  # gradients lie beside activations
 
 
 def test_auto_names_remedies_where_one_image_does_not_fit(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,14 +71,16 @@ def test_a_try_is_two_updates_of_the_runs_own_recipe(
         return honest(self, outputs, masks, *rest)
 
     monkeypatch.setattr(Criterion, "__call__", counted)
-    assert probe.fits(cfg, index, 3, torch.device("cpu"))
-    assert seen == [(3, 32, 48)] * 2
+    assert probe.fits(cfg, index, 3, 2, torch.device("cpu"))
+    assert seen == [(3, 32, 48)] * 4
 
-    def full(self: Criterion, *rest: Any) -> torch.Tensor:
+    def full(*rest: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Criterion, "__call__", full)
-    assert not probe.fits(cfg, index, 3, torch.device("cpu"))
+    assert not probe.fits(cfg, index, 3, 1, torch.device("cpu"))
+    monkeypatch.setattr(probe.optim, "build", full)  # the states of the optimizer may be what does not fit
+    assert not probe.fits(cfg, index, 3, 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["", "without run.json"])

@@ -262,12 +262,12 @@ def test_the_average_is_that_of_the_formula_and_what_is_scored() -> None:
         step(number, batches, count(batches))
         decay = min(0.2, (1 + number) / (10 + number))
         expected = {k: decay * expected[k] + (1 - decay) * v for k, v in model.state_dict().items()}
-    scored = step.scored()
+    scored = step.eval_model()
     assert scored is not model and not scored.training
     for name, value in scored.state_dict().items():
         want = model.state_dict()[name].double() if "num_batches" in name else expected[name]
         assert torch.allclose(value.double(), want, rtol=1e-5, atol=1e-7), name
-    taken = step.taken({}).copied()
+    taken = step.snapshot({}).copied()
     assert taken.average is not None
     assert all(torch.equal(taken.average[k], v) for k, v in scored.state_dict().items())
 
@@ -329,12 +329,16 @@ def test_fp16_skips_an_overflow_and_remembers_its_scale() -> None:
     cfg = train(2, strategy="ddp", precision="fp16")
     step = Step(model, build_optimizer(Optim(lr=3e-3), model), cfg, Optim(lr=3e-3), PLAIN, ALONE)
     before = {k: v.clone() for k, v in model.named_parameters()}
-    step.go_on(replace(step.taken({}).copied(), state={"scaler": {**step.taken({}).state["scaler"], "scale": 2.0**40}}))
+    step.load(
+        replace(step.snapshot({}).copied(), state={"scaler": {**step.snapshot({}).state["scaler"], "scale": 2.0**40}})
+    )
     loss, norm = step(0, batches, count(batches))
     assert loss.isfinite() and norm == 0
     assert all(torch.equal(v, before[k]) for k, v in model.named_parameters())
-    assert step.taken({}).state["scaler"]["scale"] == 2.0**39
-    step.go_on(replace(step.taken({}).copied(), state={"scaler": {**step.taken({}).state["scaler"], "scale": 256.0}}))
+    assert step.snapshot({}).state["scaler"]["scale"] == 2.0**39
+    step.load(
+        replace(step.snapshot({}).copied(), state={"scaler": {**step.snapshot({}).state["scaler"], "scale": 256.0}})
+    )
     losses = [step(n, batches, count(batches))[0].item() for n in range(1, 13)]
     assert losses[-1] < losses[0]
 

@@ -20,6 +20,7 @@ from conftest import SEGFORMER, UNET, tree
 from segdist import checkpoint, config, record, storage, train
 from segdist.config import Config
 from segdist.errors import CheckpointError, ConfigError, DataError, StorageError, UserError
+from segdist.opening import look
 from segdist.outbox import Outbox
 from segdist.train import fit
 from segdist.world import World
@@ -423,10 +424,8 @@ def test_a_batch_larger_than_the_split_is_refused(make_config: Make) -> None:
 
 
 def test_more_ranks_than_groups_are_refused(make_config: Make) -> None:
-    from segdist.opening import open_run
-
     with pytest.raises(ConfigError, match="3 ranks share 2 micro-batches per step"):
-        open_run(make_config(), World(0, 3, torch.device("cpu")))
+        look(make_config(), 3)
 
 
 def test_a_parent_that_is_none_is_refused(make_config: Make, tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ class Config(Section):
                     f"optim.{name} {getattr(self.optim, name)} must be below train.num_steps {self.train.num_steps}; "
                     f"lower it too, for example optim.{name}={self.train.num_steps // 10}"
                 )
+        if self.model.aux_head and not self.loss.aux_weight:
+            raise ValueError("model.aux_head would never learn with loss.aux_weight=0; give one of them another value")
         if self.train.strategy == "deepspeed":
             if self.optim.freeze_encoder_steps:
                 raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -38,6 +38,7 @@ class MicroBatch:
     masks: torch.Tensor  # uint8 (m, h, w): 0..K-1 and 255
     colors: torch.Tensor  # float32 (m, 3, 4): see augment.View.color
     sample_ids: list[str] = field(default_factory=list)
+    counts: list[torch.Tensor] = field(default_factory=list)  # of each mask, what `count` of the stream says
 
 
 @dataclass
@@ -97,7 +98,7 @@ class _Plan:
 
 
 class TrainStream:
-    """The micro-batches `groups` (numbers in the global batch) of every step."""
+    """The micro-batches `groups` (numbers in the global batch) of every step; `count` is asked about each mask (1, h, w)."""
 
     def __init__(
         self,
@@ -109,9 +110,10 @@ class TrainStream:
         groups: range,
         size: int,
         pin: bool = False,
+        count: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self._source, self._order, self._cfg, self._io, self._pin = source, order, cfg, io, pin
-        self._decode = Decoder(labels)
+        self._decode, self._count = Decoder(labels), count
         self._groups, self._size = groups, size
         self._slots = np.arange(groups.start * size, groups.stop * size)
 
@@ -164,6 +166,7 @@ class TrainStream:
             masks=torch.full((m, h, w), IGNORE, dtype=torch.uint8, pin_memory=self._pin),
             colors=torch.empty((m, 3, 4), pin_memory=self._pin),
             sample_ids=[""] * m,
+            counts=[torch.empty(0)] * m if self._count else [],
         )
 
     def _fill(self, into: MicroBatch, slot: int, epoch: int, group: Future[Group], row: int) -> None:
@@ -173,6 +176,8 @@ class TrainStream:
         augment.apply(view, image, mask, into.images[slot], into.masks[slot].numpy())
         into.colors[slot] = torch.from_numpy(view.color)
         into.sample_ids[slot] = sample.sample_id
+        if self._count:
+            into.counts[slot] = self._count(into.masks[slot : slot + 1])
 
 
 Unit = tuple[int, tuple[int, ...]]  # (row group, rows in it): what is evaluated together

@@ -81,7 +81,7 @@ def rebuild(arch: dict[str, Any]) -> Segmenter:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     net = SegformerForSemanticSegmentation(SegformerConfig.from_dict(arch["config"]))
-    return _wrap(net, [], tuple(arch["mean"]), tuple(arch["std"]), aux=arch["aux"])
+    return _wrap(net, [], tuple(arch["mean"]), tuple(arch["std"]), aux=arch.get("aux", False))
 
 
 def _normalisation(weights: str) -> tuple[Constants, Constants]:

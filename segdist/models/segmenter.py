@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from segdist.ops.pixels import to_input
+from segdist.ops.tf32 import tf32
 
 Constants = tuple[float, float, float]  # of red, green, blue in 0..1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -137,4 +138,5 @@ def infer(model: Segmenter, images: torch.Tensor) -> torch.Tensor:
 
     In fp32 however it was trained, so that a score is the same here, in an export, and on another machine.
     """
-    return model(to_input(images, model.traits.mean, model.traits.std))
+    with tf32(False):
+        return model(to_input(images, model.traits.mean, model.traits.std))

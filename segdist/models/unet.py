@@ -107,7 +107,7 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         layers=tuple(layers),
         blocks=(*parts, *_parts(net.decoder.blocks, "net.decoder.blocks")),
     )
-    aux = AuxHead(net.encoder.out_channels[-2], arch["classes"]) if arch["aux"] else None
+    aux = AuxHead(net.encoder.out_channels[-2], arch["classes"]) if arch.get("aux") else None
     return Segmenter(net, _logits, traits, arch, notes, aux, _both).to(memory_format=torch.channels_last)
 
 

@@ -11,64 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from segdist import log
 from segdist.checkpoint import Snapshot
 from segdist.config import Optim, Train
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
-from segdist.errors import ConfigError, DeviceMemoryError
+from segdist.errors import ConfigError, DeviceMemoryError, is_out_of_memory
 from segdist.loss import Criterion
 from segdist.models.segmenter import Segmenter
 from segdist.ops.pixels import to_input
+from segdist.ops.tf32 import tf32
+from segdist.strategy.base import Strategy
 from segdist.strategy.ddp import Ddp
 from segdist.strategy.ema import Ema
 from segdist.strategy.exact import Exact
 from segdist.strategy.statistics import BatchStatistics
 from segdist.world import World
-
-Tensors = dict[str, torch.Tensor]
-
-
-class Strategy(Protocol):
-    """How gradients of groups become one update."""
-
-    forward: nn.Module  # what training passes go through
-    passes: int  # forward passes that every rank must make in a step, if it has fewer groups; 0: no matter
-
-    def group(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """What surrounds forward and backward of a group."""
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradient of a group's share of the loss."""
-
-    def clear(self) -> bool:
-        """Forgets the gradients so far; whether that can be: other ranks may have some of them already."""
-
-    def update(self) -> torch.Tensor:
-        """Moves the weights by the gradient of the global batch; its norm. All ranks must call it."""
-
-    def close(self) -> None:
-        """Lets the model go."""
-
-    def whole(self) -> Segmenter:
-        """The model with all its weights. All ranks must call it."""
-
-    def moments(self) -> Tensors:
-        """The optimizer's states, as `optim.tensors` names them. All ranks must call it."""
-
-    def load_moments(self, stored: Tensors) -> None:
-        """Puts the states back, before the first update. All ranks must call it."""
-
-    def scaler(self) -> dict[str, Any]:
-        """What fp16's loss scale must remember; JSON-able."""
-
-    def load_scaler(self, stored: dict[str, Any]) -> None:
-        """Puts that back."""
 
 
 def strategy_of(wish: str, device: torch.device) -> str:
@@ -137,29 +99,29 @@ class Step:
         if start < cfg.freeze_encoder_steps:
             model.freeze()
         self._ema = Ema(model, cfg.ema_decay) if cfg.ema_decay else None
-        self._build()
+        self._strategy, self._statistics = self._built()
 
-    def _build(self) -> None:
+    def _built(self) -> tuple[Strategy, BatchStatistics]:
+        """What belongs to those parameters and statistics that move now."""
         forward: Any = self._model
         if self._train.compile:
             _try_compiler(self._world.device)
-            forward = torch.compile(self._model, dynamic=False)
+            # the generator of uncompiled code: dropout belongs to seed, step and micro-batch
+            forward = torch.compile(self._model, dynamic=False, options={"fallback_random": True})
         parts = self._model, forward, self._optimizer, self._cfg.clip_grad_norm, self._world
         name = strategy_of(self._train.strategy, self._world.device)
-        self._strategy: Strategy
         if name == "exact":
-            self._strategy = Exact(*parts)
-        elif name == "ddp":
-            self._strategy = Ddp(*parts, self._precision)
-        else:
-            from segdist.strategy.zero import Zero  # seconds of import
+            return Exact(*parts), BatchStatistics(self._model)
+        if name == "ddp":
+            return Ddp(*parts, self._precision), BatchStatistics(self._model)
+        from segdist.strategy.zero import Zero  # seconds of import
 
-            most = -(-self._train.num_groups // self._world.num_ranks)
-            self._strategy = Zero(
-                self._model, self._optimizer, self._cfg.clip_grad_norm, self._world, self._precision,
-                self._train.zero_stage, self._train.zero_offload, most,
-            )  # fmt: skip
-        self._statistics = BatchStatistics(self._model)
+        most = -(-self._train.num_groups // self._world.num_ranks)
+        zero = Zero(
+            self._model, self._optimizer, self._cfg.clip_grad_norm, self._world, self._precision,
+            self._train.zero_stage, self._train.zero_offload, most,
+        )  # fmt: skip
+        return zero, BatchStatistics(self._model)
 
     def __call__(
         self, number: int, groups: Sequence[MicroBatch], divisors: torch.Tensor
@@ -170,22 +132,13 @@ class Step:
         DeviceMemoryError when the device's memory does not suffice.
         """
         if self._model.frozen and number >= self._cfg.freeze_encoder_steps:
-            self._strategy.close()
-            self._model.thaw()
-            self._build()
+            self._thaw()
         rows = torch.zeros(
             self._train.num_groups, 1 + self._statistics.size, dtype=torch.float64, device=self._world.device
         )
         self._statistics.begin()
-        while True:
-            try:
-                self._passes(number, groups, divisors, rows)
-                break
-            except torch.OutOfMemoryError:
-                again = self._save_memory()
-            except RuntimeError as error:
-                raise _explained(error) from error
-            if not again:
+        while not self._fits(number, groups, divisors, rows):
+            if not self._save_memory():
                 raise DeviceMemoryError(
                     f"step {number}: a micro-batch of {self._train.micro_batch_size} does not fit into memory. Give "
                     + ("" if self._recomputes else "train.activation_checkpointing=true (the run goes on with it), ")
@@ -200,26 +153,43 @@ class Step:
             self._ema.update(number)
         return rows[:, 0].sum(), norm.double()
 
-    def scored(self) -> Segmenter:
+    def eval_model(self) -> Segmenter:
         """The model that is evaluated, on every rank: the average, if one is kept. All ranks must call it."""
-        return self._ema.model if self._ema else self._strategy.whole()
+        return self._ema.model if self._ema else self._strategy.full_model()
 
-    def taken(self, state: dict[str, Any]) -> Snapshot:
+    def snapshot(self, state: dict[str, Any]) -> Snapshot:
         """All that a run needs to go on, with what else its `state` should say. All ranks must call it."""
-        model, moments, scaler = self._strategy.whole(), self._strategy.moments(), self._strategy.scaler()
+        model, optimizer = self._strategy.full_model(), self._strategy.optimizer_state()
         average = self._ema.model.state_dict() if self._ema else None
-        return Snapshot(model.state_dict(), moments, average, state | {"scaler": scaler})
+        return Snapshot(model.state_dict(), optimizer, average, state | {"scaler": self._strategy.scaler_state()})
 
-    def go_on(self, taken: Snapshot) -> None:
+    def load(self, stored: Snapshot) -> None:
         """Puts back all of a snapshot but the weights, which the model had from the start. All ranks must call it."""
-        self._strategy.load_moments(taken.optimizer)
-        self._strategy.load_scaler(taken.state.get("scaler", {}))
-        if self._ema and taken.average:
-            self._ema.model.load_state_dict(taken.average)
+        self._strategy.load_optimizer_state(stored.optimizer)
+        self._strategy.load_scaler_state(stored.state.get("scaler", {}))
+        if self._ema and stored.average:
+            self._ema.model.load_state_dict(stored.average)
 
     def close(self) -> None:
         """Lets the model and the other ranks go."""
         self._strategy.close()
+
+    def _thaw(self) -> None:
+        scaler = self._strategy.scaler_state()
+        self._strategy.close()
+        self._model.thaw()
+        self._strategy, self._statistics = self._built()
+        self._strategy.load_scaler_state(scaler)
+
+    def _fits(self, number: int, groups: Sequence[MicroBatch], divisors: torch.Tensor, rows: torch.Tensor) -> bool:
+        """`_passes`, and whether memory sufficed."""
+        try:
+            self._passes(number, groups, divisors, rows)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise _explained(error) from error
+            return False  # only now does the traceback let go of what the pass held
+        return True
 
     def _passes(self, number: int, groups: Sequence[MicroBatch], divisors: torch.Tensor, rows: torch.Tensor) -> None:
         """Forward and backward of this rank's groups, whose losses and statistics go to their rows.
@@ -227,12 +197,12 @@ class Step:
         Where a strategy needs as many passes of every rank, the last group is passed again with weight zero.
         """
         divisors = divisors.to(self._world.device)
-        num_passes = max(len(groups), self._strategy.passes)
+        num_passes = max(len(groups), self._strategy.least_passes)
         for i in range(num_passes):
             batch = groups[min(i, len(groups) - 1)]
             self._statistics.rewind()
             torch.manual_seed(int(key(self._train.seed, number, batch.group, 4) >> 1))
-            with self._strategy.group(i == num_passes - 1), _tf32(self._train.tf32):
+            with self._strategy.group(i == num_passes - 1), tf32(self._train.tf32):
                 loss = self._loss(batch, divisors)
                 if i < len(groups):
                     rows[batch.group, 0] = loss.detach()
@@ -284,15 +254,3 @@ def _explained(error: RuntimeError) -> Exception:
             "needs such kernels; or another model or loss"
         )
     return error
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Lets GPUs round fp32 products to TF32, or not."""
-    places: tuple[Any, ...] = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "tf32" if allowed else "ieee"
-    yield
-    for place, was in zip(places, before):
-        place.fp32_precision = was

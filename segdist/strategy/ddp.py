@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from segdist.models.segmenter import Segmenter
-from segdist.strategy.plain import Plain
+from segdist.strategy.base import Strategy
 from segdist.world import World
 
 
-class Ddp(Plain):
+class Ddp(Strategy):
     def __init__(
         self,
         model: Segmenter,
@@ -26,7 +26,7 @@ class Ddp(Plain):
     ) -> None:
         super().__init__(model, forward, optimizer, clip, world)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
-        self._in_last = False
+        self._is_last = self._sent = False
         if world.num_ranks > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             self.forward = DistributedDataParallel(
@@ -34,38 +34,37 @@ class Ddp(Plain):
             )
 
     def group(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """What surrounds forward and backward of a group."""
-        self._in_last = is_last
+        self._is_last = is_last
         if is_last or not isinstance(self.forward, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.forward.no_sync()  # around forward too: a forward outside of it arms the reduction
 
     def backward(self, loss: torch.Tensor) -> None:
-        self._scaler.scale(
-            loss * self._world.num_ranks
-        ).backward()  # DDP averages over ranks; the loss is divided already
+        self._sent = self._is_last
+        # DDP averages over ranks; the loss is divided already
+        self._scaler.scale(loss * self._world.num_ranks).backward()
 
     def clear(self) -> bool:
-        """Forgets the gradients so far; whether that can be: other ranks may have some of them already."""
         self._optimizer.zero_grad()
-        return self._world.num_ranks == 1 or not self._in_last
+        return self._world.num_ranks == 1 or not self._sent
 
     def update(self) -> torch.Tensor:
-        """Moves the weights by the gradient of the global batch; its norm. All ranks must call it."""
         self._scaler.unscale_(self._optimizer)
         norm = self._clipped_norm()
         self._scaler.step(self._optimizer)  # or not, where fp16 overflowed: the next scale is lower
         self._scaler.update()
         self._optimizer.zero_grad()
-        return torch.where(norm.isfinite(), norm, 0.0) if self._scaler.is_enabled() else norm
+        self._sent = False
+        if self._scaler.is_enabled() and self._scaler.get_scale() >= 1:
+            return torch.where(norm.isfinite(), norm, 0.0)
+        return norm  # where no scale helps, infinite: the training has diverged
 
-    def scaler(self) -> dict[str, Any]:
+    def scaler_state(self) -> dict[str, Any]:
         return self._scaler.state_dict()
 
-    def load_scaler(self, stored: dict[str, Any]) -> None:
+    def load_scaler_state(self, stored: dict[str, Any]) -> None:
         if stored and self._scaler.is_enabled():
             self._scaler.load_state_dict(stored)
 
     def close(self) -> None:
-        """Lets the model go."""
         self.forward = self._model  # DDP's hooks end with its wrapper

@@ -8,8 +8,6 @@ import torch
 
 from segdist.models.segmenter import Segmenter
 
-Tensors = dict[str, torch.Tensor]
-
 
 class Ema:
     """The average of a model's weights and running statistics over its updates; `model` is ready to be scored.
@@ -21,13 +19,15 @@ class Ema:
     def __init__(self, model: Segmenter, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = decay
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))  # views of the same memory
-        self._averages = [(a, b) for a, b in pairs if a.is_floating_point()]
-        self._counts = [(a, b) for a, b in pairs if not a.is_floating_point()]
+        self._own = list(self.model.state_dict().values())  # views of its memory
+        self._source = model
 
     def update(self, step: int) -> None:
         """Takes in the weights after update `step` (from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([a for a, _ in self._averages], [b for _, b in self._averages], 1 - decay)
-        for average, current in self._counts:
-            average.copy_(current)
+        pairs = list(zip(self._own, self._source.state_dict().values()))  # asked anew: ZeRO moves weights in memory
+        averages = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in averages], [b for _, b in averages], 1 - decay)
+        for count, current in pairs:
+            if not count.is_floating_point():
+                count.copy_(current)

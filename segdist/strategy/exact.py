@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from segdist.models.segmenter import Segmenter
-from segdist.strategy.plain import Plain
+from segdist.strategy.base import Strategy
 from segdist.world import World
 
 # Adding C and taking it away rounds a float64 to multiples of 2**-40, far below Adam's eps. Sums of such numbers are
@@ -20,7 +20,7 @@ GRID = 1.5 * 2.0**12
 BUCKET_BYTES = 32 << 20  # of sums that are reduced while the backward pass works on the next ones
 
 
-class Exact(Plain):
+class Exact(Strategy):
     """Costs 8 bytes per parameter. Needs the same kernels and number of threads on every rank."""
 
     def __init__(
@@ -45,7 +45,6 @@ class Exact(Plain):
         ]
 
     def group(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """What surrounds forward and backward of a group."""
         self._overlaps = is_last and self._world.num_ranks > 1
         return contextlib.nullcontext()
 
@@ -66,15 +65,14 @@ class Exact(Plain):
         self._sent.append(self._world.begin_sum(self._buckets[len(self._sent)]))  # in one order on all ranks
 
     def clear(self) -> bool:
-        """Forgets the gradients so far; whether that can be: other ranks may have some of them already."""
         if self._sent:
             return False
         self._sum.zero_()
+        self._optimizer.zero_grad()  # of a parameter whose turn it was when memory ran out
         self._missing = list(self._members)
         return True
 
     def update(self) -> torch.Tensor:
-        """Moves the weights by the gradient of the global batch; its norm. All ranks must call it."""
         while len(self._sent) < len(self._buckets):
             self._send()
         for handle in self._sent:
@@ -83,12 +81,10 @@ class Exact(Plain):
             parameter.grad = torch.empty_like(parameter).copy_(part)  # in the parameter's own memory format
         norm = self._clipped_norm()
         self._optimizer.step()
-        self._optimizer.zero_grad()
         self._sent = []
         self.clear()
         return norm
 
     def close(self) -> None:
-        """Lets the model go."""
         for hook in self._hooks:
             hook.remove()

@@ -18,8 +18,10 @@ import torch.distributed as dist
 from torch import nn
 
 from segdist import models
+from segdist.errors import CheckpointError
 from segdist.models.segmenter import Segmenter
-from segdist.world import TIMEOUT, World
+from segdist.strategy.base import Strategy
+from segdist.world import TIMEOUT, World, backend
 
 Tensors = dict[str, torch.Tensor]
 BUCKET_ELEMENTS = 50_000_000
@@ -37,7 +39,7 @@ class _Casting(nn.Module):
             return self.net(x)
 
 
-class Zero:
+class Zero(Strategy):
     """Held to the band of the loss curve that DDP is held to: its additions are in fp32, in an order of its own."""
 
     def __init__(
@@ -49,16 +51,17 @@ class Zero:
         precision: str,
         stage: int,
         offload: bool,
-        passes: int,
+        least_passes: int,
     ) -> None:
-        deepspeed = self._deepspeed = _imported(world.device.type)
+        super().__init__(model, model, optimizer, clip, world)
+        deepspeed = self._deepspeed = _imported(world.device)
         self._owns_group = not dist.is_initialized()
         if self._owns_group:  # it talks even to itself
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend(world.device.type == "cuda"), store=dist.HashStore(), rank=0, world_size=1)
         # a group of its own, or it keeps one that outlives this process group and waits half an hour for lost ranks
-        deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=TIMEOUT)
-        self._model, self._optimizer, self._stage, self._world = model, optimizer, stage, world
-        self.passes = passes if stage == 3 else 0  # each gathers weights, so all ranks must make as many
+        self._group = deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=TIMEOUT)
+        self._stage = stage
+        self.least_passes = least_passes if stage == 3 else 0  # each gathers weights, so all ranks must make as many
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         model.to(memory_format=torch.contiguous_format)  # it sends bytes as they lie
         sharing: dict[str, Any] = {
@@ -78,15 +81,15 @@ class Zero:
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=_Casting(model, world.device.type, precision), optimizer=optimizer, config=config
         )
-        self.forward: Any = self._engine
-        self._together: contextlib.ExitStack | None = None
+        self.forward = self._engine
+        self._local: contextlib.ExitStack | None = None  # open while backward passes keep their gradients to themselves
 
     @contextlib.contextmanager
     def group(self, is_last: bool) -> Iterator[None]:
         """Backward passes stay local until `update`, so ranks may have different numbers of groups."""
-        if self._together is None:
-            self._together = contextlib.ExitStack()
-            self._together.enter_context(self._engine.coalesce_grad_reduction())
+        if self._local is None:
+            self._local = contextlib.ExitStack()
+            self._local.enter_context(self._engine.coalesce_grad_reduction())
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -96,16 +99,16 @@ class Zero:
         return False
 
     def update(self) -> torch.Tensor:
-        assert self._together is not None, "no group since the last update"
-        self._together.close()
-        self._together = None
+        assert self._local is not None, "no micro-batch since the last update"
+        self._local.close()
+        self._local = None
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         if not self._engine.was_step_applied():
             return torch.tensor(torch.inf)  # the run stops: its training has diverged
         return torch.as_tensor(self._engine.get_global_grad_norm())
 
-    def whole(self) -> Segmenter:
+    def full_model(self) -> Segmenter:
         if self._stage < 3:
             return self._model
         model = models.rebuild(self._model.arch).to(self._world.device)
@@ -118,7 +121,7 @@ class Zero:
                 buffer.copy_(self._model.get_buffer(name))
         return model
 
-    def moments(self) -> Tensors:
+    def optimizer_state(self) -> Tensors:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         found: Tensors = {}
@@ -133,7 +136,7 @@ class Zero:
                     found[f"step/{name}"] = torch.as_tensor(own["step"]).float().cpu().clone()
         return found
 
-    def load_moments(self, stored: Tensors) -> None:
+    def load_optimizer_state(self, stored: Tensors) -> None:
         for flat, members in self._flats():
             self._optimizer.state[flat] = _empty(flat, stored, [self._names[p] for p in members])
         self._link()
@@ -141,17 +144,14 @@ class Zero:
         for _, members in self._flats():
             for parameter in members:
                 for kind in kinds:
-                    self._set(parameter, kind, stored[f"{kind}/{self._names[parameter]}"])
-
-    def scaler(self) -> dict[str, Any]:
-        return {}
-
-    def load_scaler(self, stored: dict[str, Any]) -> None:
-        pass
+                    if (key := f"{kind}/{self._names[parameter]}") in stored:  # else never moved: zeros
+                        self._set(parameter, kind, stored[key])
 
     def close(self) -> None:
         self._engine.destroy()
-        del self._engine, self._zero, self.forward
+        del self._engine, self._zero
+        self.forward = self._model
+        dist.destroy_process_group(self._group)
         if self._owns_group:
             dist.destroy_process_group()
 
@@ -185,15 +185,19 @@ def _empty(flat: torch.Tensor, stored: Tensors, names: list[str]) -> dict[str, t
     kinds = sorted({key.split("/", 1)[0] for key in stored})
     made = {kind: torch.zeros_like(flat, requires_grad=False) for kind in kinds if kind != "step"}
     if "step" in kinds:
-        steps = {float(stored[f"step/{name}"]) for name in names}
-        assert len(steps) == 1, f"ZeRO moves a group at once, and these were moved {sorted(steps)} times"
+        steps = {float(stored[key]) for name in names if (key := f"step/{name}") in stored} or {0.0}
+        if len(steps) != 1:
+            raise CheckpointError(
+                f"parameters of one group were moved {sorted(steps)} times, and ZeRO moves a group at once; go on under "
+                "train.strategy=ddp"
+            )
         made["step"] = torch.tensor(steps.pop(), device=flat.device)
     return made
 
 
-def _imported(device: str) -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", device)  # or it takes the GPU that it sees, whatever was asked for
-    os.environ.setdefault("LOCAL_RANK", "0")
+def _imported(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it takes the GPU that it sees, whatever was asked for
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # by which it chooses its GPU
     import deepspeed
     import deepspeed.ops
     import deepspeed.utils.groups
