@@ -19,11 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from segdist import log, models, record, storage
-from segdist.config import Config, from_tree
-from segdist.data.labels import Labels
+from segdist import log, record, storage
 from segdist.errors import CheckpointError, MissingError, UserError
-from segdist.models.segmenter import Segmenter
 from segdist.outbox import Outbox
 
 COMMITTED, STATE, BEST = "COMMITTED", "state.json", "best.json"
@@ -144,7 +141,7 @@ def _read(uri: str, name: str) -> bytes:
 
 def load(uri: str) -> Snapshot:
     """All that a checkpoint holds."""
-    average = _tensors(uri, AVERAGE) if AVERAGE in _files(uri) else None
+    average = _tensors(uri, AVERAGE) if has_average(uri) else None
     return Snapshot(_tensors(uri, MODEL), _tensors(uri, OPTIMIZER), average, load_state(uri))
 
 
@@ -153,11 +150,12 @@ def load_model(uri: str, raw: bool = False) -> Tensors:
 
     They differ where a run averages its weights (optim.ema_decay).
     """
-    return _tensors(uri, AVERAGE if not raw and AVERAGE in _files(uri) else MODEL)
+    return _tensors(uri, AVERAGE if not raw and has_average(uri) else MODEL)
 
 
-def _files(uri: str) -> list[str]:
-    return list(json.loads(_read(uri, COMMITTED)))
+def has_average(uri: str) -> bool:
+    """Whether the weights that were scored are an average of those that train on."""
+    return AVERAGE in json.loads(_read(uri, COMMITTED))
 
 
 def _tensors(uri: str, name: str) -> Tensors:
@@ -165,27 +163,6 @@ def _tensors(uri: str, name: str) -> Tensors:
         return load_tensors(_read(uri, name))
     except SafetensorError as error:
         raise CheckpointError(f"{uri}: {name} is damaged ({error})") from None
-
-
-def load_fitting(uri: str, model: Segmenter) -> list[str]:
-    """Puts the weights of a checkpoint into a model as far as names and shapes fit; notes for a person on what did not.
-
-    Raises CheckpointError when it holds another architecture.
-    """
-    own, stored = model.state_dict(), load_model(uri)
-    fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
-    traits, theirs = model.traits, models.rebuild(load_state(uri)["arch"]).traits
-    if not any(k.startswith(traits.encoder_prefix) for k in fitting) or (traits.mean, traits.std) != (
-        theirs.mean,
-        theirs.std,
-    ):
-        raise CheckpointError(
-            f"{uri}: its encoder or its normalisation is another model's; set `model` as its run had it"
-        )
-    model.load_state_dict(fitting, strict=False)
-    fresh = sorted(set(own) - set(fitting))
-    notes = [f"initial weights from {uri}"]
-    return [*notes, f"newly initialised, since it has none of this shape: {', '.join(fresh)}"] if fresh else notes
 
 
 def _name(step: int, attempt: int) -> str:
@@ -298,35 +275,3 @@ def scores_of(uri: str) -> dict[str, Any] | None:
     run_uri, step = uri.rsplit("/checkpoints/", 1)[0], step_of(uri)
     rows = [row for row in record.read_metrics(run_uri) if row["kind"] == "eval" and row["step"] == step]
     return rows[-1] if rows else None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model out of a checkpoint, with what one must know to use it."""
-
-    uri: str
-    model: Segmenter
-    labels: Labels
-    cfg: Config
-    raw: bool = False  # not the weights that were scored, but those that trained on: the run averages its weights
-
-
-def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
-    """The model of a run (its best checkpoint) or of a checkpoint, in evaluation mode on the device; `raw`: see `load_model`.
-
-    Raises CheckpointError when there is none or it does not verify.
-    """
-    return load_resolved(resolve(uri), device, raw)
-
-
-def load_resolved(uri: str, device: torch.device, raw: bool = False) -> Trained:
-    """As `load_trained`, of a checkpoint that `resolve` gave."""
-    state, raw = load_state(uri), raw and AVERAGE in _files(uri)
-    model = models.rebuild(state["arch"])
-    model.load_state_dict(load_model(uri, raw))
-    return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state), raw)
-
-
-def config_of(uri: str, state: dict[str, Any]) -> Config:
-    """The config of the run that left this checkpoint and its state."""
-    return from_tree(state["config"], storage.join(uri, STATE))

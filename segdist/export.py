@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from segdist import storage
-from segdist.checkpoint import Trained, load_state, scores_of
+from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
+from segdist.trained import Trained
 
 MARK = "segdist.json"  # written last: an export without it is not whole
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image, ImageOps
 
 from segdist import figures, log, storage
-from segdist.checkpoint import Trained
 from segdist.data.augment import model_size, resize_image
 from segdist.data.importers.files import IMAGE_SUFFIXES, check_range, open_picture
 from segdist.errors import DataError, UserError
 from segdist.inference import recipe, segment
+from segdist.trained import Trained
 
 _ENDS = (".png", "_overlay.png")
 

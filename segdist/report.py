@@ -23,6 +23,7 @@ from segdist.evaluate import Evaluation, ImageSize, evaluate
 from segdist.inference import PLAIN, Recipe, recipe
 from segdist.metric import bootstrap_miou, class_iou
 from segdist.models.segmenter import Segmenter
+from segdist.trained import config_of, load_resolved
 from segdist.world import World, joined
 
 _MEANS = (
@@ -55,7 +56,7 @@ def evaluate_checkpoint(
     with joined(device) as world:
         wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
         chosen, cfg, address, index = world.from_first(lambda: look_up(uri, data, split, wanted))
-        trained = checkpoint.load_resolved(chosen, world.device, raw)
+        trained = load_resolved(chosen, world.device, raw)
         how, size = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size
         progress, advance = log.bar(f"evaluating {split}", index.split(split).num_samples)
         with progress if world.is_first else contextlib.nullcontext():
@@ -79,7 +80,7 @@ def look_up(uri: str, data: str | None, split: str, changes: dict[str, Any]) -> 
     """(checkpoint, config, address of the data, its index) of an evaluation that is asked for. Raises UserError."""
     chosen = checkpoint.resolve(uri)
     state = checkpoint.load_state(chosen)
-    cfg = with_changes(checkpoint.config_of(chosen, state), changes)
+    cfg = with_changes(config_of(chosen, state), changes)
     address = data or cfg.data.uri
     index = indices.load(address)
     index.split(split)

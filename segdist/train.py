@@ -26,6 +26,7 @@ from segdist.models.segmenter import Segmenter
 from segdist.opening import Opening, look, open_run, settle, training_order
 from segdist.report import validate
 from segdist.strategy import Step, kernels, strategy_of
+from segdist.trained import load_fitting
 from segdist.world import World
 
 Tell = Callable[[dict[str, Any]], Any]
@@ -45,6 +46,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     before = checkpoint.load(run.checkpoint) if run.checkpoint else None
     start = before.state["step"] if before else 0
     model = starting_model(cfg, run, before).to(world.device).train()
+    about = describe(cfg, world, model, run, start)  # of whole weights, which ZeRO divides
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)
     criterion = loss.Criterion(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
     update = Step(model, optimizer, cfg.train, cfg.optim, criterion, world, start)
@@ -66,7 +68,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
         best: float | None = run.best["miou"] if run.best else None
         done, stop = start, False
         alarm = DeadClasses(cfg, run.index)
-        book.say(describe(cfg, world, model, run, start))
+        book.say(about)
         if run.unscored:  # the attempt before ended between its commit and its evaluation
             best = score(cfg, update, run, world, book, keeper, alarm, tell, done, best)
         while done < num_steps and not stop:
@@ -128,7 +130,7 @@ def starting_model(cfg: Config, run: Opening, before: checkpoint.Snapshot | None
         return model
     model = models.build(cfg.model, run.index.labels.names)
     if run.parent:
-        model.notes = checkpoint.load_fitting(run.parent, model)
+        model.notes = load_fitting(run.parent, model)
     return model
 
 

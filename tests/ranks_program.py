@@ -126,9 +126,9 @@ def formula(cfg: Config, world: World, plain: bool) -> tuple[Segmenter, dict[str
 
 def scores(plan: str, folder: str) -> None:
     """Evaluates finished runs in sliding windows: a plan of {"name", "run", "data", "split"}; rank 0 leaves NAME.json."""
-    from segdist.checkpoint import load_trained
     from segdist.inference import Recipe
     from segdist.report import report
+    from segdist.trained import load_trained
 
     world = join("cpu")
     torch.set_num_threads(1)

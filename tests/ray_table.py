@@ -12,10 +12,10 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from segdist import storage
-from segdist.checkpoint import load_trained
 from segdist.data import index as indices
 from segdist.evaluate import evaluate
 from segdist.launch.cluster import connect
+from segdist.trained import load_trained
 from segdist.world import join
 
 

@@ -17,7 +17,7 @@ from conftest import SEGFORMER, UNET, plain_folder, prepare, tree
 from PIL import Image
 
 from segdist import config, record
-from segdist.checkpoint import load_trained, resolve
+from segdist.checkpoint import resolve
 from segdist.data import index as indices
 from segdist.data.labels import plain
 from segdist.errors import UserError
@@ -27,6 +27,7 @@ from segdist.figures import index_mask, overlay
 from segdist.metric import pair_table
 from segdist.report import evaluate_checkpoint
 from segdist.train import fit
+from segdist.trained import load_trained
 from segdist.world import World
 
 CPU = torch.device("cpu")
@@ -253,7 +254,8 @@ def test_the_whole_road_by_command(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_trains_by_command(street_data: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(tree(street_data, str(tmp_path / "run"))), encoding="utf-8")
+    train = {"micro_batch_size": "auto"}
+    path.write_text(yaml.safe_dump(tree(street_data, str(tmp_path / "run"), train=train)), encoding="utf-8")
     command = [
         "-m",
         "torch.distributed.run",
@@ -264,10 +266,10 @@ def test_torchrun_trains_by_command(street_data: str, tmp_path: Path) -> None:
         "segdist",
         "train",
         str(path),
-        "--json",
     ]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("micro_batch_size=auto is 2 from here on; at most 2 rank(s) can share this run") == 1
     assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
     assert json.loads(done.stdout.splitlines()[-1])["state"] == "SUCCEEDED"
     assert "2 rank(s) on cpu" in done.stderr

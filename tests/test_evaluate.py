@@ -20,7 +20,7 @@ from conftest import SEGFORMER, UNET, prepare, tree, write_pair
 
 from segdist import config, models, record
 from segdist.alarm import PATIENCE, DeadClasses
-from segdist.checkpoint import digest, load_trained, read_best, resolve
+from segdist.checkpoint import digest, read_best, resolve
 from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
@@ -31,6 +31,7 @@ from segdist.inference import PLAIN, Recipe
 from segdist.metric import boundary_counts, class_iou, scores
 from segdist.report import evaluate_checkpoint, protocol, report
 from segdist.train import fit
+from segdist.trained import load_trained
 from segdist.world import SharedError, World
 
 CPU = torch.device("cpu")

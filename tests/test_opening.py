@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from segdist import checkpoint, config, opening, probe, record, storage
-from segdist.checkpoint import load_trained
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.errors import ConfigError, UserError
@@ -21,6 +20,7 @@ from segdist.export import export
 from segdist.loss import Criterion
 from segdist.report import evaluate_checkpoint
 from segdist.train import fit
+from segdist.trained import load_trained
 from segdist.world import World
 
 Make = Callable[..., Config]

@@ -13,7 +13,6 @@ from conftest import SEGFORMER, tree
 from PIL import Image
 
 from segdist import config
-from segdist.checkpoint import Trained, load_trained
 from segdist.cli import app
 from segdist.data import index as indices
 from segdist.errors import ConfigError, UserError
@@ -23,6 +22,7 @@ from segdist.metric import pair_table
 from segdist.predict import predict_files
 from segdist.report import with_changes
 from segdist.train import fit
+from segdist.trained import Trained, load_trained
 from segdist.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -28,13 +28,13 @@ from conftest import ROOT, SEGFORMER, UNET, tree
 from ray_head import BIN, Head
 
 from segdist import checkpoint, config, record, storage
-from segdist.checkpoint import load_trained
 from segdist.config import Scale
 from segdist.data import index as indices
 from segdist.evaluate import evaluate
 from segdist.launch.cluster import needs, shortage
 from segdist.storage import s3
 from segdist.train import fit
+from segdist.trained import load_trained
 from segdist.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]

@@ -17,7 +17,6 @@ from conftest import SEGFORMER, UNET, prepare, tree
 from fault_proxy import Fault, spoiling
 
 from segdist import checkpoint, config, models, record, storage
-from segdist.checkpoint import load_trained
 from segdist.data import index as indices
 from segdist.doctor.run import storage_of
 from segdist.errors import DataError, MissingError, StorageError, UnavailableError, UserError
@@ -26,6 +25,7 @@ from segdist.outbox import Outbox
 from segdist.predict import predict_files
 from segdist.storage import s3
 from segdist.train import fit
+from segdist.trained import load_trained
 from segdist.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -146,8 +146,8 @@ def export(
     """
     import torch
 
-    from segdist.checkpoint import load_trained
     from segdist.export import export as run
+    from segdist.trained import load_trained
 
     trained = load_trained(checkpoint, torch.device("cpu"), raw)
     summary = run(trained, dest, overwrite)
@@ -171,8 +171,8 @@ def predict(
 
     Example: `segdist predict runs/photos holiday/*.jpg --out predictions/`
     """
-    from segdist.checkpoint import load_trained
     from segdist.predict import predict_files
+    from segdist.trained import load_trained
     from segdist.world import choose_device
 
     done = predict_files(load_trained(checkpoint, choose_device(device), raw), images, out, max_megapixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import torch
@@ -29,9 +30,13 @@ class Ddp(Strategy):
         self._is_last = self._sent = False
         if world.num_ranks > 1:
             devices = [world.device] if world.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(
-                forward, devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            # 1x1 kernels that are channels_last: their strides differ from a bucket's in dimensions of size 1 alone
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # its new name is unknown to torch 2.9
+                self.forward = DistributedDataParallel(
+                    forward, devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
 
     def group(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         self._is_last = is_last
