@@ -12,7 +12,7 @@ demo-local: .ready
 	$(BIN)/python demo/demo.py --local $(if $(DATA),--data "$(DATA)")
 
 test: .ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .ready
 	$(BIN)/ruff format --check .

@@ -8,7 +8,6 @@ rank held beyond the imported libraries, of the rank that held most: VmHWM on CP
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -24,14 +23,13 @@ from segdist import config, models, optim
 from segdist.data.stream import MicroBatch
 from segdist.loss import Criterion
 from segdist.record import versions
-from segdist.strategy import Step, exact
+from segdist.strategy import Step
 from segdist.world import World, join, leave
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},
     "ddp, recomputed": {"strategy": "ddp", "activation_checkpointing": True},
     "exact": {"strategy": "exact"},
-    "exact, reduced at the end": {"strategy": "exact"},
     "zero 1": {"strategy": "deepspeed", "zero_stage": 1},
     "zero 2": {"strategy": "deepspeed", "zero_stage": 2},
     "zero 3": {"strategy": "deepspeed", "zero_stage": 3},
@@ -72,8 +70,6 @@ def rank(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     on_gpu = world.device.type == "cuda"
     cfg = config_of(given)
-    if given.contender == "exact, reduced at the end":
-        exact.Exact.group = lambda self, is_last: contextlib.nullcontext()  # type: ignore[method-assign]
     before = resident("VmRSS")
     torch.manual_seed(0)
     model = models.build(cfg.model, [str(i) for i in range(given.classes)]).to(world.device).train()

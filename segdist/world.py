@@ -26,11 +26,6 @@ class SharedError(UserError):
     """Rank 0 failed and says why; this rank only stops."""
 
 
-class _Done:
-    def wait(self) -> None:
-        pass
-
-
 TIMEOUT = timedelta(minutes=5)
 LATE = timedelta(hours=2)  # for ranks that work alone for long, as in evaluation; one that dies is noticed at once
 
@@ -53,10 +48,6 @@ class World:
         if self.num_ranks > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def begin_sum(self, tensor: torch.Tensor) -> Any:
-        """Begins the sum over ranks, in place; it is there after `wait()` of what is returned."""
-        return dist.all_reduce(tensor, async_op=True) if self.num_ranks > 1 else _Done()
 
     def late_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """As `sum`, of a tensor on the CPU, where some ranks may come much later than others."""
