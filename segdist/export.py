@@ -10,6 +10,7 @@ from typing import Any
 from segdist import storage
 from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
+from segdist.models import hf, smp
 from segdist.trained import Trained
 
 MARK = "segdist.json"  # written last: an export without it is not whole
@@ -37,7 +38,7 @@ def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, An
     }
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        layout = {"segformer": _transformers, "unet": _smp}[trained.model.arch["name"]](trained, folder)
+        layout = (_smp if trained.model.arch["name"] in smp.FAMILIES else _transformers)(trained, folder)
         (folder / "README.md").write_text(_card(trained, layout, metrics), encoding="utf-8")
         storage.delete(storage.join(dest, MARK))  # while files are exchanged, it is no export
         for path in sorted(folder.iterdir()):
@@ -62,13 +63,14 @@ def _transformers(trained: Trained, folder: Path) -> str:
     transformers.utils.logging.disable_progress_bar()
     trained.model.net.save_pretrained(folder)
     size = trained.cfg.data.image_size
-    transformers.SegformerImageProcessor(
-        do_resize=size is not None,
-        size=_processor_size(size),
-        image_mean=list(trained.model.traits.mean),
-        image_std=list(trained.model.traits.std),
-        do_reduce_labels=False,
-    ).save_pretrained(folder)
+    family = hf.FAMILIES.get(trained.model.arch["name"])
+    resize: dict[str, Any] = {"do_resize": size is not None, "size": _processor_size(size), "do_reduce_labels": False}
+    if family and family.bgr:  # neither mean nor deviation, and blue first
+        kind: Any = transformers.MobileViTImageProcessor
+        kind(**resize, do_center_crop=False, do_flip_channel_order=True, do_normalize=False).save_pretrained(folder)
+        return "transformers"
+    mean, std = list(trained.model.traits.mean), list(trained.model.traits.std)
+    transformers.SegformerImageProcessor(**resize, image_mean=mean, image_std=std).save_pretrained(folder)
     return "transformers"
 
 

@@ -25,7 +25,8 @@ def group_size(cfg: Config, index: Index, world: World) -> int:
     Raises UserError when a single image does not fit.
     """
     total = cfg.train.global_batch_size
-    sizes = [n for n in range(total // world.num_ranks, 0, -1) if total % n == 0]
+    least = 2 if cfg.model.name in config.NEEDS_PAIRS else 1
+    sizes = [n for n in range(total // world.num_ranks, least - 1, -1) if total % n == 0]
     if world.device.type == "cpu":
         return next(n for n in sizes if n <= CPU_SIZE)
     for size in sizes:

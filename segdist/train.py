@@ -17,6 +17,7 @@ import torch
 from segdist import checkpoint, log, loss, models, optim, record, storage
 from segdist.alarm import DeadClasses
 from segdist.config import Config
+from segdist.data.augment import model_size
 from segdist.data.index import Index
 from segdist.data.order import key
 from segdist.data.source import Source
@@ -49,6 +50,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     about = describe(cfg, world, model, run, start)  # of whole weights, which ZeRO divides
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)
     criterion = loss.Criterion(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
+    check_sizes(cfg, run.index, model)
     update = Step(model, optimizer, cfg.train, cfg.optim, criterion, world, start)
     if before:
         update.load(before)
@@ -118,6 +120,13 @@ def train_stream(
     source = Source(cfg.data.uri, index, cfg.data.train_split)
     order, size = training_order(cfg, index), cfg.train.group_size
     return TrainStream(source, order, index.labels, cfg.data, cfg.io, groups, size, world.device.type == "cuda", count)
+
+
+def check_sizes(cfg: Config, index: Index, model: Segmenter) -> None:
+    """Raises ConfigError when a model of one size would see larger images, in training or in evaluation."""
+    model.traits.check(*cfg.data.crop_size)
+    largest = model_size(cfg.data.image_size, *index.split(cfg.data.val_split).largest)
+    model.traits.check(*(largest if cfg.eval.mode == "whole" else cfg.eval.window_size or cfg.data.crop_size))
 
 
 def starting_model(cfg: Config, run: Opening, before: checkpoint.Snapshot | None) -> Segmenter:

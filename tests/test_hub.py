@@ -16,7 +16,7 @@ from conftest import tree
 from hub_server import serving
 
 from segdist import config, models
-from segdist.config import Segformer, Unet
+from segdist.config import Segformer, Smp
 from segdist.train import fit
 from segdist.world import World
 
@@ -64,7 +64,7 @@ def test_a_hub_id_that_does_not_exist_is_explained(tmp_path: Path) -> None:
 
 
 def test_unet_takes_its_imagenet_encoder_from_the_hub(tmp_path: Path) -> None:
-    donor = models.build(Unet(encoder="resnet18"), ["x", "y"])
+    donor = models.build(Smp(encoder="resnet18"), ["x", "y"])
     from safetensors.torch import save_file
 
     repo = tmp_path / "hub" / "smp-hub" / "resnet18.imagenet"

@@ -22,9 +22,7 @@ K = 5
 @pytest.fixture(scope="module", params=["segformer", "unet"])
 def model(request: pytest.FixtureRequest) -> Segmenter:
     torch.manual_seed(0)
-    cfg = TypeAdapter(config.Segformer | config.Unet).validate_python(
-        {"segformer": SEGFORMER, "unet": UNET}[request.param]
-    )
+    cfg = TypeAdapter(config.Model).validate_python({"segformer": SEGFORMER, "unet": UNET}[request.param])
     return models.build(cfg, [str(k) for k in range(K)]).eval()
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import SEGFORMER, UNET
 
 from segdist import models, optim
-from segdist.config import Optim, Segformer, Unet
+from segdist.config import Optim, Segformer, Smp
 from segdist.errors import UserError
 from segdist.models.segmenter import Segmenter, infer
 
@@ -15,7 +15,7 @@ NAMES = ["sky", "road", "car"]
 
 
 def build(tree: dict, names: list[str] = NAMES) -> Segmenter:
-    cfg = (Segformer if tree["name"] == "segformer" else Unet)(**tree)
+    cfg = (Segformer if tree["name"] == "segformer" else Smp)(**tree)
     return models.build(cfg, names)
 
 

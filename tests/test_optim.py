@@ -10,7 +10,7 @@ from conftest import SEGFORMER
 from torch import nn
 
 from segdist import models, optim
-from segdist.config import Optim, Segformer, Unet
+from segdist.config import Optim, Segformer, Smp
 from segdist.models.segmenter import Segmenter
 
 NAMES = ["a", "b", "c"]
@@ -49,7 +49,7 @@ def test_norms_biases_and_position_embeddings_do_not_decay() -> None:
 
 @pytest.mark.parametrize("encoder", ["resnet18", "mit_b0", "efficientnet-b0"])
 def test_layers_learn_the_slower_the_nearer_they_are_to_the_input(encoder: str) -> None:
-    model = models.build(Unet(encoder=encoder), NAMES)
+    model = models.build(Smp(encoder=encoder), NAMES)
     factors = {n: g["lr_factor"] for n, g in groups_of(Optim(layer_decay=0.5, head_lr_factor=3.0), model).items()}
     depth = len(model.traits.layers)
     for number, prefixes in enumerate(model.traits.layers):

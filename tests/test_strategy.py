@@ -14,7 +14,7 @@ from conftest import SEGFORMER, UNET
 from torch import nn
 
 from segdist import models, optim
-from segdist.config import Loss, Optim, Segformer, Train, Unet
+from segdist.config import Loss, Optim, Segformer, Smp, Train
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
 from segdist.errors import ConfigError, DeviceMemoryError
@@ -164,7 +164,7 @@ def test_channels_last_weights_get_the_update_of_plain_ones() -> None:
     results = []
     for memory_format in (torch.channels_last, torch.contiguous_format):
         torch.manual_seed(0)
-        model = models.build(Unet(encoder="resnet18"), NAMES).train()
+        model = models.build(Smp(encoder="resnet18"), NAMES).train()
         model.to(memory_format=memory_format)
         optimizer = build_optimizer(Optim(lr=1e-3), model)
         optimizer_step = step_of(model, optimizer, train(2))
@@ -200,7 +200,7 @@ def test_group_seeds_do_not_collide() -> None:
 
 @pytest.mark.parametrize("tree", [SEGFORMER, UNET], ids=lambda t: t["name"])
 def test_bf16_trains(tree: dict) -> None:
-    cfg = (Segformer if tree["name"] == "segformer" else Unet)(**tree)
+    cfg = (Segformer if tree["name"] == "segformer" else Smp)(**tree)
     model = models.build(cfg, NAMES).train()
     optimizer = build_optimizer(Optim(lr=3e-3), model)
     step = step_of(model, optimizer, train(1, precision="bf16"))
@@ -226,7 +226,7 @@ def walk(model: Segmenter, num_steps: int, cfg: Train, start: int = 0, **fields:
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("strategy", ["exact", "ddp"])
 def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_step(strategy: str, name: str) -> None:
-    model = tiny(Unet, UNET)
+    model = tiny(Smp, UNET)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     batches = groups_of([0.1, 0.6], size=32)
     fields: dict[str, Any] = {"name": name, "lr": 1e-3, "freeze_encoder_steps": 2}
@@ -246,7 +246,7 @@ def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_step(strategy: 
 
 
 def test_freezing_leaves_alone_what_takes_no_part() -> None:
-    model = tiny(Unet, UNET, encoder="mobilenet_v2")
+    model = tiny(Smp, UNET, encoder="mobilenet_v2")
     idle = next(model.encoder().parameters())
     idle.requires_grad_(False)
     model.freeze()
@@ -275,7 +275,7 @@ def test_the_average_is_that_of_the_formula_and_what_is_scored() -> None:
     assert all(torch.equal(taken.average[k], v) for k, v in scored.state_dict().items())
 
 
-@pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Unet, UNET)], ids=["segformer", "unet"])
+@pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Smp, UNET)], ids=["segformer", "unet"])
 def test_activations_computed_twice_give_the_same_bits(cls: type, tree: dict) -> None:
     """Weights, running statistics and losses, dropout and drop path included."""
     states = []
@@ -408,7 +408,7 @@ def test_scores_are_never_rounded_to_tf32_and_training_leaves_no_trace() -> None
 
 
 def test_a_model_from_before_auxiliary_heads_is_rebuilt() -> None:
-    for cls, fields in ((Segformer, SEGFORMER), (Unet, UNET)):
+    for cls, fields in ((Segformer, SEGFORMER), (Smp, UNET)):
         arch = {k: v for k, v in tiny(cls, fields).arch.items() if k != "aux"}
         assert models.rebuild(arch).aux is None
 
@@ -450,7 +450,7 @@ def test_a_compiled_model_walks_the_curve_of_a_plain_one() -> None:
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
-@pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Unet, UNET)], ids=["segformer", "unet"])
+@pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Smp, UNET)], ids=["segformer", "unet"])
 def test_an_auxiliary_head_adds_its_loss_and_leaves_the_scores_alone(cls: type, tree: dict) -> None:
     model = tiny(cls, tree, aux_head=True)
     batch = groups_of([0.2], size=48)[0]

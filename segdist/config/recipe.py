@@ -35,42 +35,6 @@ class Data(Section):
         return self
 
 
-class Segformer(Section):
-    name: Literal["segformer"] = identity("segformer", "SegFormer (Xie et al. 2021) through transformers.")
-    size: Literal["tiny", "b0", "b1", "b2", "b3", "b4", "b5"] | None = identity(
-        None, "Random initial weights of this size; give this or `weights`. `tiny` is for demos and tests."
-    )
-    weights: str | None = identity(
-        None,
-        "Initial weights: a Hub id such as nvidia/mit-b0, or a folder (a path or s3://) in the Hugging Face layout.",
-    )
-    revision: str | None = identity(None, "Commit or tag of the Hub id.")
-    dropout: float = identity(0.1, "Dropout before the classifier.", ge=0, lt=1)
-    drop_path: float = identity(0.1, "Stochastic depth of the encoder's last block.", ge=0, lt=1)
-    aux_head: bool = identity(
-        False, "An auxiliary head on the encoder's last stage but one, in training (loss.aux_weight)."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Segformer:
-        if (self.size is None) == (self.weights is None):
-            raise ValueError("give either model.size (random initial weights) or model.weights, not both or neither")
-        if self.revision is not None and self.weights is None:
-            raise ValueError("model.revision needs model.weights")
-        return self
-
-
-class Unet(Section):
-    name: Literal["unet"] = identity("unet", "U-Net (Ronneberger et al. 2015) through segmentation-models-pytorch.")
-    encoder: str = identity("resnet34", "Encoder name, as segmentation-models-pytorch lists them.")
-    weights: str | None = identity(
-        None, "Initial weights: `imagenet` (encoder only), a folder (a path or s3://) in smp's layout, or null: random."
-    )
-    aux_head: bool = identity(
-        False, "An auxiliary head on the encoder's last stage but one, in training (loss.aux_weight)."
-    )
-
-
 class Loss(Section):
     """A weighted sum of terms; a term of weight 0 is not computed."""
 

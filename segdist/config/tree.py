@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from segdist.config.fields import Section, Size, defaults_of, free
-from segdist.config.recipe import Data, Loss, Optim, Segformer, Train, Unet
+from segdist.config.models import NEEDS_PAIRS, Model
+from segdist.config.recipe import Data, Loss, Optim, Train
 
 
 class Eval(Section):
@@ -103,7 +104,7 @@ class Config(Section):
 
     run: Run
     data: Data
-    model: Annotated[Segformer | Unet, Field(discriminator="name")]
+    model: Model
     train: Train
     loss: Loss = Loss()
     optim: Optim = Optim()
@@ -121,6 +122,11 @@ class Config(Section):
                     f"optim.{name} {getattr(self.optim, name)} must be below train.num_steps {self.train.num_steps}; "
                     f"lower it too, for example optim.{name}={self.train.num_steps // 10}"
                 )
+        if self.model.name in NEEDS_PAIRS and self.train.micro_batch_size == 1:
+            raise ValueError(
+                f"model.name={self.model.name} pools an image into one pixel and normalises it over the micro-batch, which a "
+                "single image cannot be; give train.micro_batch_size=2 or more"
+            )
         if self.model.aux_head and not self.loss.aux_weight:
             raise ValueError("model.aux_head would never learn with loss.aux_weight=0; give one of them another value")
         if self.train.strategy == "deepspeed":

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from segdist import storage
-from segdist.config import Segformer, Unet
-from segdist.models import segformer, unet
+from segdist.config import Model, Segformer, Smp
+from segdist.models import hf, segformer, smp
 from segdist.models.segmenter import Segmenter
 
-_FAMILIES = {"segformer": segformer, "unet": unet}
 
-
-def build(cfg: Segformer | Unet, class_names: Sequence[str]) -> Segmenter:
+def build(cfg: Model, class_names: Sequence[str]) -> Segmenter:
     """A model with its initial weights, drawn from torch's global generator where they are random.
 
     Raises UserError when the weights are not to be had or do not fit.
@@ -29,12 +27,16 @@ def build(cfg: Segformer | Unet, class_names: Sequence[str]) -> Segmenter:
     return model
 
 
-def _build(cfg: Segformer | Unet, class_names: Sequence[str]) -> Segmenter:
+def _build(cfg: Model, class_names: Sequence[str]) -> Segmenter:
     if isinstance(cfg, Segformer):
         return segformer.build(cfg, class_names)
-    return unet.build(cfg, class_names)
+    if isinstance(cfg, Smp):
+        return smp.build(cfg, class_names)
+    return hf.build(cfg, class_names)
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:
     """The model that `arch` (a Segmenter's own, out of a checkpoint) describes, with weights still to be loaded."""
-    return _FAMILIES[arch["name"]].rebuild(arch)
+    if arch["name"] == "segformer":
+        return segformer.rebuild(arch)
+    return (smp if arch["name"] in smp.FAMILIES else hf).rebuild(arch)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from segdist import config
-from segdist.errors import UserError
+from segdist.models.hf import normalisation, pretrained
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Constants, Segmenter, Traits
 
 # Sizes: arXiv:2105.15203, table 6. `tiny` is ours, for demos and tests: 0.4 M parameters.
@@ -49,32 +47,8 @@ def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
         net = SegformerForSemanticSegmentation(SegformerConfig(**_SIZES[cfg.size], **own))
         return _wrap(net, [f"random initial weights (SegFormer {cfg.size})"], aux=cfg.aux_head)
     assert cfg.weights is not None
-    try:
-        loaded: Any = SegformerForSemanticSegmentation.from_pretrained(
-            cfg.weights,
-            revision=cfg.revision or "main",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            **own,
-        )
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"model.weights {cfg.weights!r} could not be loaded: {first} "
-            "Give a Hub id that this machine can reach, or a local folder with config.json and model.safetensors."
-        ) from None
-    net, report = loaded
-    if all(f"segformer.{name}" in report["missing_keys"] for name, _ in net.segformer.named_parameters()):
-        raise UserError(f"model.weights {cfg.weights!r} hold no SegFormer encoder; give weights of a SegFormer")
-    fresh = sorted(
-        {*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])}
-    )
-    notes = [f"initial weights from {cfg.weights}"]
-    if fresh:
-        notes.append(f"newly initialised, since the weights have none of this shape: {', '.join(fresh)}")
-    return _wrap(net, notes, *_normalisation(cfg.weights), aux=cfg.aux_head)
+    net, notes = pretrained(SegformerForSemanticSegmentation, cfg.weights, cfg.revision, own)
+    return _wrap(net, notes, *normalisation(cfg.weights, IMAGENET_MEAN, IMAGENET_STD), aux=cfg.aux_head)
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:
@@ -82,15 +56,6 @@ def rebuild(arch: dict[str, Any]) -> Segmenter:
 
     net = SegformerForSemanticSegmentation(SegformerConfig.from_dict(arch["config"]))
     return _wrap(net, [], tuple(arch["mean"]), tuple(arch["std"]), aux=arch.get("aux", False))
-
-
-def _normalisation(weights: str) -> tuple[Constants, Constants]:
-    """(mean, std) that come with weights in a local folder; ImageNet's, as all published SegFormers have them, otherwise."""
-    path = Path(weights) / "preprocessor_config.json"
-    if not path.is_file():
-        return IMAGENET_MEAN, IMAGENET_STD
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(tree.get("image_mean", IMAGENET_MEAN)), tuple(tree.get("image_std", IMAGENET_STD))
 
 
 def _wrap(

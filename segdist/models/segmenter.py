@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from segdist.errors import ConfigError
 from segdist.ops.pixels import to_input
 from segdist.ops.tf32 import tf32
 
@@ -30,9 +31,27 @@ class Traits:
     stride: int  # image px per logit
     multiple: int  # image sides are padded to a multiple of this, px
     least: int  # and to at least this, px
-    encoder_prefix: str  # parameters whose names begin so are the encoder; all others are the head
+    most: int | None = None  # and never above this, px: such a model takes images of one size
+    square: bool = False  # images are padded to squares
+    encoder_prefix: str = ""  # parameters whose names begin so are the encoder; all others are the head
     layers: tuple[tuple[str, ...], ...] = ()  # name prefixes of each encoder layer's parameters, from the input up
     blocks: tuple[str, ...] = ()  # modules whose activations may be computed again: see Segmenter.recompute
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ConfigError where a model of one size would see a larger image."""
+        if self.most is not None and max(height, width) > self.most:
+            raise ConfigError(
+                f"an image of {height}x{width} px, for a model that takes {self.most}x{self.most} px alone: give "
+                f"data.crop_size=[{self.most},{self.most}] eval.mode=sliding eval.window_size=[{self.most},{self.most}] "
+                f"(--mode sliding --window {self.most}x{self.most}), or data.image_size"
+            )
+
+    def padding(self, height: int, width: int) -> tuple[int, int]:
+        """px below and right of an image that make it one that the model takes."""
+        sides = [max(n + -n % self.multiple, self.least) for n in (height, width)]
+        if self.square:
+            sides = [max(sides)] * 2
+        return sides[0] - height, sides[1] - width
 
 
 class AuxHead(nn.Sequential):
@@ -65,7 +84,7 @@ class Segmenter(nn.Module):
         traits: Traits,
         arch: dict[str, Any],
         notes: list[str] | None = None,
-        aux: AuxHead | None = None,
+        aux: nn.Module | None = None,
         both_of: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
         super().__init__()
@@ -79,7 +98,8 @@ class Segmenter(nn.Module):
         In training, with an auxiliary head: (logits, its logits (B, K, h', w')).
         """
         height, width = x.shape[2:]
-        below, right = (max(-n % self.traits.multiple, self.traits.least - n) for n in (height, width))
+        self.traits.check(height, width)
+        below, right = self.traits.padding(height, width)
         padded = F.pad(x, (0, right, 0, below)) if below or right else x
         if self.aux is None or not self.training:
             return self._crop(self._logits_of(self.net, padded), x, self.traits.stride)
@@ -132,7 +152,7 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference_mode would leave tensors in caches of transformers that training then cannot use
 def infer(model: Segmenter, images: torch.Tensor) -> torch.Tensor:
     """fp32 logits of uint8 (B, 3, H, W) images on the model's device, for a model in evaluation mode.
 

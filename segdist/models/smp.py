@@ -1,10 +1,11 @@
-"""U-Net (Ronneberger et al. 2015, arXiv:1505.04597) with a chosen encoder, through segmentation-models-pytorch."""
+"""U-Net and its relatives with a chosen encoder, through segmentation-models-pytorch."""
 
 from __future__ import annotations
 
-import functools
+import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,41 @@ from torch import nn
 from segdist import config
 from segdist.errors import UserError
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Segmenter, Traits
+from segdist.models.structure import layers_of, order_of, parts
 
 
-def build(cfg: config.Unet, class_names: Sequence[str]) -> Segmenter:
+@dataclass(frozen=True)
+class Family:
+    kind: str  # its class in segmentation-models-pytorch
+    source: str
+    least: int = 1  # px of a side
+
+
+_OWN = {
+    "encoder_name",
+    "encoder_weights",
+    "classes",
+    "in_channels",
+    "aux_params",
+    "activation",
+    "kwargs",
+}  # not options
+FAMILIES = {
+    "unet": Family("Unet", "U-Net (Ronneberger et al. 2015, arXiv:1505.04597)"),
+    "unetplusplus": Family("UnetPlusPlus", "U-Net++ (Zhou et al. 2018, arXiv:1807.10165)"),
+    "fpn": Family("FPN", "FPN (Kirillov et al. 2019, arXiv:1901.02446)"),
+    "pspnet": Family("PSPNet", "PSPNet (Zhao et al. 2017, arXiv:1612.01105)"),
+    "deeplabv3": Family("DeepLabV3", "DeepLabV3 (Chen et al. 2017, arXiv:1706.05587)"),
+    "deeplabv3plus": Family("DeepLabV3Plus", "DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611)"),
+    "linknet": Family("Linknet", "LinkNet (Chaurasia & Culurciello 2017, arXiv:1707.03718)"),
+    "pan": Family("PAN", "PAN (Li et al. 2018, arXiv:1805.10180)", 128),  # it halves a sixteenth three times
+    "manet": Family("MAnet", "MA-Net (Fan et al. 2020, IEEE Access 8)"),
+    "smp_upernet": Family("UPerNet", "UPerNet (Xiao et al. 2018, arXiv:1807.10221)"),
+    "smp_segformer": Family("Segformer", "SegFormer's head (Xie et al. 2021, arXiv:2105.15203) on any encoder"),
+}
+
+
+def build(cfg: config.Smp, class_names: Sequence[str]) -> Segmenter:
     import segmentation_models_pytorch as smp
 
     if cfg.encoder not in smp.encoders.get_encoder_names() and not cfg.encoder.startswith("tu-"):
@@ -25,15 +58,16 @@ def build(cfg: config.Unet, class_names: Sequence[str]) -> Segmenter:
         near = difflib.get_close_matches(cfg.encoder, smp.encoders.get_encoder_names(), 3)
         raise UserError(f"model.encoder {cfg.encoder!r} is unknown; near it: {', '.join(near) or 'resnet34'}")
     arch = {
-        "name": "unet",
+        "name": cfg.name,
         "encoder": cfg.encoder,
         "classes": len(class_names),
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
         "aux": cfg.aux_head,
+        "options": cfg.options,
     }
     if cfg.weights is None:
-        return _wrap(arch, None, [f"random initial weights (U-Net, {cfg.encoder})"])
+        return _wrap(arch, None, [f"random initial weights ({cfg.name}, {cfg.encoder})"])
     if cfg.weights == "imagenet":
         try:
             params = smp.encoders.get_preprocessing_params(cfg.encoder, "imagenet")
@@ -83,70 +117,32 @@ def _from_folder(arch: dict[str, Any], folder: Path) -> Segmenter:
 def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -> Segmenter:
     import segmentation_models_pytorch as smp
 
+    options = arch.get("options", {})
     try:
-        net = smp.Unet(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"model.encoder {arch['encoder']!r} cannot make a U-Net: {error}") from None
-    order = _try_out(net)
-    parts = sorted(_parts(net.encoder, "net.encoder"), key=lambda name: order[name])
-    layers: list[tuple[str, ...]] = []
-    for name in parts:  # what holds nothing but norms and biases learns with the layer before it
-        learning = [p for p in net.get_submodule(name.removeprefix("net.")).parameters() if p.requires_grad]
-        if not learning:
-            continue
-        alone = any(p.ndim > 1 for p in learning)
-        layers = [*layers, (f"{name}.",)] if alone or not layers else [*layers[:-1], (*layers[-1], f"{name}.")]
+        kind = getattr(smp, FAMILIES[arch["name"]].kind)
+        if unknown := sorted(set(options) - (known := set(inspect.signature(kind).parameters) - _OWN)):
+            raise UserError(f"model.options.{unknown[0]}: {arch['name']} takes {', '.join(sorted(known))}")
+        net = kind(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"], **options)
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"model.encoder {arch['encoder']!r} cannot make a {arch['name']}: {error}") from None
+    family = FAMILIES[arch["name"]]
+    stride = net.encoder.output_stride
+    least = max(family.least, stride)
+    order = order_of(net, (least, least))
+    encoder = sorted(parts(net.encoder, "net.encoder"), key=lambda name: order[name])
     traits = Traits(
         tuple(arch["mean"]),
         tuple(arch["std"]),
         align_corners=True,  # of smp's heads; U-Net's logits are as large as its input, so it hardly ever matters
         stride=1,
-        multiple=net.encoder.output_stride,
-        least=net.encoder.output_stride,
+        multiple=stride,
+        least=least,
         encoder_prefix="net.encoder.",
-        layers=tuple(layers),
-        blocks=(*parts, *_parts(net.decoder.blocks, "net.decoder.blocks")),
+        layers=layers_of(net, encoder),
+        blocks=(*encoder, *parts(net.decoder, "net.decoder")),
     )
     aux = AuxHead(net.encoder.out_channels[-2], arch["classes"]) if arch.get("aux") else None
     return Segmenter(net, _logits, traits, arch, notes, aux, _both).to(memory_format=torch.channels_last)
-
-
-def _try_out(net: Any) -> dict[str, int]:
-    """Name of each module below `net` -> when it first ran, in one small forward pass; those that never ran come last.
-
-    Freezes parameters that take no part in the output: some encoders carry the head of their classifier along. DDP would
-    wait for their gradients.
-    """
-    order: dict[str, int] = {}
-
-    def note(name: str, *_: Any) -> None:
-        order.setdefault(name, len(order))
-
-    hooks = [
-        module.register_forward_pre_hook(functools.partial(note, f"net.{name}")) for name, module in net.named_modules()
-    ]
-    size = net.encoder.output_stride
-    net.eval()(torch.zeros(1, 3, size, size)).sum().backward()
-    for hook in hooks:
-        hook.remove()
-    for parameter in net.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
-        parameter.grad = None
-    net.train()
-    last = len(order)
-    return {f"net.{name}": order.get(f"net.{name}", last) for name, _ in net.named_modules()}
-
-
-def _parts(module: nn.Module, name: str) -> list[str]:
-    """Names of the modules that hold a network's parameters, and are more than a list of others."""
-    found: list[str] = []
-    for key, child in module.named_children():
-        listing = isinstance(child, (nn.Sequential, nn.ModuleList)) or len(list(module.named_children())) == 1
-        if listing and list(child.children()):
-            found += _parts(child, f"{name}.{key}")
-        elif list(child.parameters()):
-            found.append(f"{name}.{key}")
-    return found
 
 
 def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
