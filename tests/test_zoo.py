@@ -65,7 +65,7 @@ def test_a_run_learns_commits_comes_back_and_is_exported(name: str, make_config:
         processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "export")
         theirs = net(**processor(Image.fromarray(pixels), return_tensors="pt")).logits
     assert theirs.shape == ours.shape
-    assert torch.allclose(theirs, ours, rtol=1e-4, atol=1e-4)
+    assert (theirs - ours).abs().max() <= 1e-4 * ours.abs().max()
 
 
 @pytest.mark.parametrize("name", ZOO)
