@@ -44,6 +44,7 @@ class Report(_Part):
     data_digest: str
     checkpoint: str
     checkpoint_digest: str
+    weights: str = "trained"
     pictures: _PerSample | None = None  # by sample
     mean_boundary_iou: float | None = None
     boundary_iou: dict[str, float | None] | None = None
@@ -103,7 +104,10 @@ def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
     miou = _pair(a.miou, b.miou)
     verdict, sentence = _verdict(miou["difference"], interval, a.num_samples)
     if a.checkpoint_digest == b.checkpoint_digest:
-        sentence += " (both are the same checkpoint)"
+        same = a.weights == b.weights
+        sentence += (
+            " (both are the same checkpoint)" if same else f" (one checkpoint: {a.weights} weights, then {b.weights})"
+        )
     boundary: dict[str, Any] = {}
     if a.boundary_iou is not None and b.boundary_iou is not None:
         boundary["mean_boundary_iou"] = _pair(a.mean_boundary_iou, b.mean_boundary_iou)

@@ -48,6 +48,14 @@ class DeviceMemoryError(UserError):
     """The device's memory does not suffice."""
 
 
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether this rank talked to one that has ended: gloo and NCCL say so in words alone."""
+    said = str(error)
+    return type(error).__name__ == "DistBackendError" or any(
+        words in said for words in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch had no memory left, on a GPU or (where it raises a plain RuntimeError) in the machine itself."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

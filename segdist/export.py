@@ -26,7 +26,7 @@ def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, An
     if before is not None and not overwrite and before.get("run") != run:
         raise UserError(f"{dest} holds the export of {before.get('run')}; give another place, or --overwrite")
     storage.check_writable(dest)
-    metrics = None if trained.raw else scores_of(trained.uri)
+    metrics = None if trained.weights == "raw" else scores_of(trained.uri)
     about = {
         "run": run,
         "classes": trained.labels.to_json()["classes"],

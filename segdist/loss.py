@@ -32,7 +32,10 @@ def class_weights(cfg: Loss, class_pixels: Sequence[int]) -> torch.Tensor | None
         pixels = torch.tensor(class_pixels, dtype=torch.float64)
         return (1 / torch.log(1.02 + pixels / pixels.sum().clamp(min=1))).float()
     if len(cfg.class_weights) != len(class_pixels):
-        raise ConfigError(f"loss.class_weights has {len(cfg.class_weights)} numbers for {len(class_pixels)} classes")
+        raise ConfigError(
+            f"loss.class_weights has {len(cfg.class_weights)} numbers for {len(class_pixels)} classes; give one "
+            "for each, in their order (`segdist stats DATA` shows it)"
+        )
     return torch.tensor(cfg.class_weights, dtype=torch.float32)
 
 

@@ -113,7 +113,16 @@ def settle(cfg: Config, index: Index, world: World) -> Config:
         size = probe.group_size(cfg, index, world)
         if world.is_first:
             most = cfg.train.global_batch_size // size
-            log.say(f"train.micro_batch_size=auto is {size} from here on; at most {most} rank(s) can share this run")
+            how = (
+                "the largest that fits" if world.device.type != "cpu" else f"of a CPU: a divisor up to {probe.CPU_SIZE}"
+            )
+            log.say(
+                f"train.micro_batch_size=auto is {size} ({how}) from here on; at most {most} rank(s) can share this run"
+            )
+            if size == 1:
+                log.say(
+                    "warning: batch statistics of single images are poor; give a train.global_batch_size with more divisors"
+                )
         cfg = config.changed(cfg, "train", {"micro_batch_size": size})
     return cfg
 

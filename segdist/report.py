@@ -68,7 +68,7 @@ def evaluate_checkpoint(
         "protocol": protocol(size, how),
         "checkpoint": trained.uri,
         "checkpoint_digest": checkpoint.digest(trained.uri),
-        "weights": "raw" if trained.raw else "scored",
+        "weights": trained.weights,
         "data": address,
         "split": split,
         "data_digest": index.digest(split),

@@ -226,13 +226,15 @@ def describe(cfg: Config, world: World, model: Segmenter, run: Opening, start: i
     """What a person wants to know before the first step."""
     split = run.index.split(cfg.data.train_split)
     size = sum(p.numel() for p in model.parameters()) / 1e6
+    offload = ", offload" if cfg.train.zero_offload else ""
+    strategy = strategy_of(cfg.train.strategy, world.device)
+    strategy += f" (ZeRO-{cfg.train.zero_stage}{offload})" if cfg.train.strategy == "deepspeed" else ""
     return "\n".join(
         [
             f"run {cfg.run.uri}, attempt {run.attempt}: steps {start} to {cfg.train.num_steps}",
             f"data {run.index.name}: {split.num_samples} samples to train on, {run.index.labels.num_classes} classes",
             f"model {model.arch['name']}, {size:.1f} M parameters; " + "; ".join(model.notes),
-            f"{world.num_ranks} rank(s) on {world.device.type}, strategy {strategy_of(cfg.train.strategy, world.device)}, "
-            f"{cfg.train.precision}; batch {cfg.train.global_batch_size} = {cfg.train.num_groups} x "
-            f"{cfg.train.group_size}",
+            f"{world.num_ranks} rank(s) on {world.device.type}, strategy {strategy}, {cfg.train.precision}; "
+            f"batch {cfg.train.global_batch_size} = {cfg.train.num_groups} x {cfg.train.group_size}",
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +22,9 @@ class Trained:
     model: Segmenter
     labels: Labels
     cfg: Config
-    raw: bool = False  # not the weights that were scored, but those that trained on: the run averages its weights
+    weights: Literal["trained", "averaged", "raw"] = (
+        "trained"  # raw: those that train on, of a run that scores their average
+    )
 
 
 def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
@@ -35,10 +37,11 @@ def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
 
 def load_resolved(uri: str, device: torch.device, raw: bool = False) -> Trained:
     """As `load_trained`, of a checkpoint that checkpoint.resolve gave."""
-    state, raw = checkpoint.load_state(uri), raw and checkpoint.has_average(uri)
+    state = checkpoint.load_state(uri)
+    weights: Any = ("raw" if raw else "averaged") if checkpoint.has_average(uri) else "trained"
     model = models.rebuild(state["arch"])
     model.load_state_dict(checkpoint.load_model(uri, raw))
-    return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state), raw)
+    return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state), weights)
 
 
 def config_of(uri: str, state: dict[str, Any]) -> Config:

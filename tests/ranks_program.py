@@ -67,11 +67,11 @@ def training(cfg: Config, world: World, stop: int | None) -> tuple[Segmenter, di
 @contextlib.contextmanager
 def mistaken(wrong: str | None) -> Iterator[None]:
     """Gradients divided in a way that tutorials have, under DDP; the losses that are told stay the right ones."""
-    right = Criterion.tally, Criterion.divisors, Criterion.__call__, Ddp.backward
+    right = Criterion.total, Criterion.divisors, Criterion.__call__, Ddp.backward
     seen: dict[str, Any] = {}
 
-    def tally(self: Criterion, masks: Any) -> torch.Tensor:
-        seen["rank"] = right[0](self, masks)
+    def total(self: Criterion, counts: Any) -> torch.Tensor:
+        seen["rank"] = right[0](self, counts)
         return seen["rank"]
 
     def divisors(self: Criterion, tallied: torch.Tensor) -> torch.Tensor:
@@ -79,11 +79,11 @@ def mistaken(wrong: str | None) -> Iterator[None]:
         return right[1](self, tallied)
 
     def call(self: Criterion, outputs: Any, masks: torch.Tensor, *rest: Any) -> torch.Tensor:
-        seen["group"] = right[0](self, [masks])
+        seen["group"] = right[0](self, [self.count(masks)])
         return right[2](self, outputs, masks, *rest)
 
     def backward(self: Ddp, loss: torch.Tensor) -> None:
-        pixels = {name: int(counted[0]) for name, counted in seen.items()}
+        pixels = {name: int(counted[1]) for name, counted in seen.items()}
         factor = {
             "not times ranks": 1.0,
             "mean over ranks": pixels["batch"] / max(pixels["rank"], 1),
@@ -92,10 +92,10 @@ def mistaken(wrong: str | None) -> Iterator[None]:
         (loss * factor).backward()
 
     if wrong:
-        Criterion.tally, Criterion.divisors, Criterion.__call__ = tally, divisors, call  # type: ignore[method-assign]
+        Criterion.total, Criterion.divisors, Criterion.__call__ = total, divisors, call  # type: ignore[method-assign]
         Ddp.backward = backward  # type: ignore[method-assign]
     yield
-    Criterion.tally, Criterion.divisors, Criterion.__call__, Ddp.backward = right  # type: ignore[method-assign]
+    Criterion.total, Criterion.divisors, Criterion.__call__, Ddp.backward = right  # type: ignore[method-assign]
 
 
 def formula(cfg: Config, world: World, plain: bool) -> tuple[Segmenter, dict[str, Any]]:

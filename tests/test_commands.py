@@ -16,7 +16,7 @@ import yaml
 from conftest import SEGFORMER, UNET, plain_folder, prepare, tree
 from PIL import Image
 
-from segdist import config, record
+from segdist import checkpoint, config, record
 from segdist.checkpoint import resolve
 from segdist.data import index as indices
 from segdist.data.labels import plain
@@ -269,10 +269,37 @@ def test_torchrun_trains_by_command(street_data: str, tmp_path: Path) -> None:
     ]
     done = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("micro_batch_size=auto is 2 from here on; at most 2 rank(s) can share this run") == 1
+    assert (
+        done.stderr.count(
+            "micro_batch_size=auto is 2 (of a CPU: a divisor up to 4) from here on; at most 2 rank(s) can share this run"
+        )
+        == 1
+    )
     assert len([line for line in done.stdout.splitlines() if line.startswith("{")]) == 1
     assert json.loads(done.stdout.splitlines()[-1])["state"] == "SUCCEEDED"
     assert "2 rank(s) on cpu" in done.stderr
+
+
+@pytest.mark.slow
+def test_ranks_that_survive_another_say_so_in_one_message(street_data: str, tmp_path: Path) -> None:
+    path, run = tmp_path / "run.yaml", tmp_path / "run"
+    fields = {"train": {"num_steps": 2000}, "eval": {"every_steps": 2000}, "checkpoint": {"every_steps": 5}}
+    path.write_text(yaml.safe_dump(tree(street_data, str(run), **fields)), encoding="utf-8")
+    program = (
+        "import os, sys, threading, time; from segdist import checkpoint; from segdist.cli import main\n"
+        "def die():\n"
+        f"    while not checkpoint.committed({str(run)!r}): time.sleep(0.1)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "if os.environ['RANK'] == '1': threading.Thread(target=die, daemon=True).start()\n"
+        f"sys.argv = ['segdist', 'train', {str(path)!r}]; main()\n"
+    )
+    (tmp_path / "ranks.py").write_text(program, encoding="utf-8")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "ranks.py")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "another rank has ended, and this one cannot go on alone" in " ".join(done.stderr.split())
+    assert "gloo" not in done.stderr
+    assert checkpoint.newest(str(run), print) is not None
 
 
 @pytest.mark.parametrize(

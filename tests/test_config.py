@@ -68,7 +68,7 @@ def test_every_field_has_help_and_is_read_somewhere() -> None:
         ("train: {num_steps: 9, strategy: deepspeed, compile: true}", "train.compile is not tried"),
         (
             "{train: {num_steps: 9, strategy: deepspeed}, optim: {freeze_encoder_steps: 3}}",
-            "deepspeed cannot let an encoder go in mid-run: give train.strategy=ddp",
+            "deepspeed cannot unfreeze an encoder in mid-run: give train.strategy=ddp",
         ),
         (
             "{train: {num_steps: 9, strategy: deepspeed, zero_stage: 3}, optim: {ema_decay: 0.9}}",
@@ -77,6 +77,34 @@ def test_every_field_has_help_and_is_read_somewhere() -> None:
         ("optim: {freeze_encoder_steps: 10}", "optim.freeze_encoder_steps 10 must be below train.num_steps 10"),
         ("optim: {nesterov: true}", "optim.nesterov needs optim.name=sgd"),
         ("optim: {step_at: [0.9, 0.6]}", "optim.step_at [0.9, 0.6] must rise"),
+        ("loss: {class_weights: [0, 0]}", "must not be negative, nor all 0"),
+        (
+            "loss: {class_weights: median}",
+            "loss.class_weights 'median': give a list of numbers, one for each class, or enet",
+        ),
+        (
+            "loss: {cross_entropy: 0, dice: 1, class_weights: enet}",
+            "no effect without loss.cross_entropy or loss.focal or loss.ohem",
+        ),
+        (
+            "loss: {cross_entropy: 0, dice: 1, label_smoothing: 0.1}",
+            "label_smoothing has no effect without loss.cross_entropy",
+        ),
+        ("loss: {ohem_threshold: 0.5}", "loss.ohem_threshold has no effect without loss.ohem; leave it out"),
+        ("loss: {aux_weight: 1}", "loss.aux_weight has no effect without model.aux_head=true"),
+        (
+            "{loss: {aux_weight: 0}, model: {name: segformer, size: tiny, aux_head: true}}",
+            "model.aux_head would never learn with loss.aux_weight=0",
+        ),
+        (
+            "optim: {step_at: [6, 9]}",
+            "optim.step_at [6, 9]: these are shares of the run, such as [0.6, 0.9], not steps",
+        ),
+        ("train: {num_steps: 9, zero_stage: 3}", "train.zero_stage=3 needs train.strategy=deepspeed"),
+        (
+            "train: {num_steps: 9, global_batch_size: 8, micro_batch_size: 3}",
+            "give one of 1, 2, 4, 8, or another batch",
+        ),
         ("loss: {cross_entropy: 0}", "all terms have weight 0"),
         ("loss: {class_weights: [1, -1]}", "must not be negative"),
         ("data: {uri: d, scale_range: [2, 1]}", "data.scale_range [2.0, 1.0] must be [least, most]"),

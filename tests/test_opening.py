@@ -111,7 +111,7 @@ def test_averaged_weights_are_what_is_scored_exported_and_begun_from(make_config
     assert not torch.equal(average["net.decode_head.classifier.weight"], trained["net.decode_head.classifier.weight"])
     scored = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu")
     raw = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", raw=True)
-    assert (scored["weights"], raw["weights"]) == ("scored", "raw")
+    assert (scored["weights"], raw["weights"]) == ("averaged", "raw")
     assert scored["miou"] == told[-1]["miou"] and scored["loss"] == told[-1]["loss"] != raw["loss"]
     for weights, is_raw in ((average, False), (trained, True)):
         out = str(tmp_path / f"export {is_raw}")
@@ -132,4 +132,4 @@ def test_averaged_weights_are_what_is_scored_exported_and_begun_from(make_config
 def test_raw_means_nothing_where_nothing_is_averaged(make_config: Make) -> None:
     cfg = make_config()
     fit(cfg, ALONE)
-    assert not load_trained(cfg.run.uri, ALONE.device, raw=True).raw
+    assert load_trained(cfg.run.uri, ALONE.device, raw=True).weights == "trained"

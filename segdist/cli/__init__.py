@@ -11,7 +11,7 @@ import sys
 from segdist.cli import data, training  # isort: skip (each adds its commands, and --help keeps this order)
 from segdist.cli import models  # isort: skip
 from segdist.cli.app import app
-from segdist.errors import RanksError, UserError
+from segdist.errors import RanksError, UserError, is_lost_rank
 
 __all__ = ["app", "data", "main", "models", "training"]
 
@@ -31,6 +31,14 @@ def main() -> None:
     except RanksError as error:
         console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         _exit(error.exit_code)
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        console.print(
+            "[bold red]error:[/bold red] another rank has ended, and this one cannot go on alone; why, is said above or by "
+            "its launcher. The same command goes on from the newest checkpoint"
+        )
+        _exit(75)
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise

@@ -151,7 +151,7 @@ def export(
 
     trained = load_trained(checkpoint, torch.device("cpu"), raw)
     summary = run(trained, dest, overwrite)
-    say(f"exported {trained.uri} for {summary['layout']}: {dest}")
+    say(f"exported {trained.uri} ({trained.weights} weights) for {summary['layout']}: {dest}")
     machine(json, summary)
 
 

@@ -17,7 +17,9 @@ def scores(result: dict[str, Any]) -> Table:
     """The report of an evaluation, class by class."""
     table = Table(
         title=Text(f"{result['data']}, {result['split']}: {result['num_samples']} samples"),
-        caption=Text(f"checkpoint {result['checkpoint']}\n{_means(result)}\n{result['protocol']}"),
+        caption=Text(
+            f"checkpoint {result['checkpoint']}, {result['weights']} weights\n{_means(result)}\n{result['protocol']}"
+        ),
         caption_justify="left",
     )
     columns = {

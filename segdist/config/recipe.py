@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from segdist.config.fields import Beta, Section, Size, free, identity
 
@@ -74,11 +74,41 @@ class Loss(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Loss:
-        if isinstance(self.class_weights, tuple) and not all(w >= 0 for w in self.class_weights):
-            raise ValueError(f"loss.class_weights {list(self.class_weights)} must not be negative")
+        if isinstance(self.class_weights, tuple) and (min(self.class_weights) < 0 or not any(self.class_weights)):
+            raise ValueError(f"loss.class_weights {list(self.class_weights)} must not be negative, nor all 0")
         if not any((*self.pixel_terms.values(), *self.group_terms.values())):
             raise ValueError("loss: all terms have weight 0, so nothing would be learned; give loss.cross_entropy=1")
         return self
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights(cls, given: Any) -> Any:
+        if isinstance(given, list | tuple):
+            return tuple(given)
+        if given in (None, "enet"):
+            return given
+        raise ValueError(
+            f"loss.class_weights {given!r}: give a list of numbers, one for each class, or enet, or null; `segdist stats DATA` "
+            "prints such lists"
+        )
+
+    def idle(self) -> tuple[str, str] | None:
+        """A field that is set and changes nothing, and the fields through which it would; None where there is none."""
+        through = {
+            "class_weights": ("cross_entropy", "focal", "ohem"),
+            "label_smoothing": ("cross_entropy",),
+            "boundary_weight": ("cross_entropy", "focal"),
+            "boundary_sigma_px": ("boundary_weight",),
+            "focal_gamma": ("focal",),
+            "tversky_alpha": ("tversky",),
+            "ohem_threshold": ("ohem",),
+            "ohem_min_kept": ("ohem",),
+        }
+        for field, others in through.items():
+            is_set = getattr(self, field) != type(self).model_fields[field].default
+            if is_set and not any(getattr(self, other) for other in others):
+                return field, " or ".join(f"loss.{other}" for other in others)
+        return None
 
     @property
     def pixel_terms(self) -> dict[str, float]:
@@ -132,6 +162,18 @@ class Optim(Section):
             raise ValueError(f"optim.step_at {list(self.step_at)} must rise: shares of the run, such as [0.6, 0.9]")
         return self
 
+    @field_validator("step_at", mode="before")
+    @classmethod
+    def _shares(cls, given: Any) -> Any:
+        if isinstance(given, list | tuple) and any(isinstance(n, int | float) and n >= 1 for n in given):
+            raise ValueError(f"optim.step_at {list(given)}: these are shares of the run, such as [0.6, 0.9], not steps")
+        return tuple(given) if isinstance(given, list) else given
+
+    @field_validator("name", "schedule", mode="before")
+    @classmethod
+    def _lower(cls, given: Any) -> Any:
+        return given.lower() if isinstance(given, str) else given
+
 
 class Train(Section):
     num_steps: int = identity(help="Optimizer updates in the whole run.", ge=1)
@@ -170,10 +212,10 @@ class Train(Section):
     @model_validator(mode="after")
     def _check(self) -> Train:
         if self.micro_batch_size != "auto" and self.global_batch_size % self.micro_batch_size:
+            sizes = [n for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0]
             raise ValueError(
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of "
-                f"train.micro_batch_size {self.micro_batch_size}; give both, for example "
-                f"train.global_batch_size={self.global_batch_size} train.micro_batch_size={self.global_batch_size}"
+                f"train.micro_batch_size {self.micro_batch_size}; give one of {', '.join(map(str, sizes))}, or another batch"
             )
         if self.strategy == "exact" and self.precision == "fp16":
             raise ValueError(
@@ -184,6 +226,8 @@ class Train(Section):
             raise ValueError("train.strategy=deepspeed trains in bf16 or fp32; for fp16 give train.strategy=ddp")
         if self.zero_offload and self.strategy != "deepspeed":
             raise ValueError("train.zero_offload needs train.strategy=deepspeed")
+        if self.zero_stage != 2 and self.strategy != "deepspeed":
+            raise ValueError(f"train.zero_stage={self.zero_stage} needs train.strategy=deepspeed; leave it out")
         return self
 
     @property

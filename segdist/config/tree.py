@@ -127,12 +127,16 @@ class Config(Section):
                 f"model.name={self.model.name} pools an image into one pixel and normalises it over the micro-batch, which a "
                 "single image cannot be; give train.micro_batch_size=2 or more"
             )
+        if idle := self.loss.idle():
+            raise ValueError(f"loss.{idle[0]} has no effect without {idle[1]}; leave it out, or set that")
+        if not self.model.aux_head and self.loss.aux_weight != Loss.model_fields["aux_weight"].default:
+            raise ValueError("loss.aux_weight has no effect without model.aux_head=true; leave it out")
         if self.model.aux_head and not self.loss.aux_weight:
             raise ValueError("model.aux_head would never learn with loss.aux_weight=0; give one of them another value")
         if self.train.strategy == "deepspeed":
             if self.optim.freeze_encoder_steps:
                 raise ValueError(
-                    "train.strategy=deepspeed cannot let an encoder go in mid-run: give train.strategy=ddp, or "
+                    "train.strategy=deepspeed cannot unfreeze an encoder in mid-run: give train.strategy=ddp, or "
                     "optim.freeze_encoder_steps=0"
                 )
             if self.optim.ema_decay and self.train.zero_stage == 3:
