@@ -18,8 +18,10 @@ from zoo import SMP, ZOO
 
 from segdist import checkpoint, config, models
 from segdist.config import NEEDS_PAIRS, Config
+from segdist.config.models import MODELS
 from segdist.errors import ConfigError, UserError
 from segdist.export import export
+from segdist.models.catalogue import entries
 from segdist.models.segmenter import Segmenter, infer
 from segdist.train import fit
 from segdist.trained import load_trained
@@ -110,8 +112,12 @@ def test_computing_activations_again_changes_no_bit(name: str) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_the_names_of_the_config_are_those_that_can_be_built() -> None:
+def test_the_names_of_the_config_are_those_that_can_be_built_and_are_listed() -> None:
     known = {*models.smp.FAMILIES, *models.hf.FAMILIES, "segformer"}
+    assert {entry.name for entry in entries()} == known == set(MODELS)
+    for entry in entries():
+        assert entry.example.startswith(f"{{name: {entry.name}, ")
+        assert ("two images" in entry.demands) == (entry.name in NEEDS_PAIRS)
     assert {tree["name"] for tree in ZOO.values()} == known
     assert known > NEEDS_PAIRS
 

@@ -131,6 +131,22 @@ def compare(
 
 
 @app.command()
+def models(json: Json = False) -> None:
+    """List what can be trained: architectures, their libraries, what images they take, and known weights with licences.
+
+    Example: `segdist models`
+    """
+    from dataclasses import asdict
+
+    from segdist.cli.tables import catalogue
+    from segdist.log import console
+    from segdist.models.catalogue import entries
+
+    console.print(catalogue(entries()))
+    machine(json, [asdict(entry) for entry in entries()])
+
+
+@app.command()
 def export(
     checkpoint: RunOrCheckpoint,
     dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],
@@ -140,7 +156,8 @@ def export(
 ) -> None:
     """Write a model in its library's own layout, to be used without segdist.
 
-    SegFormer: `transformers.pipeline("image-segmentation", model=DEST)`. U-Net: `smp.from_pretrained(DEST)`.
+    Models of transformers: `transformers.pipeline("image-segmentation", model=DEST)`. Those of segmentation-models-pytorch:
+    `smp.from_pretrained(DEST)`.
 
     Example: `segdist export runs/photos exports/photos`
     """

@@ -11,6 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from segdist.data.importers.layout import Layout
     from segdist.health import Finding
+    from segdist.models.catalogue import Entry
 
 
 def scores(result: dict[str, Any]) -> Table:
@@ -101,6 +102,18 @@ def layouts(known: dict[str, Layout]) -> Table:
         table.add_column(column, overflow="fold")  # a path that is cut helps nobody
     for name, layout in known.items():
         table.add_row(name, Text(layout.about), Text(layout.expects), Text(layout.licence))
+    return table
+
+
+def catalogue(entries: list[Entry]) -> Table:
+    """What `model.name` can be."""
+    table = Table(title="model: {name: ...}", show_lines=True)
+    for column in ("name, as one line of a config", "what it is, and through which library", "images", "known weights"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        table.add_row(
+            Text(entry.example), Text(f"{entry.source}\n{entry.library}"), Text(entry.demands), Text(entry.weights)
+        )
     return table
 
 

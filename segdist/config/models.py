@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -81,3 +81,4 @@ NEEDS_PAIRS = {
     "deeplabv3", "deeplabv3plus", "pan", "smp_upernet", "beit", "data2vec_vision", "mobilenet_v2", "mobilevit",
     "mobilevitv2", "upernet",
 }  # fmt: skip
+MODELS = [name for kind in (Segformer, Smp, Transformers) for name in get_args(kind.model_fields["name"].annotation)]

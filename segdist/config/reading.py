@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from segdist.config.fields import Section, fields, is_identity, to_tree
+from segdist.config.models import MODELS
 from segdist.config.tree import Config
 from segdist.errors import ConfigError
 
@@ -150,7 +151,9 @@ def _explain(error: Any) -> str:
     if kind == "missing":
         return f"`{key}` is missing; add it, or give {key}=... on the command line"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"`{key}.name` must be one of segformer, unet; it is {error.get('input', {}).get('name')!r}"
+        given = error.get("input", {})
+        name = given.get("name") if isinstance(given, dict) else given
+        return f"`{key}.name` must be one of {', '.join(MODELS)}; it is {name!r} (`segdist models` explains them)"
     if kind == "value_error":
         return str(error["ctx"]["error"])
     return f"`{key}`: {error['msg']}; it is {json.dumps(error['input'])}"

@@ -47,6 +47,15 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def sides(family: Family) -> str:
+    """What images a family takes, in words."""
+    if family.fixed:
+        return "squares of its config's image_size alone"
+    if family.square:
+        return "padded to squares of an even number of patches"
+    return "padded to whole patches" if family.patches else f"sides of any size from {family.least} px"
+
+
 def build(cfg: config.Transformers, class_names: Sequence[str]) -> Segmenter:
     family = FAMILIES[cfg.name]
     if cfg.aux_head and not family.own_aux:
