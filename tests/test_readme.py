@@ -42,7 +42,7 @@ def run(block: str, project: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_readme_has_its_two_set_up_commands() -> None:
     assert BLOCKS[:2] == ["make demo", "make test"]
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_make_demo_does_the_main_job(project: Path) -> None:
@@ -70,6 +70,6 @@ def test_the_demo_has_a_form_without_s3_and_ray(project: Path, tmp_path: Path) -
     assert (tmp_path / "out" / "export" / "config.json").exists()
 
 
-@pytest.mark.parametrize("block", BLOCKS[2:], ids=["step-by-step", "config-show"])
+@pytest.mark.parametrize("block", BLOCKS[2:], ids=["step-by-step", "config-show", "models"])
 def test_the_other_commands_work_as_written(project: Path, block: str) -> None:
     run(f". .venv/bin/activate\n{block}", project)
