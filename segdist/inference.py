@@ -57,7 +57,7 @@ def recipe(cfg: Eval, crop_size: Size) -> Recipe:
     return Recipe(window, cfg.window_overlap, cfg.scales, cfg.flip)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # see segmenter.infer
 def segment(
     model: Segmenter,
     images: torch.Tensor,

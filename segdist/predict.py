@@ -1,8 +1,19 @@
-"""Classes for images that have no mask: an index mask and an overlay for each."""
+"""Classes for images that have no mask: index masks, colour masks, overlays, and the share of each class as a table.
+
+Images are decoded ahead in threads, those of one size share a forward pass, and files are written behind. What an
+interrupted prediction has written is found again, as long as the model and how it looks at images are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import fnmatch
+import io
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,70 +21,129 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from segdist import figures, log, storage
+from segdist import checkpoint, figures, log, storage
 from segdist.data.augment import model_size, resize_image
 from segdist.data.importers.files import IMAGE_SUFFIXES, check_range, open_picture
-from segdist.errors import DataError, UserError
+from segdist.data.labels import Labels
+from segdist.errors import DataError, MissingError, UserError
 from segdist.inference import recipe, segment
+from segdist.threads import ahead
 from segdist.trained import Trained
 
-_ENDS = (".png", "_overlay.png")
+ENDS = {"mask": ".png", "color": "_color.png", "overlay": "_overlay.png"}  # of what is written for NAME.jpg
+MARK, SHARES = "predictions.json", "shares.csv"
+_AHEAD = 4  # images decoded before their turn
+_BATCH_PIXELS = 1 << 24  # in a batch, where it holds more than one image
+_BEHIND = 16  # files on their way out
+
+
+@dataclass(frozen=True)
+class _Job:
+    uri: str
+    names: dict[str, str]  # kind -> its place below OUT
 
 
 def classify(trained: Trained, image: np.ndarray) -> np.ndarray:
     """uint8 (H, W) classes of a uint8 (H, W, 3) image, at its own size, as the run's evaluation would see it."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    cfg, size = trained.cfg, image.shape[:2]
-    seen = resize_image(pixels, model_size(cfg.data.image_size, *size))[None]
-    pred, _ = segment(trained.model, seen, size, recipe(cfg.eval, cfg.data.crop_size), cfg.eval.batch_size)
-    return pred[0].cpu().numpy()
+    return _classify(trained, [image])[0]
 
 
-def predict_files(trained: Trained, images: Sequence[str], out: str, max_megapixels: int = 200) -> list[dict[str, Any]]:
-    """Writes OUT/NAME.png (index mask) and OUT/NAME_overlay.png for every image; where they went.
+def predict_files(
+    trained: Trained,
+    images: Sequence[str],
+    out: str,
+    max_megapixels: int = 200,
+    kinds: Sequence[str] = ("mask", "overlay"),
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Writes OUT/NAME.png (index mask) and whatever else of ENDS `kinds` asks for, for every image; where they went.
 
-    `images` are URIs of files, or of folders whose images are all meant. Raises UserError before the first one when
-    something would be overwritten, another image's mask or an image itself. An image that cannot be read, or is larger
+    `images` are URIs of files, of folders whose images are all meant, or patterns with * and ?. Files of folders keep
+    their place below them. Images whose results are there already are passed over, unless `overwrite`. OUT/shares.csv has
+    the share of each class in each image. Raises UserError before the first image when something would be overwritten:
+    another image's mask, an image itself, or what another model predicted. An image that cannot be read, or is larger
     than `max_megapixels`, does not stop the others: UserError names such images at the end.
     """
-    uris = [uri for given in images for uri in _images(given)]
-    targets = [tuple(storage.join(out, f"{PurePosixPath(uri).stem}{end}") for end in _ENDS) for uri in uris]
-    taken = {_place(uri): "" for uri in uris}
-    for uri, target in ((uri, t) for uri, pair in zip(uris, targets) for t in pair):
-        if other := taken.get(_place(target)):
-            raise UserError(
-                f"the results for {other} and for {uri} would both be {target}; give images of different names"
-            )
-        if other is not None:
-            raise UserError(f"{target} would overwrite that image; give another --out")
-        taken[_place(target)] = uri
+    jobs = _jobs(images, out, kinds)
     storage.check_writable(out)
-    done, failed = [], []
-    progress, advance = log.bar("predicting", len(uris))
-    with progress:
-        for uri, (mask, drawn) in zip(uris, targets):
-            try:
-                done.append(_predict_file(trained, uri, mask, drawn, max_megapixels))
-            except DataError as error:
-                failed.append(str(error))
+    done_before = _begin(trained, out, overwrite)
+    shares: dict[str, list[float]] = {}
+    failed: list[str] = []
+    progress, advance = log.bar("predicting", len(jobs))
+    with progress, _Writer() as writer:
+        todo = []
+        for job in jobs:
+            known = _shares_of(job, out, trained.labels) if done_before.issuperset(job.names.values()) else None
+            if known is None:
+                todo.append(job)
+                continue
+            shares[job.uri] = known
             advance(1)
+        if len(todo) < len(jobs):
+            log.say(
+                f"{len(jobs) - len(todo)} of {len(jobs)} images have their results already; --overwrite makes them anew"
+            )
+        for batch, pixels in _batches(todo, trained.cfg.eval.batch_size, max_megapixels, failed, advance):
+            for job, image, classes in zip(batch, pixels, _classify(trained, pixels)):
+                shares[job.uri] = _counted(classes, trained.labels)
+                for kind, name in job.names.items():
+                    writer.put(storage.join(out, name), _drawn(kind, image, classes, trained.labels))
+                advance(1)
+    done = [job for job in jobs if job.uri in shares]
+    storage.write(storage.join(out, SHARES), _table(done, shares, trained.labels).encode())
     if failed:
         raise UserError(
-            "\n".join([*failed, f"{len(failed)} of {len(uris)} images could not be read; the others are in {out}"])
+            "\n".join([*failed, f"{len(failed)} of {len(jobs)} images could not be read; the others are in {out}"])
         )
-    return done
+    return [
+        {
+            "image": job.uri,
+            **{kind: storage.join(out, name) for kind, name in job.names.items()},
+            "shares": dict(zip(trained.labels.names, shares[job.uri])),
+        }
+        for job in done
+    ]
 
 
-def _images(uri: str) -> list[str]:
-    """The image, or those of the folder. Raises UserError when there is none."""
+def _jobs(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[_Job]:
+    """What goes where. Raises UserError when two results, or a result and an image, would be one file."""
+    wanted = [kind for kind in ENDS if kind in {"mask", *kinds}]
+    own = f"{_place(out)}/"
+    found = {uri: name for given in images for uri, name in _images(given) if not _place(uri).startswith(own)}
+    jobs = [
+        _Job(uri, {kind: str(PurePosixPath(name).with_suffix("")) + ENDS[kind] for kind in wanted})
+        for uri, name in found.items()
+    ]
+    taken = {_place(job.uri): "" for job in jobs}
+    for job in jobs:
+        for target in (storage.join(out, name) for name in job.names.values()):
+            if other := taken.get(_place(target)):
+                raise UserError(
+                    f"the results for {other} and for {job.uri} would both be {target}; give images of different names"
+                )
+            if other is not None:
+                raise UserError(f"{target} would overwrite that image; give another --out")
+            taken[_place(target)] = job.uri
+    return jobs
+
+
+def _images(uri: str) -> list[tuple[str, str]]:
+    """(URI, name below OUT) of the image, of those of the folder, or of those that match. Raises UserError without any."""
+    if any(sign in PurePosixPath(uri).name for sign in "*?[") and not storage.exists(uri):
+        folder, _, pattern = uri.rpartition("/")
+        names = [e.name for e in storage.walk(folder or ".") if fnmatch.fnmatchcase(e.name, pattern)]
+        names = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        if not names:
+            raise UserError(f"{uri}: no image matches")
+        return [(storage.join(folder or ".", name), name) for name in names]
     found = [e.name for e in storage.walk(uri) if PurePosixPath(e.name).suffix.lower() in IMAGE_SUFFIXES]
     if found:
-        return [storage.join(uri, name) for name in found]
+        return [(storage.join(uri, name), name) for name in found]
     if not storage.exists(uri):
         raise UserError(f"{uri}: no such image or folder")
     if storage.is_local(uri) and Path(uri.removeprefix("file://")).is_dir():
         raise UserError(f"{uri}: this folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [uri]
+    return [(uri, PurePosixPath(uri).name)]
 
 
 def _place(uri: str) -> str:
@@ -81,14 +151,122 @@ def _place(uri: str) -> str:
     return str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else uri
 
 
-def _predict_file(trained: Trained, uri: str, mask: str, drawn: str, max_megapixels: int) -> dict[str, Any]:
-    image = _image(uri, max_megapixels)
-    classes = classify(trained, image)
-    storage.write(mask, figures.png(figures.index_mask(classes, trained.labels)))
-    storage.write(drawn, figures.png(figures.overlay(image, classes, trained.labels)))
-    counts = np.bincount(classes.ravel(), minlength=trained.labels.num_classes)
-    shares = {n: float(c / classes.size) for n, c in zip(trained.labels.names, counts)}
-    return {"image": uri, "mask": mask, "overlay": drawn, "shares": shares}
+def _begin(trained: Trained, out: str, overwrite: bool) -> set[str]:
+    """Marks OUT with what predicts there; the files that it holds already, and that count.
+
+    Raises UserError when another model, or the same one looking otherwise, has left its predictions there.
+    """
+    how = recipe(trained.cfg.eval, trained.cfg.data.crop_size)
+    now = {
+        "checkpoint": trained.uri,
+        "checkpoint_digest": checkpoint.digest(trained.uri),
+        "weights": trained.weights,
+        "image_size": trained.cfg.data.image_size,
+        **json.loads(json.dumps(asdict(how))),
+    }
+    address = storage.join(out, MARK)
+    try:
+        before = json.loads(storage.read(address))
+    except MissingError:
+        before = None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        before = {}
+    if before == json.loads(json.dumps(now)):
+        return set() if overwrite else {entry.name for entry in storage.walk(out)}
+    if before is not None and not overwrite:
+        raise UserError(
+            f"{out} holds predictions of {before.get('checkpoint', 'something else')}, or made otherwise; give another "
+            "--out, or --overwrite"
+        )
+    storage.write(address, json.dumps(now, indent=1).encode())
+    return set()
+
+
+def _shares_of(job: _Job, out: str, labels: Labels) -> list[float] | None:
+    """The shares of classes in a mask that is there already; None where it cannot be read, and must be made anew."""
+    data = storage.read(storage.join(out, job.names["mask"]))
+    try:
+        return _counted(np.array(Image.open(io.BytesIO(data))), labels)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _batches(
+    jobs: list[_Job], batch_size: int, max_megapixels: int, failed: list[str], advance: Any
+) -> Iterator[tuple[list[_Job], list[np.ndarray]]]:
+    """Images in order, neighbours of one size together; what cannot be read goes to `failed`."""
+
+    def load(job: _Job) -> np.ndarray | DataError:
+        try:
+            return _image(job.uri, max_megapixels)
+        except DataError as error:
+            return error
+
+    def readable() -> Iterator[tuple[_Job, np.ndarray]]:
+        for job, image in zip(jobs, ahead(pool, load, jobs, _AHEAD)):
+            if isinstance(image, DataError):
+                failed.append(str(image))
+                advance(1)
+            else:
+                yield job, image
+
+    with ThreadPoolExecutor(4, "decode") as pool:
+        for shape, run in groupby(readable(), lambda pair: pair[1].shape):
+            most = max(1, min(batch_size, _BATCH_PIXELS // (shape[0] * shape[1])))
+            while batch := list(islice(run, most)):
+                yield [job for job, _ in batch], [image for _, image in batch]
+
+
+def _classify(trained: Trained, images: list[np.ndarray]) -> np.ndarray:
+    """uint8 (B, H, W) classes of uint8 (H, W, 3) images of one size."""
+    cfg, size = trained.cfg, images[0].shape[:2]
+    small = model_size(cfg.data.image_size, *size)
+    seen = torch.stack([resize_image(torch.from_numpy(image).permute(2, 0, 1), small) for image in images])
+    pred, _ = segment(trained.model, seen, size, recipe(cfg.eval, cfg.data.crop_size), cfg.eval.batch_size)
+    return pred.cpu().numpy()
+
+
+def _counted(classes: np.ndarray, labels: Labels) -> list[float]:
+    """The share of each class."""
+    counts = np.bincount(classes.ravel(), minlength=labels.num_classes)[: labels.num_classes]
+    return [float(c / classes.size) for c in counts]
+
+
+def _drawn(kind: str, image: np.ndarray, classes: np.ndarray, labels: Labels) -> bytes:
+    if kind == "overlay":
+        return figures.png(figures.overlay(image, classes, labels))
+    mask = figures.index_mask(classes, labels)
+    return figures.png(mask if kind == "mask" else mask.convert("RGB"))
+
+
+def _table(jobs: list[_Job], shares: dict[str, list[float]], labels: Labels) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["image", *labels.names])
+    writer.writerows([job.uri, *(f"{share:.6f}" for share in shares[job.uri])] for job in jobs)
+    return out.getvalue()
+
+
+class _Writer:
+    """Files on their way out, a few at a time; the first that cannot be written stops the work."""
+
+    def __enter__(self) -> _Writer:
+        self._pool = ThreadPoolExecutor(4, "write")
+        self._pending: list[Future[None]] = []
+        return self
+
+    def put(self, uri: str, data: bytes) -> None:
+        while len(self._pending) >= _BEHIND:
+            self._pending.pop(0).result()
+        self._pending.append(self._pool.submit(storage.write, uri, data))
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=True)
+        if error[0] is None:
+            for one in self._pending:
+                one.result()
 
 
 def _image(uri: str, max_megapixels: int) -> np.ndarray:

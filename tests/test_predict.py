@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ import torch
 from conftest import SEGFORMER, tree
 from PIL import Image
 
-from segdist import config
+from segdist import config, predict
 from segdist.cli import app
 from segdist.data import index as indices
-from segdist.errors import ConfigError, UserError
+from segdist.errors import ConfigError, StorageError, UserError
 from segdist.evaluate import evaluate
 from segdist.inference import recipe
 from segdist.metric import pair_table
@@ -60,6 +62,116 @@ def test_a_prediction_is_what_evaluation_scores(
     assert torch.equal(result.table, table)
 
 
+@pytest.fixture
+def album(street_folder: Path, tmp_path: Path) -> Path:
+    """Six images, two of them in a folder within."""
+    for i in range(6):
+        place = tmp_path / "album" / ("day2" if i > 3 else "") / f"{i:04d}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(street_folder / "images" / f"{i:04d}.jpg", place)
+    return tmp_path / "album"
+
+
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that the model sees from now on."""
+    honest, sizes = predict._classify, []
+    monkeypatch.setattr(
+        predict, "_classify", lambda trained, images: sizes.append(len(images)) or honest(trained, images)
+    )
+    return sizes
+
+
+def test_folders_keep_their_shape_and_images_of_one_size_share_a_pass(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sizes = tmp_path / "out", seen(monkeypatch)
+    done = predict_files(trained, [str(album)], str(out), kinds=["color", "overlay"])
+    assert sizes == [3, 3]  # eval.batch_size of the run
+    names = ["0000", "0001", "0002", "0003", "day2/0004", "day2/0005"]
+    assert [Path(d["mask"]).relative_to(out).with_suffix("").as_posix() for d in done] == names
+    palette = trained.labels.palette()
+    with (out / "shares.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for found, row in zip(done, rows, strict=True):
+        classes = np.array(Image.open(found["mask"]))
+        assert np.array_equal(np.array(Image.open(found["color"])), palette[classes])
+        assert Image.open(found["overlay"]).width > 48
+        assert row["image"] == found["image"]
+        for k, name in enumerate(trained.labels.names):
+            assert float(row[name]) == pytest.approx((classes == k).mean(), abs=1e-6)
+            assert found["shares"][name] == (classes == k).mean()
+
+
+def test_patterns_choose_images(trained: Trained, album: Path, tmp_path: Path) -> None:
+    done = predict_files(trained, [f"{album}/000[13].jpg", f"{album}/day2/*.jpg"], str(tmp_path / "out"))
+    assert [Path(d["image"]).name for d in done] == ["0001.jpg", "0003.jpg", "0004.jpg", "0005.jpg"]
+    with pytest.raises(UserError, match=r"\*\.tif: no image matches"):
+        predict_files(trained, [f"{album}/*.tif"], str(tmp_path / "out"))
+
+
+def test_a_prediction_goes_on_where_it_stopped(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = predict_files(trained, [str(album)], str(out))
+    whole = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    (out / "0001_overlay.png").unlink()
+    (out / "0002.png").write_bytes((out / "0002.png").read_bytes()[:60])
+    (out / "shares.csv").unlink()
+    sizes = seen(monkeypatch)
+    assert predict_files(trained, [str(album)], str(out)) == first
+    assert sum(sizes) == 2
+    assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == whole
+    predict_files(trained, [str(album)], str(out), overwrite=True)
+    assert sum(sizes) == 2 + 6
+
+
+def test_an_out_within_the_images_is_no_image(trained: Trained, album: Path) -> None:
+    for _ in range(2):
+        assert len(predict_files(trained, [str(album)], str(album / "predictions"))) == 6
+
+
+def test_predictions_of_another_model_or_look_are_never_mixed(trained: Trained, album: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    predict_files(trained, [str(album)], out)
+    other = dataclasses.replace(trained, cfg=with_changes(trained.cfg, {"flip": True}))
+    with pytest.raises(
+        UserError, match=r"holds predictions of .*, or made otherwise; give another --out, or --overwrite"
+    ):
+        predict_files(other, [str(album)], out)
+    assert len(predict_files(other, [str(album)], out, overwrite=True)) == 6
+    with pytest.raises(UserError, match="or made otherwise"):
+        predict_files(trained, [str(album)], out)
+
+
+def test_ten_bad_images_are_listed_at_the_end_and_the_others_are_there(
+    trained: Trained, album: Path, tmp_path: Path
+) -> None:
+    for i in range(10):
+        (album / f"00{i}b.jpg").write_bytes((album / "0000.jpg").read_bytes()[: 100 + i])
+    with pytest.raises(UserError) as error:
+        predict_files(trained, [str(album)], str(tmp_path / "out"))
+    assert str(error.value).count("b.jpg: ") == 10
+    assert "10 of 16 images could not be read; the others are in" in str(error.value)
+    assert len(list((tmp_path / "out").rglob("*_overlay.png"))) == 6
+    assert len((tmp_path / "out" / "shares.csv").read_text().splitlines()) == 7
+
+
+def test_a_disk_that_is_full_ends_the_work_with_its_reason(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = predict.storage.write
+
+    def full(uri: str, data: bytes) -> None:
+        if uri.endswith("0002.png"):
+            raise StorageError(f"{uri}: no space left on device")
+        honest(uri, data)
+
+    monkeypatch.setattr(predict.storage, "write", full)
+    with pytest.raises(StorageError, match=r"0002\.png: no space left"):
+        predict_files(trained, [str(album)], str(tmp_path / "out"))
+
+
 def test_a_picture_is_as_large_as_was_allowed(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,8 +200,14 @@ def test_a_run_that_slides_may_be_seen_whole(trained: Trained) -> None:
         (["--overlap", "1.5"], "--overlap: Input should be less than or equal to 0.95; it is 1.5"),
     ],
 )
-def test_an_option_that_means_nothing_is_refused(trained: Trained, option: list[str], message: str) -> None:
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_an_option_that_means_nothing_is_refused(
+    trained: Trained, command: str, option: list[str], message: str
+) -> None:
     with pytest.raises((UserError, ConfigError)) as error:
-        app(["evaluate", trained.uri, *option], standalone_mode=False)
+        app(
+            [command, trained.uri, *(["x.png", "--out", "y"] if command == "predict" else []), *option],
+            standalone_mode=False,
+        )
     assert message in str(error.value)
     assert "eval." not in str(error.value)

@@ -40,8 +40,8 @@ def built(name: str, **fields: Any) -> Segmenter:
 @pytest.mark.parametrize("name", ZOO)
 def test_a_run_learns_commits_comes_back_and_is_exported(name: str, make_config: Make, tmp_path: Path) -> None:
     """The export, in the hands of its own library alone, gives the same logits for an image that needs no padding."""
-    cfg = make_config(model=ZOO[name], optim={"layer_decay": 0.9}, train={"num_steps": 3}, eval={"every_steps": 3})
-    wishes = iter([None, "stop"])
+    cfg = make_config(model=ZOO[name], optim={"layer_decay": 0.9}, train={"num_steps": 4}, eval={"every_steps": 2})
+    wishes = iter([None, None, "stop"])  # steps come after an evaluation, too
     fit(cfg, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
     assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
     trained = load_trained(cfg.run.uri, ALONE.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,32 +20,54 @@ from segdist.cli.app import (
 )
 from segdist.errors import UserError
 
+# How a model looks at images: options of evaluate and predict.
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images, or windows, per forward pass. [default: the run's own]")
+]
+Mode = Annotated[
+    Literal["whole", "sliding"] | None,
+    typer.Option(help="See an image at once, or in overlapping windows. [default: the run's own]"),
+]
+Window = Annotated[
+    str | None, typer.Option(help="Sliding window, HEIGHTxWIDTH px. [default: the run's own, or its training crop]")
+]
+Overlap = Annotated[
+    float | None,
+    typer.Option(help="Share of a window that the next one covers again, 0 to 0.95. [default: the run's own]"),
+]
+Scales = Annotated[
+    str | None, typer.Option(help="Average over these scales, such as 0.5,1,1.5. [default: the run's own]")
+]
+Flip = Annotated[
+    bool | None, typer.Option("--flip/--no-flip", help="Average with mirrored images. [default: the run's own]")
+]
+
+
+def looking(
+    mode: str | None, window: str | None, overlap: float | None, scales: str | None, flip: bool | None
+) -> dict[str, Any]:
+    """Fields of `eval` that the options change."""
+    given = {
+        "mode": mode,
+        "window_size": numbers("--window", window, "x", int, "512x512", 2),
+        "window_overlap": overlap,
+        "scales": numbers("--scales", scales, ",", float, "0.5,1,1.5"),
+        "flip": flip,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
 
 @app.command()
 def evaluate(
     checkpoint: RunOrCheckpoint,
     data: Annotated[str | None, typer.Option(help="Prepared data set. [default: the one it was trained on]")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images, or windows, per forward pass. [default: the run's own]")
-    ] = None,
-    mode: Annotated[
-        Literal["whole", "sliding"] | None,
-        typer.Option(help="See an image at once, or in overlapping windows. [default: the run's own]"),
-    ] = None,
-    window: Annotated[
-        str | None, typer.Option(help="Sliding window, HEIGHTxWIDTH px. [default: the run's own, or its training crop]")
-    ] = None,
-    overlap: Annotated[
-        float | None,
-        typer.Option(help="Share of a window that the next one covers again, 0 to 0.95. [default: the run's own]"),
-    ] = None,
-    scales: Annotated[
-        str | None, typer.Option(help="Average over these scales, such as 0.5,1,1.5. [default: the run's own]")
-    ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Average with mirrored images. [default: the run's own]")
-    ] = None,
+    batch_size: BatchSize = None,
+    mode: Mode = None,
+    window: Window = None,
+    overlap: Overlap = None,
+    scales: Scales = None,
+    flip: Flip = None,
     pictures: Annotated[
         bool,
         typer.Option(help="Count by sample: an interval for the mIoU, and what `segdist compare` needs, in the JSON."),
@@ -74,20 +96,13 @@ def evaluate(
     from segdist.record import to_json
     from segdist.report import evaluate_checkpoint
 
-    given = {
-        "mode": mode,
-        "window_size": numbers("--window", window, "x", int, "512x512", 2),
-        "window_overlap": overlap,
-        "scales": numbers("--scales", scales, ",", float, "0.5,1,1.5"),
-        "flip": flip,
-    }
+    changes = looking(mode, window, overlap, scales, flip)
     is_first = os.environ.get("RANK", "0") == "0"
     if confusion and not confusion.lower().endswith(".png"):
         raise UserError(f"--confusion {confusion}: it will be a PNG; name it so")
     for file in filter(None, (out, confusion)):
         if is_first:
             check_file(file)  # before the work
-    changes = {key: value for key, value in given.items() if value is not None}
     result = evaluate_checkpoint(
         checkpoint, data, split, batch_size, device, changes, per_sample=pictures, boundary=boundary, raw=raw
     )
@@ -175,23 +190,49 @@ def export(
 @app.command()
 def predict(
     checkpoint: RunOrCheckpoint,
-    images: Annotated[list[str], typer.Argument(help="Image files, or folders of images (paths or URIs).")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Image files, folders, or patterns such as s3://BUCKET/day1/*.jpg (paths or URIs)."),
+    ],
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
+    save: Annotated[
+        str,
+        typer.Option(help="What to write beside each index mask: overlay, color, both (color,overlay), or ''."),
+    ] = "overlay",
+    batch_size: BatchSize = None,
+    mode: Mode = None,
+    window: Window = None,
+    overlap: Overlap = None,
+    scales: Scales = None,
+    flip: Flip = None,
+    overwrite: Annotated[bool, typer.Option(help="Make anew what is there already.")] = False,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 200,
     raw: Raw = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Write an index mask (PNG with palette) and an overlay for each image, with a legend of the classes found in it.
+    """Write an index mask (PNG with palette) and an overlay for each image, and the share of each class in shares.csv.
 
     A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
 
-    Example: `segdist predict runs/photos holiday/*.jpg --out predictions/`
+    Example: `segdist predict runs/photos holiday/ --out predictions/`
+
+    The same command again goes on where it stopped. A bad image does not stop the others: such are listed at the end, with
+    exit code 2.
     """
-    from segdist.predict import predict_files
+    from dataclasses import replace
+
+    from segdist.predict import ENDS, predict_files
+    from segdist.report import with_changes
     from segdist.trained import load_trained
     from segdist.world import choose_device
 
-    done = predict_files(load_trained(checkpoint, choose_device(device), raw), images, out, max_megapixels)
-    say(f"{len(done)} masks and overlays: {out}")
+    kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
+    if unknown := [kind for kind in kinds if kind not in ENDS]:
+        raise UserError(f"--save {unknown[0]}: give {', '.join(ENDS)}")
+    changes = looking(mode, window, overlap, scales, flip) | ({"batch_size": batch_size} if batch_size else {})
+    trained = load_trained(checkpoint, choose_device(device), raw)
+    trained = replace(trained, cfg=with_changes(trained.cfg, changes))
+    done = predict_files(trained, images, out, max_megapixels, kinds, overwrite)
+    say(f"{len(done)} image(s): {out}")
     machine(json, {"out": out, "images": done})
