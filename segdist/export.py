@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from segdist import storage
 from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
 from segdist.models import hf, smp
+from segdist.models.segmenter import infer
 from segdist.trained import Trained
 
 MARK = "segdist.json"  # written last: an export without it is not whole
 
 
-def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, Any]:
-    """Writes the export and a model card into DEST; {"path", "layout"}.
+# What reads the export in a process of its own, where segdist cannot be imported: folder, layout, mean, deviation.
+_PROOF = """
+import sys; sys.modules["segdist"] = None
+import json, pathlib
+import numpy as np, torch
+from safetensors.torch import load_file, save_file
+folder, layout, mean, std = sys.argv[1], sys.argv[2], *(torch.tensor(json.loads(a)).view(3, 1, 1) for a in sys.argv[3:])
+images = load_file(pathlib.Path(folder) / "proof" / "images.safetensors")
+if layout == "transformers":
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+    net, processor = AutoModelForSemanticSegmentation.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
+    call = lambda x: net(**processor(x, do_resize=False, input_data_format="channels_first", return_tensors="pt")).logits
+else:
+    import segmentation_models_pytorch as smp
+    net = smp.from_pretrained(folder).eval()
+    call = lambda x: net((x[None] / 255 - mean) / std)
+with torch.no_grad():
+    save_file({k: call(x).contiguous() for k, x in images.items()}, pathlib.Path(folder) / "proof" / "logits.safetensors")
+"""
+TOLERANCE = 1e-3  # of the largest logit: memory formats and libraries round otherwise
 
-    Raises UserError when DEST holds other things, or (unless `overwrite`) the export of another run.
+
+def export(trained: Trained, dest: str, overwrite: bool = False, verify: bool = False) -> dict[str, Any]:
+    """Writes the export and a model card into DEST; {"path", "layout"}, and "difference" where it was verified.
+
+    `verify`: the library itself loads it, in a process without segdist, and must give our logits. Raises UserError when
+    DEST holds other things, or (unless `overwrite`) the export of another run, or when that fails, before anything is written.
     """
     run = trained.uri.rsplit("/checkpoints/", 1)[0]
     before = _before(dest)
@@ -40,11 +69,43 @@ def export(trained: Trained, dest: str, overwrite: bool = False) -> dict[str, An
         folder = Path(place)
         layout = (_smp if trained.model.arch["name"] in smp.FAMILIES else _transformers)(trained, folder)
         (folder / "README.md").write_text(_card(trained, layout, metrics), encoding="utf-8")
+        if verify:
+            about["difference"] = _verified(trained, layout, folder)
         storage.delete(storage.join(dest, MARK))  # while files are exchanged, it is no export
-        for path in sorted(folder.iterdir()):
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
             storage.write(storage.join(dest, path.name), path.read_bytes())
     storage.write(storage.join(dest, MARK), json.dumps(about, indent=1).encode())
-    return {"path": dest, "layout": layout}
+    return {"path": dest, "layout": layout} | ({"difference": about["difference"]} if verify else {})
+
+
+def _verified(trained: Trained, layout: str, folder: Path) -> float:
+    """The largest difference of the library's logits from ours, relative to the largest, over images of three sizes."""
+    traits, proof = trained.model.traits, folder / "proof"
+    proof.mkdir()
+    side = max(traits.least, traits.multiple * -(-64 // traits.multiple))
+    sides = [(side, side)] if traits.most else [(side, side), (2 * side, 2 * side)]
+    sides += [] if traits.square else [(side, 2 * side)]
+    generator = torch.Generator().manual_seed(0)
+    images = {f"{h}x{w}": torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=generator) for h, w in sides}
+    save_file(images, proof / "images.safetensors")
+    arguments = [str(folder), layout, *(json.dumps(list(part)) for part in (traits.mean, traits.std))]
+    done = subprocess.run([sys.executable, "-c", _PROOF, *arguments], capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(
+            f"{layout} cannot read the export of {trained.uri} ({said}); nothing was written. Please report this"
+        )
+    theirs, worst = load_file(proof / "logits.safetensors"), 0.0
+    device = next(trained.model.parameters()).device
+    for size, image in images.items():
+        ours = infer(trained.model, image[None].to(device)).cpu()
+        worst = max(worst, float((theirs[size] - ours).abs().max() / ours.abs().max()))
+    if not worst < TOLERANCE:
+        raise UserError(
+            f"{layout} gives other logits than segdist for the export of {trained.uri} (by {worst:.1e}); nothing was written. "
+            "Please report this, or give --no-verify"
+        )
+    return worst
 
 
 def _before(dest: str) -> dict[str, Any] | None:
@@ -82,8 +143,6 @@ def _processor_size(size: int | tuple[int, int] | None) -> dict[str, int]:
 
 
 def _smp(trained: Trained, folder: Path) -> str:
-    import torch
-
     net = trained.model.net.to(memory_format=torch.contiguous_format)
     net.save_pretrained(str(folder))
     return "segmentation_models_pytorch"

@@ -17,6 +17,7 @@ from conftest import SEGFORMER, UNET, plain_folder, prepare, tree
 from PIL import Image
 
 from segdist import checkpoint, config, record
+from segdist import export as exports
 from segdist.checkpoint import resolve
 from segdist.data import index as indices
 from segdist.data.labels import plain
@@ -27,7 +28,7 @@ from segdist.figures import index_mask, overlay
 from segdist.metric import pair_table
 from segdist.report import evaluate_checkpoint
 from segdist.train import fit
-from segdist.trained import load_trained
+from segdist.trained import Trained, load_trained
 from segdist.world import World
 
 CPU = torch.device("cpu")
@@ -207,7 +208,11 @@ def test_the_commands_speak_json_on_stdout_and_words_on_stderr(
     assert "pavement" in done.stderr
     assert f"mIoU {result['miou']:.4f}" in done.stderr
     done = segdist("export", run, str(tmp_path / "x"), "--json")
-    assert json.loads(done.stdout) == {"path": str(tmp_path / "x"), "layout": "transformers"}
+    exported = json.loads(done.stdout)
+    assert exported.pop("difference") < 1e-5
+    assert exported == {"path": str(tmp_path / "x"), "layout": "transformers"}
+    assert "verified: transformers alone gives its logits" in done.stderr
+    assert not (tmp_path / "x" / "proof").exists()
     done = segdist("predict", resolve(run), *pictures, "--out", str(tmp_path / "p"), "--json")
     images = json.loads(done.stdout)["images"]
     assert [i["image"] for i in images] == pictures
@@ -394,6 +399,24 @@ def test_one_bad_picture_does_not_stop_the_others(runs: dict[str, str], pictures
     )
     assert "bad.jpg: not an image that can be read" in done.stderr
     assert (tmp_path / "p" / f"{Path(pictures[0]).stem}_overlay.png").exists()
+
+
+def test_an_export_that_its_library_reads_otherwise_is_not_written(
+    runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = load_trained(runs["segformer"], CPU)
+    honest = exports._transformers
+
+    def wrong(trained: Trained, folder: Path) -> str:
+        layout = honest(trained, folder)
+        path = folder / "preprocessor_config.json"
+        path.write_text(path.read_text().replace("0.485", "0.5"))
+        return layout
+
+    monkeypatch.setattr(exports, "_transformers", wrong)
+    with pytest.raises(UserError, match=r"transformers gives other logits than segdist .* nothing was written"):
+        export(trained, str(tmp_path / "x"), verify=True)
+    assert not list((tmp_path / "x").glob("*"))
 
 
 @pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "compare", "export", "predict", "config show"])

@@ -166,6 +166,9 @@ def export(
     checkpoint: RunOrCheckpoint,
     dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],
     overwrite: Annotated[bool, typer.Option(help="Replace the export of another run.")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="Have the library itself load it in another process, and compare its logits with ours.")
+    ] = True,
     raw: Raw = False,
     json: Json = False,
 ) -> None:
@@ -182,8 +185,10 @@ def export(
     from segdist.trained import load_trained
 
     trained = load_trained(checkpoint, torch.device("cpu"), raw)
-    summary = run(trained, dest, overwrite)
+    summary = run(trained, dest, overwrite, verify)
     say(f"exported {trained.uri} ({trained.weights} weights) for {summary['layout']}: {dest}")
+    if verify:
+        say(f"verified: {summary['layout']} alone gives its logits, to {summary['difference']:.0e} of the largest")
     machine(json, summary)
 
 
