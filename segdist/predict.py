@@ -67,7 +67,7 @@ def predict_files(
     jobs = _jobs(images, out, kinds)
     storage.check_writable(out)
     done_before = _begin(trained, out, overwrite)
-    shares: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     failed: list[str] = []
     progress, advance = log.bar("predicting", len(jobs))
     with progress, _Writer() as writer:
@@ -77,7 +77,7 @@ def predict_files(
             if known is None:
                 todo.append(job)
                 continue
-            shares[job.uri] = known
+            found[job.uri] = known
             advance(1)
         if len(todo) < len(jobs):
             log.say(
@@ -85,12 +85,12 @@ def predict_files(
             )
         for batch, pixels in _batches(todo, trained.cfg.eval.batch_size, max_megapixels, failed, advance):
             for job, image, classes in zip(batch, pixels, _classify(trained, pixels)):
-                shares[job.uri] = _counted(classes, trained.labels)
+                found[job.uri] = shares(classes, trained.labels)
                 for kind, name in job.names.items():
                     writer.put(storage.join(out, name), _drawn(kind, image, classes, trained.labels))
                 advance(1)
-    done = [job for job in jobs if job.uri in shares]
-    storage.write(storage.join(out, SHARES), _table(done, shares, trained.labels).encode())
+    done = [job for job in jobs if job.uri in found]
+    storage.write(storage.join(out, SHARES), _table(done, found, trained.labels).encode())
     if failed:
         raise UserError(
             "\n".join([*failed, f"{len(failed)} of {len(jobs)} images could not be read; the others are in {out}"])
@@ -99,7 +99,7 @@ def predict_files(
         {
             "image": job.uri,
             **{kind: storage.join(out, name) for kind, name in job.names.items()},
-            "shares": dict(zip(trained.labels.names, shares[job.uri])),
+            "shares": dict(zip(trained.labels.names, found[job.uri])),
         }
         for job in done
     ]
@@ -188,7 +188,7 @@ def _shares_of(job: _Job, out: str, labels: Labels) -> list[float] | None:
     """The shares of classes in a mask that is there already; None where it cannot be read, and must be made anew."""
     data = storage.read(storage.join(out, job.names["mask"]))
     try:
-        return _counted(np.array(Image.open(io.BytesIO(data))), labels)
+        return shares(np.array(Image.open(io.BytesIO(data))), labels)
     except (OSError, SyntaxError, ValueError):
         return None
 
@@ -200,7 +200,7 @@ def _batches(
 
     def load(job: _Job) -> np.ndarray | DataError:
         try:
-            return _image(job.uri, max_megapixels)
+            return read_image(job.uri, max_megapixels)
         except DataError as error:
             return error
 
@@ -228,7 +228,7 @@ def _classify(trained: Trained, images: list[np.ndarray]) -> np.ndarray:
     return pred.cpu().numpy()
 
 
-def _counted(classes: np.ndarray, labels: Labels) -> list[float]:
+def shares(classes: np.ndarray, labels: Labels) -> list[float]:
     """The share of each class."""
     counts = np.bincount(classes.ravel(), minlength=labels.num_classes)[: labels.num_classes]
     return [float(c / classes.size) for c in counts]
@@ -241,11 +241,11 @@ def _drawn(kind: str, image: np.ndarray, classes: np.ndarray, labels: Labels) ->
     return figures.png(mask if kind == "mask" else mask.convert("RGB"))
 
 
-def _table(jobs: list[_Job], shares: dict[str, list[float]], labels: Labels) -> str:
+def _table(jobs: list[_Job], found: dict[str, list[float]], labels: Labels) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image", *labels.names])
-    writer.writerows([job.uri, *(f"{share:.6f}" for share in shares[job.uri])] for job in jobs)
+    writer.writerows([job.uri, *(f"{share:.6f}" for share in found[job.uri])] for job in jobs)
     return out.getvalue()
 
 
@@ -269,7 +269,7 @@ class _Writer:
                 one.result()
 
 
-def _image(uri: str, max_megapixels: int) -> np.ndarray:
+def read_image(uri: str, max_megapixels: int) -> np.ndarray:
     """uint8 (H, W, 3) pixels, upright. Raises DataError when they cannot be read, or are too many."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before the decode
     with open_picture(storage.read(uri), uri, max_megapixels * 10**6) as opened:

@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "models", "metric", "mean_iou", "optim", "loss"},
     {"strategy", "checkpoint", "trained", "figures", "inference", "alarm"},
     {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening"},
-    {"train"},
+    {"train", "api"},
     {"launch", "prepare"},
     {"doctor", "stats"},
     {"cli", "__main__"},
@@ -36,6 +36,7 @@ SIBLINGS = {
     ("opening", "health"),
     ("opening", "probe"),
     ("__main__", "cli"),
+    ("__init__", "api"),  # lazily: segdist.load
     ("metric", "mean_iou"),  # lazily: MeanIoU imports evaluate
     ("mean_iou", "metric"),
 }  # neighbours on one floor that may

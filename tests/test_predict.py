@@ -14,6 +14,7 @@ import torch
 from conftest import SEGFORMER, tree
 from PIL import Image
 
+import segdist
 from segdist import config, predict
 from segdist.cli import app
 from segdist.data import index as indices
@@ -124,6 +125,23 @@ def test_a_prediction_goes_on_where_it_stopped(
     assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == whole
     predict_files(trained, [str(album)], str(out), overwrite=True)
     assert sum(sizes) == 2 + 6
+
+
+def test_a_model_in_python_predicts_what_the_command_does(trained: Trained, album: Path, tmp_path: Path) -> None:
+    (there,) = predict_files(trained, [str(album / "0000.jpg")], str(tmp_path / "out"))
+    model = segdist.load(Path(trained.uri), device="cpu")
+    assert model.names == trained.labels.names
+    pixels = np.array(Image.open(album / "0000.jpg"))
+    for given in (album / "0000.jpg", str(album / "0000.jpg"), Image.open(album / "0000.jpg"), pixels):
+        found = model.predict(given)
+        assert np.array_equal(found.classes, np.array(Image.open(there["mask"])))
+        assert found.shares == there["shares"]
+    assert found.mask().tobytes() == Image.open(there["mask"]).tobytes()
+    assert found.overlay().tobytes() == Image.open(there["overlay"]).tobytes()
+    with pytest.raises(UserError, match=r"an image is uint8 \(H, W, 3\) pixels; this is float64 \(4, 4\)"):
+        model.predict(np.zeros((4, 4)))
+    with pytest.raises(AttributeError, match="no attribute 'loud'"):
+        segdist.loud  # noqa: B018
 
 
 def test_an_out_within_the_images_is_no_image(trained: Trained, album: Path) -> None:

@@ -141,6 +141,7 @@ def test_what_needs_pairs_says_so_before_the_first_step(name: str, make_config: 
         ({"name": "unetplusplus", "encoder": "mit_b0"}, "cannot make a unetplusplus"),
         ({"name": "unet", "options": {"decoder_chanels": [8]}}, "decoder_chanels: unet takes .*decoder_channels"),
         ({"name": "beit", "options": {"hidden_size": 30, "num_attention_heads": 7}}, "do not make a beit"),
+        ({"name": "beit", "options": {"hiden_size": 32}}, "hiden_size: beit has no such field; see BeitConfig"),
         ({"name": "mobilevit", "aux_head": True}, "mobilevit has no auxiliary head"),
     ],
 )

@@ -67,6 +67,11 @@ def build(cfg: config.Transformers, class_names: Sequence[str]) -> Segmenter:
     if family.own_aux:
         own["use_auxiliary_head"] = cfg.aux_head
     if cfg.weights is None:
+        kind = _class(family, "Config")
+        if unknown := sorted(set(cfg.options) - set(kind().to_dict())):
+            raise UserError(
+                f"model.options.{unknown[0]}: {cfg.name} has no such field; see {kind.__name__} of transformers"
+            )
         try:
             net = _class(family, "ForSemanticSegmentation")(_config_of(cfg.name, {**cfg.options, **own}))
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
