@@ -108,8 +108,7 @@ def predict_files(
 def _jobs(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[_Job]:
     """What goes where. Raises UserError when two results, or a result and an image, would be one file."""
     wanted = [kind for kind in ENDS if kind in {"mask", *kinds}]
-    own = f"{_place(out)}/"
-    found = {uri: name for given in images for uri, name in _images(given) if not _place(uri).startswith(own)}
+    found = {uri: name for given in images for uri, name in _images(given) if not _is_result(uri, given, out)}
     jobs = [
         _Job(uri, {kind: str(PurePosixPath(name).with_suffix("")) + ENDS[kind] for kind in wanted})
         for uri, name in found.items()
@@ -144,6 +143,12 @@ def _images(uri: str) -> list[tuple[str, str]]:
     if storage.is_local(uri) and Path(uri.removeprefix("file://")).is_dir():
         raise UserError(f"{uri}: this folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return [(uri, PurePosixPath(uri).name)]
+
+
+def _is_result(uri: str, given: str, out: str) -> bool:
+    """Whether an image of a given folder is a prediction: OUT lies within that folder, and the image within OUT."""
+    folder = given.rpartition("/")[0] if any(sign in given for sign in "*?[") else given
+    return _place(out).startswith(f"{_place(folder)}/") and _place(uri).startswith(f"{_place(out)}/")
 
 
 def _place(uri: str) -> str:

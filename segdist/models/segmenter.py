@@ -31,11 +31,11 @@ class Traits:
     stride: int  # image px per logit
     multiple: int  # image sides are padded to a multiple of this, px
     least: int  # and to at least this, px
-    most: int | None = None  # and never above this, px: such a model takes images of one size
-    square: bool = False  # images are padded to squares
-    encoder_prefix: str = ""  # parameters whose names begin so are the encoder; all others are the head
+    encoder_prefix: str  # parameters whose names begin so are the encoder; all others are the head
     layers: tuple[tuple[str, ...], ...] = ()  # name prefixes of each encoder layer's parameters, from the input up
     blocks: tuple[str, ...] = ()  # modules whose activations may be computed again: see Segmenter.recompute
+    most: int | None = None  # px of a side, at most: such a model takes images of one size
+    square: bool = False  # images are padded to squares
 
     def check(self, height: int, width: int) -> None:
         """Raises ConfigError where a model of one size would see a larger image."""
