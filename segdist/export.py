@@ -16,7 +16,7 @@ from segdist import storage
 from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
 from segdist.models import hf, smp
-from segdist.models.segmenter import infer
+from segdist.models.segmenter import Traits, infer
 from segdist.trained import Trained
 
 MARK = "segdist.json"  # written last: an export without it is not whole
@@ -62,6 +62,7 @@ def export(trained: Trained, dest: str, overwrite: bool = False, verify: bool = 
         "image_size": trained.cfg.data.image_size,
         "mean": trained.model.traits.mean,
         "std": trained.model.traits.std,
+        "sides": _sides(trained.model.traits),
         "checkpoint_step": load_state(trained.uri)["step"],
         "metrics": metrics,
     }
@@ -106,6 +107,14 @@ def _verified(trained: Trained, layout: str, folder: Path) -> float:
             "Please report this, or give --no-verify"
         )
     return worst
+
+
+def _sides(traits: Traits) -> str:
+    """What images the exported network takes, in words; segdist pads others, and cuts the logits."""
+    if traits.most:
+        return f"images of {traits.most}x{traits.most} px alone"
+    each = f"sides of at least {traits.least} px" + (f", multiples of {traits.multiple}" if traits.multiple > 1 else "")
+    return f"square images, {each}" if traits.square else each
 
 
 def _before(dest: str) -> dict[str, Any] | None:
@@ -163,6 +172,8 @@ def _card(trained: Trained, layout: str, metrics: dict[str, Any] | None) -> str:
         "pipeline_tag: image-segmentation",
         "---",
         f"# {trained.model.arch['name']}, {trained.labels.num_classes} classes",
+        "",
+        f"Images: {_sides(trained.model.traits)}. segdist pads others before it scores them, and cuts what padding made.",
         "",
         f"Fine-tuned with segdist on `{trained.cfg.data.uri.rstrip('/').rsplit('/', 1)[-1]}`.",
         "",

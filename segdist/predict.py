@@ -67,22 +67,17 @@ def predict_files(
     jobs = _jobs(images, out, kinds)
     storage.check_writable(out)
     done_before = _begin(trained, out, overwrite)
-    found: dict[str, list[float]] = {}
     failed: list[str] = []
     progress, advance = log.bar("predicting", len(jobs))
     with progress, _Writer() as writer:
-        todo = []
-        for job in jobs:
-            known = _shares_of(job, out, trained.labels) if done_before.issuperset(job.names.values()) else None
-            if known is None:
-                todo.append(job)
-                continue
-            found[job.uri] = known
-            advance(1)
-        if len(todo) < len(jobs):
-            log.say(
-                f"{len(jobs) - len(todo)} of {len(jobs)} images have their results already; --overwrite makes them anew"
-            )
+        ready = [job for job in jobs if done_before.issuperset(job.names.values())]
+        with ThreadPoolExecutor(_BEHIND, "read") as pool:
+            known = pool.map(lambda job: _shares_of(job, out, trained.labels), ready)
+            found = {job.uri: of for job, of in zip(ready, known) if of is not None}
+        todo = [job for job in jobs if job.uri not in found]
+        advance(len(found))
+        if found:
+            log.say(f"{len(found)} of {len(jobs)} images have their results already; --overwrite makes them anew")
         for batch, pixels in _batches(todo, trained.cfg.eval.batch_size, max_megapixels, failed, advance):
             for job, image, classes in zip(batch, pixels, _classify(trained, pixels)):
                 found[job.uri] = shares(classes, trained.labels)

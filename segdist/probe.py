@@ -27,8 +27,13 @@ def group_size(cfg: Config, index: Index, world: World) -> int:
     total = cfg.train.global_batch_size
     least = 2 if cfg.model.name in config.NEEDS_PAIRS else 1
     sizes = [n for n in range(total // world.num_ranks, least - 1, -1) if total % n == 0]
+    if not sizes:
+        raise UserError(
+            f"train.global_batch_size {total} cannot be cut into a micro-batch for each of {world.num_ranks} rank(s)"
+            f"{f' of {least} images at least, which model.name={cfg.model.name} needs' if least > 1 else ''}; raise it"
+        )
     if world.device.type == "cpu":
-        return next(n for n in sizes if n <= CPU_SIZE)
+        return next((n for n in sizes if n <= CPU_SIZE), sizes[-1])
     for size in sizes:
         num_groups = -(-total // size // world.num_ranks)  # of the rank that has most
         misfits = torch.tensor([not fits(cfg, index, size, min(num_groups, 2), world.device)], dtype=torch.int64)

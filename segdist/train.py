@@ -77,9 +77,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
             with meter.waiting():
                 batch = next(batches)
             wish = "stop" if book.superseded else notice()
-            tally, saves, stop = agree(
-                wish, criterion.total([sum(group.counts, torch.tensor(0)) for group in batch]), world
-            )
+            tally, saves, stop = agree(wish, criterion.total([group.count for group in batch]), world)
             lr = optim.lr_at(cfg.optim, done, num_steps)
             optim.set_lr(optimizer, lr)
             meter.count(*update(done, batch, criterion.divisors(tally)))

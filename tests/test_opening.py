@@ -52,6 +52,15 @@ def test_auto_takes_the_largest_group_that_fits_on_all_and_leaves_none_without(
     assert all(num == min(2, math.ceil(12 // s / num_ranks)) for s, num in tried)  # gradients lie beside activations
 
 
+@pytest.mark.parametrize(("batch", "size"), [(8, 4), (6, 3), (14, 2), (7, 7)])
+def test_a_model_that_needs_pairs_never_gets_single_images(make_config: Make, batch: int, size: int) -> None:
+    model = {"name": "deeplabv3", "encoder": "resnet18"}
+    cfg = make_config(model=model, train={**AUTO, "global_batch_size": batch})
+    assert probe.group_size(cfg, indices.load(cfg.data.uri), ALONE) == size
+    with pytest.raises(UserError, match=r"of 2 images at least, which model\.name=deeplabv3 needs; raise it"):
+        probe.group_size(cfg, indices.load(cfg.data.uri), replace(ALONE, num_ranks=batch))
+
+
 def test_auto_names_remedies_where_one_image_does_not_fit(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = make_config(train=AUTO)
     monkeypatch.setattr(probe, "fits", lambda *a: False)

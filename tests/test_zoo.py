@@ -54,6 +54,7 @@ def test_a_run_learns_commits_comes_back_and_is_exported(name: str, make_config:
     ours = infer(trained.model, torch.from_numpy(pixels).permute(2, 0, 1)[None])
     layout = export(trained, str(tmp_path / "export"), verify=name in ("dpt", "pan", "mobilevit"))["layout"]
     about = json.loads((tmp_path / "export" / "segdist.json").read_text())
+    assert about["sides"] in (tmp_path / "export" / "README.md").read_text()
     assert about["classes"] and about["metrics"]["miou"] is not None
     if name in SMP:
         assert layout == "segmentation_models_pytorch"

@@ -108,11 +108,11 @@ def layouts(known: dict[str, Layout]) -> Table:
 def catalogue(entries: list[Entry]) -> Table:
     """What `model.name` can be."""
     table = Table(title="model: {name: ...}", show_lines=True)
-    for column in ("name, as one line of a config", "what it is, and through which library", "images", "known weights"):
+    for column in ("name, as one line of a config", "what it is, and of which package", "images", "known weights"):
         table.add_column(column, overflow="fold")
     for entry in entries:
         table.add_row(
-            Text(entry.example), Text(f"{entry.source}\n{entry.library}"), Text(entry.demands), Text(entry.weights)
+            Text(entry.example), Text(f"{entry.source}\n{entry.package}"), Text(entry.demands), Text(entry.weights)
         )
     return table
 

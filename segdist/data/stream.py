@@ -40,6 +40,11 @@ class MicroBatch:
     sample_ids: list[str] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)  # of each mask, what `count` of the stream says
 
+    @property
+    def count(self) -> torch.Tensor:
+        """What `count` of the stream says of all masks."""
+        return torch.stack(self.counts).sum(0)
+
 
 @dataclass
 class EvalBatch:

@@ -18,7 +18,7 @@ _KNOWN = {  # weights of the Hub, and their licence as their page has it
 class Entry:
     name: str  # model.name
     source: str
-    library: str
+    package: str  # that has it
     example: str  # one line of YAML
     demands: str
     weights: str
