@@ -1,9 +1,7 @@
-"""A Hub of our own on loopback: enough of it for the real huggingface_hub, transformers and smp to read models and data.
+"""A Hub of our own on loopback: enough of it for the real huggingface_hub, transformers, datasets and smp.
 
-Serves FOLDER/OWNER/NAME/FILE as the model OWNER/NAME, and FOLDER/datasets/OWNER/NAME/FILE as a data set, at revision main
-and at any commit; FOLDER/datasets/OWNER/NAME@REVISION, with _ for /, at another revision and its own commit. A file GATED in
-a repository holds the status that everybody gets. `with serving(folder) as (url, asked):`, where asked.num_bytes counts
-what was sent of files.
+Serves the repositories below a folder, as `hub_repos` says. `with serving(folder) as (url, asked):`, where asked.num_bytes
+counts what was sent of files. With `tokens` it can be written to, and what is private needs one.
 """
 
 from __future__ import annotations
@@ -17,15 +15,18 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-_VERBS = "revision|tree|paths-info|refs"
+from hub_repos import COMMIT, Writes, about, at_revision, commit_of, front_matter, history
+
+__all__ = ["COMMIT", "Asked", "commit_of", "history", "serving"]
+
 _FILE = re.compile(r"/(?P<repo>(datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _API = re.compile(
-    rf"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
-    rf"(/(?P<verb>{_VERBS})(/(?P<revision>[^/]+)(/(?P<below>.*))?)?)?"
+    r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
+    r"(/(?P<verb>revision|tree|paths-info|refs|preupload|commit)(/(?P<revision>[^/]+)(/(?P<below>.*))?)?)?"
 )
+_LFS = re.compile(r"/(?P<repo>(datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 
 
 class Asked(list[str]):
@@ -34,26 +35,14 @@ class Asked(list[str]):
     num_bytes = 0  # of files, sent so far
 
 
-def commit_of(repo: Path) -> str:
-    """The newest commit of a repository at a revision."""
-    return hashlib.sha1(repo.name.encode()).hexdigest() if "@" in repo.name else COMMIT
-
-
-def at_revision(repo: Path, revision: str | None) -> Path | None:
-    """Where a repository lies at a revision or commit; None when it has none such."""
-    if not repo.is_dir() or revision in (None, "main", COMMIT):
-        return repo
-    others = [other for other in repo.parent.glob(f"{repo.name}@*") if revision == commit_of(other)]
-    named = repo.with_name(f"{repo.name}@{unquote(revision or '').replace('/', '_')}")
-    return named if named.is_dir() else others[0] if others else repo if len(revision or "") == 40 else None
-
-
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, Asked]]:
-    """(address, what was asked for)."""
-    asked = Asked()
+def serving(folder: Path, tokens: dict[str, dict[str, Any]] | None = None) -> Iterator[tuple[str, Asked]]:
+    """(address, what was asked for). `tokens`: {token: {"name": ..., "orgs": [...], "role": "write" or "read"}}."""
+    asked, writes = Asked(), Writes(folder, tokens or {})
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -66,17 +55,23 @@ def serving(folder: Path) -> Iterator[tuple[str, Asked]]:
         def do_POST(self) -> None:
             self._answer(with_body=True)
 
+        def do_PUT(self) -> None:
+            self._answer(with_body=True)
+
         def _answer(self, with_body: bool) -> None:
             asked.append(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = urlsplit(self.path).path
+            if answer := self._changed(path, body):
+                self._json(answer[1], answer[0])
+                return
             file, api = _FILE.fullmatch(path), _API.fullmatch(path)
             if not (file or api):
                 self._missing("RepoNotFound")
                 return
             repo = folder / ("datasets" if api and api["kind"] == "datasets" else "") / (file or api)["repo"]
             place = at_revision(repo, (file or api)["revision"])
-            if not repo.is_dir():
+            if not repo.is_dir() or (history(repo)["private"] and self._token() not in writes.tokens):
                 self._missing("RepoNotFound")
             elif place is None:
                 self._missing("RevisionNotFound")
@@ -86,7 +81,45 @@ def serving(folder: Path) -> Iterator[tuple[str, Asked]]:
                 self._file(place, unquote(file["path"]), with_body)
             else:
                 deep = "recursive=true" in urlsplit(self.path).query.lower()
-                self._json(_about(place, api["repo"], api["verb"], unquote(api["below"] or ""), body, deep))
+                self._json(about(place, api["repo"], api["verb"], unquote(api["below"] or ""), body, deep))
+
+        def _token(self) -> str:
+            return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+
+        def _url(self) -> str:
+            return f"http://{self.headers['Host']}"
+
+        def _changed(self, path: str, body: bytes) -> tuple[int, Any] | None:
+            """What a request that changes things is answered; None when it is another one."""
+            if path == "/api/whoami-v2":
+                return writes.whoami(self._token())
+            if path == "/api/validate-yaml":
+                try:
+                    front_matter(json.loads(body)["content"])
+                except ValueError as error:
+                    return 400, {"errors": [{"message": str(error)}], "warnings": []}
+                return 200, {"errors": [], "warnings": []}
+            if path == "/api/repos/create":
+                return writes.create(self._token(), json.loads(body), self._url())
+            if path.startswith("/lfs/"):
+                return writes.put(path.removeprefix("/lfs/"), body)
+            if path == "/lfs-verify":
+                return 200, {}
+            lfs, api = _LFS.fullmatch(path), _API.fullmatch(path)
+            if not lfs and not (api and api["verb"] in ("preupload", "commit")):
+                return None
+            place = folder / lfs["repo"] if lfs else writes.place(api["kind"], api["repo"])
+            if self._token() not in writes.tokens:
+                return 401, {"error": "Invalid username or password."}
+            if not place.is_dir():
+                return 404, {"error": "Repository not found"}
+            if not writes.may_write(self._token(), place.parent.name):
+                return 403, {"error": "Forbidden: you don't have the rights to write to this repository"}
+            if lfs:
+                return writes.batch(json.loads(body), self._url())
+            if api["verb"] == "preupload":
+                return writes.preupload(place, json.loads(body))
+            return writes.commit(place, [json.loads(line) for line in body.splitlines()], self._url())
 
         def _file(self, repo: Path, name: str, with_body: bool) -> None:
             path = repo / name
@@ -106,9 +139,9 @@ def serving(folder: Path) -> Iterator[tuple[str, Asked]]:
                 asked.num_bytes += len(part)
                 self.wfile.write(part)
 
-        def _json(self, tree: Any) -> None:
+        def _json(self, tree: Any, status: int = 200) -> None:
             data = json.dumps(tree).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -122,6 +155,7 @@ def serving(folder: Path) -> Iterator[tuple[str, Asked]]:
             self.end_headers()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -129,41 +163,3 @@ def serving(folder: Path) -> Iterator[tuple[str, Asked]]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def _about(repo: Path, name: str, verb: str | None, below: str, body: bytes, deep: bool) -> Any:
-    """What the API says of a repository, of a folder in it, or of some paths."""
-    if verb == "tree":
-        found = sorted((repo / below).rglob("*") if deep else (repo / below).glob("*"))
-        return [_entry(repo, path) for path in found]
-    if verb == "paths-info":
-        text = body.decode()
-        paths = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
-        return [_entry(repo, repo / path) for path in paths if (repo / path).exists()]
-    if verb == "refs":
-        converts = [
-            {"name": "parquet", "ref": "refs/convert/parquet", "targetCommit": commit_of(p)}
-            for p in repo.parent.glob(f"{repo.name}@*")
-            if p.name.endswith("@refs_convert_parquet")
-        ]
-        branches = [{"name": "main", "ref": "refs/heads/main", "targetCommit": COMMIT}]
-        return {"branches": branches, "converts": converts, "tags": []}
-    gated = "manual" if (repo / "GATED").is_file() else False
-    facts = {
-        "id": name,
-        "sha": commit_of(repo),
-        "siblings": [],
-        "private": False,
-        "tags": [],
-        "downloads": 0,
-        "likes": 0,
-    }
-    return facts | {"gated": gated}
-
-
-def _entry(repo: Path, path: Path) -> dict[str, Any]:
-    name = path.relative_to(repo).as_posix()
-    if path.is_dir():
-        return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
-    data = path.read_bytes()
-    return {"type": "file", "path": name, "oid": hashlib.sha1(data).hexdigest(), "size": len(data)}
