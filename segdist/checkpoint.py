@@ -25,6 +25,7 @@ from segdist.outbox import Outbox
 
 COMMITTED, STATE, BEST = "COMMITTED", "state.json", "best.json"
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
+EVALUATION = "evaluation.json"  # comes later than COMMITTED, which does not list it
 _NAME = re.compile(r"step-(\d{8})-(\d{4})")
 Tensors = dict[str, torch.Tensor]
 
@@ -224,21 +225,24 @@ class Keeper:
         """Commits a snapshot in the background."""
         self._outbox.put("checkpoint", lambda: self._commit(taken))
 
-    def mark_best(self, step: int, miou: float, scored_on: str) -> None:
-        """Makes the newest checkpoint the best, if it is that of `step` and no committed one is better.
+    def mark_scored(self, step: int, report: dict[str, Any], scored_on: str) -> None:
+        """Puts an evaluation into the newest checkpoint, if it is that of `step`, and makes it the best if none is better.
 
         `scored_on` is the digest of the split.
         """
-        self._outbox.put(f"best {step}", lambda: self._mark_best(step, miou, scored_on))
+        self._outbox.put(f"scores {step}", lambda: self._mark_scored(step, report, scored_on))
 
     def _commit(self, taken: Snapshot) -> None:
         if self._owns():
             self.newest = commit(self._run_uri, self._attempt, taken)
             self._outbox.put("prune", self._prune)
 
-    def _mark_best(self, step: int, miou: float, scored_on: str) -> None:
-        better = self.best is None or is_better(miou, self.best["miou"])
-        if better and self.newest is not None and step_of(self.newest) == step and self._owns():
+    def _mark_scored(self, step: int, report: dict[str, Any], scored_on: str) -> None:
+        if self.newest is None or step_of(self.newest) != step or not self._owns():
+            return
+        storage.write(storage.join(self.newest, EVALUATION), record.to_json(report).encode())
+        miou = report["miou"]
+        if self.best is None or is_better(miou, self.best["miou"]):
             name = f"checkpoints/{self.newest.rsplit('/', 1)[1]}"
             best = {"step": step, "miou": miou, "checkpoint": name, "scored_on": scored_on}
             storage.write(storage.join(self._run_uri, BEST), record.to_json(best, indent=1).encode())
@@ -268,6 +272,14 @@ def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | No
     except (CheckpointError, ValueError, KeyError):
         return None
     return best if scored_on in (None, best.get("scored_on")) else None
+
+
+def evaluation_of(uri: str) -> dict[str, Any] | None:
+    """The report, with its confusion matrix, of a run's own evaluation of this checkpoint; None where there was none."""
+    try:
+        return json.loads(storage.read(storage.join(uri, EVALUATION)))
+    except MissingError:
+        return None
 
 
 def scores_of(uri: str) -> dict[str, Any] | None:

@@ -162,7 +162,7 @@ def open_run(cfg: Config, found: Found, world: World) -> Opening:
     parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
     attempt = record.claim_attempt(cfg.run.uri)
     facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
-    facts["launch"] = world.launch
+    facts |= {"launch": world.launch, "data": about_data(cfg, index)}
     text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
     storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
     contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
@@ -172,6 +172,13 @@ def open_run(cfg: Config, found: Found, world: World) -> Opening:
     due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
     unscored = newest is not None and due and checkpoint.scores_of(newest) is None
     return Opening(cfg, index, attempt, newest, best, unscored, parent, val_digest, contract, facts)
+
+
+def about_data(cfg: Config, index: Index) -> dict[str, Any]:
+    """What a run's record says of its data."""
+    samples = {split: index.split(split).num_samples for split in (cfg.data.train_split, cfg.data.val_split)}
+    uri = storage.shown(cfg.data.uri)
+    return {"uri": uri, "name": index.name, "source": index.source, "licence": index.licence, "samples": samples}
 
 
 def check_health(cfg: Config, index: Index) -> None:

@@ -114,15 +114,13 @@ def check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str]
 
 
 def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
-    """The report of a model in training on its validation split, without the confusion matrix. All ranks must call it."""
+    """The report of a model in training on its validation split. All ranks must call it."""
     how, size, split = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size, cfg.data.val_split
     result = evaluate(
         model, cfg.data.uri, index, split, size, cfg.io, cfg.eval.batch_size, world,
         how=how, num_samples=cfg.eval.num_samples,
     )  # fmt: skip
-    scored = report(result, index.labels.names) | {"protocol": validation_protocol(cfg, index)}
-    del scored["confusion"]
-    return scored
+    return report(result, index.labels.names) | {"protocol": validation_protocol(cfg, index)}
 
 
 def validation_protocol(cfg: Config, index: Index) -> str:

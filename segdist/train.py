@@ -162,12 +162,12 @@ def score(
 ) -> float | None:
     """Evaluates the weights after `step`, which are committed or about to be; the best mIoU so far. All ranks must call it."""
     scored = validate(cfg, update.eval_model(), run.index, world)
-    book.log(step, "eval", scored)
+    book.log(step, "eval", {key: value for key, value in scored.items() if key != "confusion"})
     book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
     for warning in alarm.hear(scored["accuracy"]):
         book.say(warning)
     if world.is_first:
-        keeper.mark_best(step, scored["miou"], run.val_digest)
+        keeper.mark_scored(step, scored, run.val_digest)
     if checkpoint.is_better(scored["miou"], best):
         best = scored["miou"]
         book.update(miou=best, best_step=step)

@@ -152,7 +152,12 @@ class Writes:
             path, large = place / file["path"], Path(file["path"]).suffix in _BINARY
             data = path.read_bytes() if path.is_file() else None
             oid = None if data is None else hashlib.sha256(data).hexdigest() if large else blob(data)
-            return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+            return {
+                "path": file["path"],
+                "uploadMode": "lfs" if large else "regular",
+                "shouldIgnore": False,
+                "oid": oid,
+            }
 
         return 200, {"files": [plan(file) for file in asked["files"]]}
 

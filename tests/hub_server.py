@@ -119,7 +119,8 @@ def serving(folder: Path, tokens: dict[str, dict[str, Any]] | None = None) -> It
                 return writes.batch(json.loads(body), self._url())
             if api["verb"] == "preupload":
                 return writes.preupload(place, json.loads(body))
-            return writes.commit(place, [json.loads(line) for line in body.splitlines()], self._url())
+            page = f"{self._url()}/{api['repo']}"
+            return writes.commit(place, [json.loads(line) for line in body.splitlines()], page)
 
         def _file(self, repo: Path, name: str, with_body: bool) -> None:
             path = repo / name

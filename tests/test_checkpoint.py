@@ -159,7 +159,7 @@ def test_a_keeper_commits_in_the_background_and_knows_the_best(tmp_path: Path) -
     for step, miou in ((1, 0.3), (2, 0.5), (3, None), (4, None)):
         kept.put(taken(step))
         if miou:
-            kept.mark_best(step, miou, "val")
+            kept.mark_scored(step, {"miou": miou}, "val")
         outbox.flush()
     outbox.close()
     assert checkpoint.step_of(kept.newest) == 4
@@ -170,7 +170,7 @@ def test_a_keeper_commits_in_the_background_and_knows_the_best(tmp_path: Path) -
 
 def test_what_was_never_committed_is_not_the_best(tmp_path: Path) -> None:
     kept, outbox = keeper(str(tmp_path / "run"), 1)
-    kept.mark_best(5, 0.9, "val")
+    kept.mark_scored(5, {"miou": 0.9}, "val")
     outbox.close()
     assert kept.best is None
 
@@ -181,7 +181,7 @@ def test_a_keeper_of_an_outdated_attempt_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "run" / "attempts" / ".DS_Store").write_text("somebody looked", encoding="utf-8")
     kept, outbox = keeper(run, 1)
     kept.put(taken(9))
-    kept.mark_best(9, 0.9, "val")
+    kept.mark_scored(9, {"miou": 0.9}, "val")
     outbox.close()
     assert checkpoint.committed(run) == []
     assert checkpoint.read_best(run) is None

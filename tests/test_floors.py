@@ -13,11 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "segdist"
 
 FLOORS = [
     {"__init__", "errors", "config"},
-    {"storage", "world", "log", "record", "outbox", "threads", "ops"},
+    {"storage", "world", "log", "record", "outbox", "threads", "ops", "hub"},
     {"data", "models", "metric", "mean_iou", "optim", "loss"},
     {"strategy", "checkpoint", "trained", "figures", "inference", "alarm"},
-    {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening"},
-    {"train", "api"},
+    {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening", "card"},
+    {"train", "api", "push"},
     {"launch", "prepare"},
     {"doctor", "stats"},
     {"cli", "__main__"},
@@ -26,6 +26,8 @@ PARTS = FLOORS[2]  # pieces that never import one another
 SIBLINGS = {
     ("config", "errors"),
     ("record", "storage"),
+    ("hub", "storage"),
+    ("hub", "log"),
     ("log", "record"),
     ("log", "outbox"),
     ("strategy", "checkpoint"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -95,6 +96,23 @@ class Log(Section):
     every_steps: int = free(10, "Record and print the metrics every so many steps.", ge=1)
 
 
+class Hub(Section):
+    repo_id: str | None = free(
+        None, "OWNER/NAME on the Hugging Face Hub that mirrors the best model so far; null: none. Its token: HF_TOKEN."
+    )
+    private: bool = free(True, "Only you see that repository, where it does not exist yet.")
+    num_images: int | None = free(
+        None, "Validation images that its card shows, with truth and prediction; null: 3 where it is private, else 0.",
+        ge=0, le=16,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _check(self) -> Hub:
+        if self.repo_id is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.repo_id):
+            raise ValueError(f"hub.repo_id {self.repo_id!r} is no repository of the Hub; give OWNER/NAME")
+        return self
+
+
 class Run(Section):
     uri: str = free(help="Folder of this run. The same address continues the run; a finished run is left alone.")
 
@@ -113,6 +131,7 @@ class Config(Section):
     scale: Scale = Scale()
     io: Io = Io()
     log: Log = Log()
+    hub: Hub = Hub()
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -1,0 +1,246 @@
+"""The model card: what a model is, on what it was trained, how well it does, how that was measured, and what it cannot.
+
+Written from what the run recorded, so nothing here is a claim that nobody measured. Its YAML is what the Hub reads.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from segdist.config import Config
+
+_HEADLINES = (  # key of the report, name for people, type in model-index
+    ("miou", "mIoU", "mean_iou"),
+    ("mean_accuracy", "mean accuracy", "mean_accuracy"),
+    ("overall_accuracy", "overall accuracy", "accuracy"),
+    ("mean_dice", "mean Dice (F1)", "f1"),
+    ("freq_weighted_iou", "frequency-weighted IoU", "frequency_weighted_iou"),
+)
+_HUB_DATA = re.compile(r"(?:hf://datasets/|Hugging Face Hub )([\w.-]+/[\w.-]+)")
+_PADS = "segdist pads others before it scores them, and cuts what padding made."
+_WEAK, _FEW = 0.3, 20  # IoU of a class, and validation samples, that a reader is warned of
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card tells. None and empty where nobody knows."""
+
+    name: str
+    arch: str
+    layout: str  # transformers or segmentation_models_pytorch
+    classes: list[str]
+    cfg: Config
+    step: int
+    num_parameters: int
+    takes: str  # what images the exported network takes
+    data: dict[str, Any] = field(default_factory=dict)  # name, source, licence, samples by split, uri
+    report: dict[str, Any] | None = None  # an evaluation
+    initial: dict[str, Any] | None = None  # weights that it began from: source, revision, licence
+    versions: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)  # file in the card's folder: what it shows
+    samples: tuple[str, ...] = ()  # images for the Hub's widget
+
+
+def model_card(about: About) -> str:
+    """Markdown behind its YAML."""
+    header = yaml.safe_dump(metadata(about), sort_keys=False, allow_unicode=True)
+    parts = [
+        _intro(about), _use(about), _data(about), _training(about), _scores(about), _limits(about), _licence(about),
+    ]  # fmt: skip
+    return f"---\n{header}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def metadata(about: About) -> dict[str, Any]:
+    """What the Hub reads of a model card."""
+    licence = (about.initial or {}).get("licence")
+    tree: dict[str, Any] = {
+        "library_name": about.layout.replace("_", "-"),
+        "pipeline_tag": "image-segmentation",
+        "tags": ["image-segmentation", "semantic-segmentation", about.arch, "segdist"],
+        **(_licence_fields(licence) if licence else {}),
+    }
+    if about.initial and about.initial.get("revision"):  # a commit: they came from the Hub
+        tree["base_model"] = about.initial["source"]
+    if data := _hub_data(about.data):
+        tree["datasets"] = [data]
+    if about.samples:
+        tree["widget"] = [{"src": file, "example_title": f"sample {i + 1}"} for i, file in enumerate(about.samples)]
+    if results := _results(about):
+        tree["model-index"] = [{"name": about.name, "results": results}]
+    return tree
+
+
+def _results(about: About) -> list[dict[str, Any]]:
+    """One entry for the Hub's model-index; none without scores."""
+    report, name = about.report, about.data.get("name", "")
+    if not report or not _is_number(report.get("miou")):
+        return []
+    metrics = [
+        {"type": kind, "name": text, "value": round(report[key], 6)}
+        for key, text, kind in _HEADLINES
+        if _is_number(report.get(key))
+    ]
+    data = {"name": name, "type": _hub_data(about.data) or name or "unknown", "split": about.cfg.data.val_split}
+    task = {"type": "image-segmentation", "name": "Semantic segmentation"}
+    return [{"task": task, "dataset": data, "metrics": metrics}]
+
+
+def _intro(about: About) -> str:
+    score = about.report and about.report.get("miou")
+    how_well = f" It reaches **mIoU {score:.4f}** on its validation split." if _is_number(score) else ""
+    text = (
+        f"# {about.name}\n\n{about.arch} with {about.num_parameters / 1e6:.1f} M parameters, fine-tuned with segdist to tell "
+        f"{len(about.classes)} classes apart: {_listed(about.classes)}.{how_well}"
+    )
+    return "\n\n".join([text, *_pictures(about, "samples")])
+
+
+def _use(about: About) -> str:
+    if about.layout == "transformers":
+        code = (
+            'from transformers import pipeline\n\nsegment = pipeline("image-segmentation", model="REPO")\n'
+            'for part in segment("photo.jpg"):\n    print(part["label"], part["mask"])'
+        )
+    else:
+        code = (
+            'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("REPO")\n'
+            "# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json),\n"
+            "# sides padded as below"
+        )
+    code = code.replace("REPO", about.name)
+    return f"## Use\n\n```python\n{code}\n```\n\nImages: {about.takes}. {_PADS}"
+
+
+def _data(about: About) -> str:
+    data = about.data
+    if not data:
+        return ""
+    counts = ", ".join(f"{num} samples in `{split}`" for split, num in data.get("samples", {}).items())
+    licence = data.get("licence") or "not stated by its source"
+    return f"## Data\n\n{data['name']} ({data['source']}): {counts}. Licence of the data: {licence}."
+
+
+def _training(about: About) -> str:
+    cfg = about.cfg
+    epochs = ""
+    if num := about.data.get("samples", {}).get(cfg.data.train_split):
+        epochs = f" ({about.step * cfg.train.global_batch_size / num:.1f} passes over the data)"
+    losses = {k: v for k, v in cfg.loss.model_dump().items() if k in _LOSSES and v}
+    rows = [
+        ("initial weights", _initial(about)),
+        ("steps", f"{about.step} of {cfg.train.num_steps}{epochs}"),
+        ("samples per step", str(cfg.train.global_batch_size)),
+        ("crop", "{}x{} px, scale {} to {}".format(*cfg.data.crop_size, *cfg.data.scale_range)),
+        ("loss", " + ".join(f"{v:g} {k}" for k, v in losses.items())),
+        ("optimizer", f"{cfg.optim.name}, lr {cfg.optim.lr:g} ({cfg.optim.schedule}), weight decay {cfg.optim.weight_decay:g}"),
+        ("precision", cfg.train.precision),
+        ("versions", ", ".join(f"{k} {v}" for k, v in about.versions.items())),
+    ]  # fmt: skip
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rows if v)])
+    command = "```\nsegdist train config.yaml data.uri=YOUR_COPY run.uri=YOUR_RUN\n```"
+    text = f"## Training\n\n{table}\n\nEvery setting is in [`config.yaml`](config.yaml), and this trains it again:\n\n{command}"
+    return "\n\n".join([text, *_pictures(about, "curve")])
+
+
+_LOSSES = ("cross_entropy", "focal", "ohem", "dice", "jaccard", "tversky", "lovasz")
+
+
+def _scores(about: About) -> str:
+    report = about.report
+    if not report:
+        return "## Scores\n\nThis checkpoint was not evaluated."
+    means = [f"| {text} | {_number(report.get(key))} |" for key, text, _ in _HEADLINES]
+    classes = [
+        f"| {_cell(name)} | {_number(iou)} | {_number(report['accuracy'].get(name))} |"
+        for name, iou in report["iou"].items()
+    ]
+    on = f"On `{about.cfg.data.val_split}`, {report['num_samples']} samples, each counted once: {report['protocol']}."
+    text = "\n".join(
+        [
+            "## Scores", "", on, "", "| | |", "| --- | --- |", *means, "",
+            "| class | IoU | accuracy |", "| --- | --- | --- |", *classes,
+        ]
+    )  # fmt: skip
+    return "\n\n".join([text, *_pictures(about, "confusion")])
+
+
+def _limits(about: About) -> str:
+    report = about.report or {}
+    iou = report.get("iou", {})
+    weak = [name for name, value in iou.items() if _is_number(value) and value < _WEAK]
+    absent = [name for name, value in iou.items() if not _is_number(value)]
+    lines = [
+        "It knows its own classes alone: whatever else is in an image becomes one of them.",
+        "The scores hold for images like those of its validation split; on others nobody has measured it.",
+    ]
+    if weak:
+        lines.append(f"Poor at (IoU below {_WEAK}): {_listed(weak)}.")
+    if absent:
+        lines.append(f"Not in the validation split, so not measured: {_listed(absent)}.")
+    if report and report["num_samples"] < _FEW:
+        lines.append(
+            f"The validation split has {report['num_samples']} samples: the scores would vary with other ones."
+        )
+    return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _licence(about: About) -> str:
+    initial = about.initial or {}
+    if not initial.get("source"):
+        return "## Licence\n\nTrained from random weights; its owner states the licence."
+    licence = initial.get("licence")
+    if not licence:
+        return f"## Licence\n\nIt began from {initial['source']}, whose licence holds for it too; look it up before you use it."
+    told = licence if isinstance(licence, str) else " ".join(str(v) for v in licence.values())
+    return f"## Licence\n\nInherited from the weights it began from, {initial['source']}: {told}."
+
+
+def _licence_fields(licence: str | dict[str, Any]) -> dict[str, Any]:
+    """`license`, and for one of no standard name `license_name` and `license_link`, as the Hub wants them."""
+    if isinstance(licence, str):
+        return {"license": licence}
+    return {key: licence[key] for key in ("license", "license_name", "license_link") if licence.get(key)}
+
+
+def _initial(about: About) -> str:
+    initial = about.initial or {}
+    if not initial.get("source"):
+        return "random"
+    revision = initial.get("revision")
+    return f"`{initial['source']}`" + (f" at `{revision}`" if revision else "")
+
+
+def _pictures(about: About, kind: str) -> list[str]:
+    """Those whose file begins so."""
+    return [f"![{text}]({file})\n\n{text}" for file, text in about.images.items() if file.startswith(f"images/{kind}")]
+
+
+def _hub_data(data: dict[str, Any]) -> str | None:
+    """OWNER/NAME of data that are on the Hub, or were prepared from there."""
+    for text in (data.get("uri", ""), data.get("source", "")):
+        if found := _HUB_DATA.match(text):
+            return found[1]
+    return None
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    shown = ", ".join(_cell(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _cell(text: str) -> str:
+    """Text that breaks no table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if _is_number(value) else "-"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)

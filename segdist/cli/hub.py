@@ -1,0 +1,45 @@
+"""The command that writes to the Hugging Face Hub: push."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from segdist.cli.app import Json, app, machine, say
+
+
+@app.command()
+def push(
+    source: Annotated[
+        str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint; a path or URI.")
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub; created where it does not exist.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Who sees a repository that is created now.")
+    ] = True,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=16, help="Validation images shown in the card. [default: 3 where it is private, else 0]"
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the model of another run.")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="First have the model's library load it in another process, and compare its logits.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Put a run's best model on the Hugging Face Hub, with a card that tells how it was made and how well it does.
+
+    Example: `HF_TOKEN=... segdist push runs/photos me/photos`
+
+    The repository is private unless you say `--public`. `hub.repo_id=me/photos` in a config does the same while a run trains.
+    """
+    from segdist.push import push as run
+
+    summary = run(source, repo_id, private, images, overwrite, verify)
+    say(f"pushed {summary['checkpoint']}: {summary['url']}")
+    machine(json, summary)

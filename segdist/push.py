@@ -1,0 +1,121 @@
+"""A run's best model on the Hugging Face Hub: its verified export, a card that tells how it came to be, and pictures.
+
+Made of what the run left in storage, never of a live model, so it can be made at any time, by anyone who may read the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segdist import checkpoint, config, figures, record, storage
+from segdist.card import About, model_card
+from segdist.errors import MissingError, UserError
+from segdist.export import export
+from segdist.hub import MARK, Repo
+from segdist.trained import Trained, load_trained
+
+
+def open_model(repo_id: str, private: bool, run_uri: str, overwrite: bool = False) -> tuple[Repo, str]:
+    """(the repository, its address), ready to take the exports of a run.
+
+    Raises UserError when the token may not write there, or (unless `overwrite`) when it holds something else.
+    """
+    repo = Repo(repo_id)
+    url = repo.open(private)
+    if not overwrite:
+        held, own = repo.mark(), run_id(run_uri)
+        if held is not None and own is not None and held.get("run_id") != own:
+            raise UserError(
+                f"{repo_id} on the Hub holds the model of another run ({held.get('run')}); give another name, or let "
+                f"`segdist push {run_uri} {repo_id} --overwrite` replace it"
+            )
+    return repo, url
+
+
+def push(
+    uri: str,
+    repo_id: str,
+    private: bool = True,
+    num_images: int | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Makes a repository of the Hub hold a run's best model, or one checkpoint; {"repo_id", "url", "commit", "checkpoint"}.
+
+    `num_images` validation images are shown in the card (None: 3 where the repository is private, else none). Raises UserError
+    before any work when it may not be written, or holds something else.
+    """
+    run_uri = checkpoint.resolve(uri).rsplit("/checkpoints/", 1)[0]
+    repo, url = open_model(repo_id, private, run_uri, overwrite)
+    shown = num_images if num_images is not None else 3 if repo.is_private() else 0
+    trained = load_trained(uri, torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_folder(trained, repo_id, folder, shown, verify)
+        step = checkpoint.step_of(trained.uri)
+        commit = repo.commit(folder, f"{run_uri.rstrip('/').rsplit('/', 1)[-1]}, after step {step}")
+    return {"repo_id": repo_id, "url": url, "commit": commit, "checkpoint": trained.uri}
+
+
+def run_id(run_uri: str) -> str | None:
+    """What tells a run from others wherever it lies; None for one that has not begun."""
+    try:
+        first = storage.read(storage.join(run_uri, "attempts", "0001.json"))
+    except MissingError:
+        return None
+    return hashlib.sha256(first).hexdigest()[:16]
+
+
+def write_folder(trained: Trained, repo_id: str, folder: Path, num_images: int, verify: bool) -> None:
+    """All that the repository will hold."""
+    done = export(trained, str(folder), verify=verify)
+    run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
+    state = checkpoint.load_state(trained.uri)
+    report = checkpoint.evaluation_of(trained.uri) or checkpoint.scores_of(trained.uri)
+    told = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    images = draw(trained, run_uri, report, folder, num_images)
+    about = About(
+        name=repo_id,
+        arch=trained.model.arch["name"],
+        layout=done["layout"],
+        classes=trained.labels.names,
+        cfg=trained.cfg,
+        step=state["step"],
+        num_parameters=sum(p.numel() for p in trained.model.parameters()),
+        takes=told["sides"],
+        data=state.get("data", {}),
+        report=report,
+        initial=state.get("initial"),
+        versions=state.get("versions", {}),
+        images=images,
+    )
+    (folder / "README.md").write_text(model_card(about), encoding="utf-8")
+    settings = config.explain(trained.cfg)
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    run = record.load(run_uri) or {}
+    told |= {"run_id": run_id(run_uri), "run_state": run.get("state"), "run": run_uri.rstrip("/").rsplit("/", 1)[-1]}
+    told |= {"checkpoint": trained.uri.rsplit("/", 1)[-1]}
+    told["files"] = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    (folder / MARK).write_text(record.to_json(told, indent=1), encoding="utf-8")
+
+
+def draw(
+    trained: Trained, run_uri: str, report: dict[str, Any] | None, folder: Path, num_images: int
+) -> dict[str, str]:
+    """Pictures for the card, in FOLDER/images: {file: what it shows}."""
+    found: dict[str, str] = {}
+
+    def keep(name: str, image: Any, text: str) -> None:
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / "images" / name).write_bytes(figures.png(image))
+        found[f"images/{name}"] = text
+
+    if report and report.get("confusion"):
+        keep("confusion.png", figures.confusion(report["confusion"], list(report["iou"])), "Which classes it confuses")
+    return found
