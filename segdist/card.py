@@ -22,6 +22,26 @@ _HEADLINES = (  # key of the report, name for people, type in model-index
     ("freq_weighted_iou", "frequency-weighted IoU", "frequency_weighted_iou"),
 )
 _HUB_DATA = re.compile(r"(?:hf://datasets/|Hugging Face Hub )([\w.-]+/[\w.-]+)")
+_LICENCES = {
+    "apache-2.0",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-3.0",
+    "cc-by-sa-4.0",
+    "cc-by-sa-3.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-nc-nd-4.0",
+    "cc-by-nd-4.0",
+    "odbl",
+    "gpl-3.0",
+    "agpl-3.0",
+    "lgpl-3.0",
+    "unknown",
+}  # fmt: skip (those of the Hub's list that data and weights of this field bear)
 _PADS = "segdist pads others before it scores them, and cuts what padding made."
 _WEAK, _FEW = 0.3, 20  # IoU of a class, and validation samples, that a reader is warned of
 
@@ -62,7 +82,7 @@ def metadata(about: About) -> dict[str, Any]:
         "library_name": about.layout.replace("_", "-"),
         "pipeline_tag": "image-segmentation",
         "tags": ["image-segmentation", "semantic-segmentation", about.arch, "segdist"],
-        **(_licence_fields(licence) if licence else {}),
+        **(licence_fields(licence) if licence else {}),
     }
     if about.initial and about.initial.get("revision"):  # a commit: they came from the Hub
         tree["base_model"] = about.initial["source"]
@@ -156,7 +176,7 @@ def _scores(about: About) -> str:
         return "## Scores\n\nThis checkpoint was not evaluated."
     means = [f"| {text} | {_number(report.get(key))} |" for key, text, _ in _HEADLINES]
     classes = [
-        f"| {_cell(name)} | {_number(iou)} | {_number(report['accuracy'].get(name))} |"
+        f"| {cell(name)} | {_number(iou)} | {_number(report['accuracy'].get(name))} |"
         for name, iou in report["iou"].items()
     ]
     on = f"On `{about.cfg.data.val_split}`, {report['num_samples']} samples, each counted once: {report['protocol']}."
@@ -200,11 +220,14 @@ def _licence(about: About) -> str:
     return f"## Licence\n\nInherited from the weights it began from, {initial['source']}: {told}."
 
 
-def _licence_fields(licence: str | dict[str, Any]) -> dict[str, Any]:
+def licence_fields(licence: str | dict[str, Any]) -> dict[str, Any]:
     """`license`, and for one of no standard name `license_name` and `license_link`, as the Hub wants them."""
-    if isinstance(licence, str):
-        return {"license": licence}
-    return {key: licence[key] for key in ("license", "license_name", "license_link") if licence.get(key)}
+    if isinstance(licence, dict):
+        return {key: licence[key] for key in ("license", "license_name", "license_link") if licence.get(key)}
+    name = re.sub(r"[\s_]+", "-", licence.strip().lower())
+    if name in _LICENCES:
+        return {"license": name}
+    return {"license": "other", "license_name": licence} if licence.strip() else {}
 
 
 def _initial(about: About) -> str:
@@ -229,11 +252,11 @@ def _hub_data(data: dict[str, Any]) -> str | None:
 
 
 def _listed(names: list[str], most: int = 12) -> str:
-    shown = ", ".join(_cell(name) for name in names[:most])
+    shown = ", ".join(cell(name) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that breaks no table."""
     return text.replace("|", "\\|").replace("\n", " ")
 

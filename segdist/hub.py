@@ -27,7 +27,10 @@ class Repo:
 
     def __init__(self, repo_id: str, kind: Literal["model", "dataset"] = "model") -> None:
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
 
+        if not log.console.is_terminal:
+            disable_progress_bars()
         if not _NAME.fullmatch(repo_id) or len(repo_id) > 96:
             raise UserError(f"{repo_id!r} is no repository of the Hub; give OWNER/NAME")
         self.repo_id, self._kind, self._api = repo_id, kind, HfApi()

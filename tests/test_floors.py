@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "models", "metric", "mean_iou", "optim", "loss"},
     {"strategy", "checkpoint", "trained", "figures", "inference", "alarm"},
     {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening", "card"},
-    {"train", "api", "push"},
+    {"train", "api", "push", "push_data"},
     {"launch", "prepare"},
     {"doctor", "stats"},
     {"cli", "__main__"},

@@ -91,6 +91,10 @@ def prepare(
     mask_column: MaskColumn = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what DEST holds.")] = False,
     max_megapixels: MaxMegapixels = 200,
+    push: Annotated[
+        str | None, typer.Option(help="Then put it on the Hugging Face Hub, too: OWNER/NAME; see `segdist push`.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Everybody sees it there, where --push creates it.")] = False,
     json: Json = False,
 ) -> None:
     """Check images and masks, and pack them into shards that training can stream.
@@ -105,10 +109,19 @@ def prepare(
 
     ask = Ask(val_share, seed, limit, revision, subset, image_column, mask_column)
     declared = Declared(names, mask_values(void), first, palette, color_tolerance)
+    if push:
+        from segdist.hub import Repo
+
+        Repo(push, "dataset").open(not public)  # before the work
     summary = run(source, dest, format, declared, ask, overwrite, max_megapixels)
     for name, split in summary["splits"].items():
         say(f"{name}: {split['samples']} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:.1f} MB")
     say(f"prepared: {summary['uri']}")
+    if push:
+        from segdist.push_data import push_data
+
+        summary["pushed"] = push_data(dest, push, not public, overwrite)
+        say(f"pushed: {summary['pushed']['url']}; to train on it: data.uri=hf://datasets/{push}")
     machine(json, summary)
 
 

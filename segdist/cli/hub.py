@@ -12,7 +12,10 @@ from segdist.cli.app import Json, app, machine, say
 @app.command()
 def push(
     source: Annotated[
-        str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint; a path or URI.")
+        str,
+        typer.Argument(
+            help="A run (its best checkpoint is taken), one checkpoint, or a prepared data set; a path or URI."
+        ),
     ],
     repo_id: Annotated[
         str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub; created where it does not exist.")
@@ -26,20 +29,29 @@ def push(
             min=0, max=16, help="Validation images shown in the card. [default: 3 where it is private, else 0]"
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the model of another run.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the model of another run, or another data set.")] = False,
     verify: Annotated[
         bool, typer.Option(help="First have the model's library load it in another process, and compare its logits.")
     ] = True,
     json: Json = False,
 ) -> None:
-    """Put a run's best model on the Hugging Face Hub, with a card that tells how it was made and how well it does.
+    """Put a run's best model, or a data set, on the Hugging Face Hub, with a card that tells how it was made.
 
-    Example: `HF_TOKEN=... segdist push runs/photos me/photos`
+    Example: `segdist push runs/photos me/photos`, with a token that may write in HF_TOKEN, or given to `hf auth login`
 
     The repository is private unless you say `--public`. `hub.repo_id=me/photos` in a config does the same while a run trains.
     """
-    from segdist.push import push as run
+    from segdist import storage
+    from segdist.data.index import NAME
 
-    summary = run(source, repo_id, private, images, overwrite, verify)
-    say(f"pushed {summary['checkpoint']}: {summary['url']}")
+    if storage.exists(storage.join(source, NAME)):
+        from segdist.push_data import push_data
+
+        summary = push_data(source, repo_id, private, overwrite)
+        say(f"pushed {source}: {summary['url']}; to train on it: data.uri=hf://datasets/{repo_id}")
+    else:
+        from segdist.push import push as run
+
+        summary = run(source, repo_id, private, images, overwrite, verify)
+        say(f"pushed {summary['checkpoint']}: {summary['url']}")
     machine(json, summary)

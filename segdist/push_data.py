@@ -1,0 +1,240 @@
+"""A prepared data set on the Hugging Face Hub, in a form that everybody reads.
+
+The repository is a prepared data set itself: `data.uri=hf://datasets/OWNER/NAME` streams from it. Its shards are Parquet with
+`Image` columns, so `datasets.load_dataset` and the Hub's viewer show images and masks, too. For them masks are palette PNGs
+of class numbers, 255 for void, as id2label.json has them, whatever values the source's masks held.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from segdist import figures, log
+from segdist.card import cell, licence_fields
+from segdist.data import codec
+from segdist.data import index as indices
+from segdist.data.index import Index, Split
+from segdist.data.labels import Class, Labels, hex_of
+from segdist.data.source import Sample, Source
+from segdist.data.write import Row, ShardWriter
+from segdist.errors import UserError
+from segdist.hub import MARK, Repo
+from segdist.ops import IGNORE
+from segdist.threads import ahead
+
+_ROOM = 1.5  # times the data set, of disk; masks as PNG may be larger than at rest here
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"), (10**18, "n>1M"))
+_COLUMNS = {
+    "sample_id": "string",
+    "image": "image",
+    "mask": "image",
+    "mask_codec": "string",
+    "height": "int32",
+    "width": "int32",
+}  # fmt: skip (as `datasets` shall read them)
+_SHOWN, _SIDE = 3, 320  # samples in the card's picture, px of their longer side
+
+
+def open_data(index: Index, repo_id: str, private: bool, overwrite: bool) -> tuple[Repo, str]:
+    """(the repository, its address), ready to take this data set.
+
+    Raises UserError when the token may not write there, or (unless `overwrite`) when it holds something else.
+    """
+    repo = Repo(repo_id, "dataset")
+    url = repo.open(private)
+    held = None if overwrite else repo.mark()
+    if held is not None and held.get("name") != index.name:
+        raise UserError(
+            f"{repo_id} on the Hub holds another data set ({held.get('name')!r}, and this is {index.name!r}); give another "
+            "name, or --overwrite"
+        )
+    return repo, url
+
+
+def push_data(uri: str, repo_id: str, private: bool = True, overwrite: bool = False) -> dict[str, Any]:
+    """Makes a data set of the Hub hold the prepared one at `uri`; {"repo_id", "url", "commit", "data"}.
+
+    Raises UserError before any work when it may not be written, or the disk has no room for a copy.
+    """
+    index = indices.load(uri)
+    for split in index.splits:
+        Source(uri, index, split).check()
+    repo, url = open_data(index, repo_id, private, overwrite)
+    with tempfile.TemporaryDirectory() as place:
+        check_room(index, place)
+        write_folder(uri, index, repo_id, Path(place))
+        log.say(f"copying to {url}")
+        commit = repo.commit(
+            Path(place), f"{index.name}: {', '.join(f'{s.num_samples} {n}' for n, s in index.splits.items())}"
+        )
+    return {"repo_id": repo_id, "url": url, "commit": commit, "data": uri}
+
+
+def check_room(index: Index, place: str) -> None:
+    """Raises UserError when the disk could not hold a copy."""
+    need = int(_ROOM * sum(shard.bytes for split in index.splits.values() for shard in split.shards))
+    if need > (free := shutil.disk_usage(place).free):
+        raise UserError(
+            f"a copy of the data set takes up to {need / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB; set TMPDIR to a "
+            "folder with more room"
+        )
+
+
+def write_folder(uri: str, index: Index, repo_id: str, folder: Path) -> None:
+    """All that the repository will hold."""
+    shared = Labels(tuple(Class(c.name, (k,), c.color) for k, c in enumerate(index.labels.classes)), (IGNORE,))
+    splits = {name: _copy_split(uri, index, name, folder) for name in index.splits}
+    fields = {"contract": shared.to_json(), "meaning": shared.meaning(), "splits": splits}
+    there = index.model_copy(update=fields)
+    indices.save(str(folder), there)
+    id2label = {str(k): name for k, name in enumerate(shared.names)}
+    (folder / "id2label.json").write_text(json.dumps(id2label, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / "images").mkdir()
+    (folder / "images" / "samples.png").write_bytes(figures.png(_samples(str(folder), there)))
+    (folder / "README.md").write_text(data_card(index, repo_id), encoding="utf-8")
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    (folder / MARK).write_text(json.dumps({"name": index.name, "files": files}, indent=1), encoding="utf-8")
+
+
+def _copy_split(uri: str, index: Index, name: str, folder: Path) -> Split:
+    split, source = index.split(name), Source(uri, index, name)
+    tables = {np.dtype(t): index.labels.table(t) for t in (np.uint8, np.uint16)}
+    palette = index.labels.palette().tobytes()
+    writer = ShardWriter(str(folder), name, split.rows_per_group)
+    progress, advance = log.bar(f"writing {name}", split.num_samples)
+    with progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for row in ahead(pool, partial(_row, tables=tables, palette=palette), samples(source), 64):
+            writer.add(row)
+            advance(1)
+    writer.close()
+    return split.model_copy(update={"shards": tuple(writer.shards)})
+
+
+def samples(source: Source) -> Iterator[Sample]:
+    """All rows of a split, in their order."""
+    for number in range(len(source.sizes)):
+        group = source.fetch(number)
+        for row in range(group.num_rows):
+            yield group.sample(row)
+
+
+def _row(sample: Sample, tables: dict[np.dtype, np.ndarray], palette: bytes) -> Row:
+    """The sample with its mask as a palette PNG of class numbers."""
+    raw = codec.decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
+    mask = Image.fromarray(tables[raw.dtype][raw])
+    mask.putpalette(palette)
+    out = io.BytesIO()
+    mask.save(out, "PNG")
+    return Row(sample.sample_id, sample.image.to_pybytes(), out.getvalue(), codec.PNG, sample.height, sample.width, {})
+
+
+def _samples(uri: str, index: Index) -> Image.Image:
+    """The first few samples of the last split, each above its classes."""
+    name = next(reversed(index.splits))
+    first = [s for s, _ in zip(samples(Source(uri, index, name)), range(_SHOWN))]
+    columns = [_column(sample, index.labels) for sample in first]
+    width, height = sum(c[0].width for c in columns), max(c[0].height for c in columns)
+    canvas = Image.new("RGB", (width, 2 * height), "white")
+    left = 0
+    for image, mask in columns:
+        canvas.paste(image, (left, 0))
+        canvas.paste(mask, (left, height))
+        left += image.width
+    return canvas
+
+
+def _column(sample: Sample, labels: Labels) -> tuple[Image.Image, Image.Image]:
+    """(image, its classes in their colours), small."""
+    pixels = codec.decode_image(sample.image).permute(1, 2, 0).numpy()
+    classes = codec.decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
+    scale = _SIDE / max(sample.height, sample.width)
+    size = max(1, round(sample.width * scale)), max(1, round(sample.height * scale))
+    shown = Image.fromarray(labels.palette()[classes]).resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(pixels).resize(size), shown
+
+
+def data_card(index: Index, repo_id: str) -> str:
+    """Markdown behind the YAML that the Hub reads."""
+    num = sum(split.num_samples for split in index.splits.values())
+    header = {
+        **licence_fields(index.licence),
+        "task_categories": ["image-segmentation"],
+        "task_ids": ["semantic-segmentation"],
+        "size_categories": [next(text for most, text in _SIZES if num < most)],
+        "tags": ["segdist"],
+        "dataset_info": {"features": [{"name": name, "dtype": kind} for name, kind in _COLUMNS.items()]},
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"{name}/*.parquet"} for name in index.splits],
+            }
+        ],
+    }
+    labels, splits = index.labels, index.splits
+    rows = [
+        f"| {k} | {cell(c.name)} | `{hex_of(c.color)}` | {_raw(labels, c.raw)} | "
+        + " | ".join(_share(s.class_pixels[k], s) for s in splits.values())
+        + " |"
+        for k, c in enumerate(labels.classes)
+    ]
+    void = (
+        f"| 255 | void | | {_raw(labels, labels.void)} | "
+        + " | ".join(_share(s.void_pixels, s) for s in splits.values())
+        + " |"
+    )
+    counts = "\n".join(
+        f"| {name} | {s.num_samples} | {s.smallest[1]}x{s.smallest[0]} | {s.largest[1]}x{s.largest[0]} |"
+        for name, s in splits.items()
+    )
+    text = f"""# {repo_id}
+
+{num} images with a mask each, {labels.num_classes} classes, prepared with segdist from {cell(index.source)}.
+Licence: {index.licence or "not stated by its source"}.
+
+![Some of its images and their classes](images/samples.png)
+
+## What it holds
+
+| split | samples | smallest, px | largest, px |
+| --- | --- | --- | --- |
+{counts}
+
+`image` is the image as its source had it (JPEG or PNG), `mask` a PNG of the same size whose values are class numbers, with the
+classes' colours as its palette; 255 is void: no class, in no score. `id2label.json` has the names.
+
+| number | class | colour | the source's values | {" | ".join(f"share of {name}" for name in splits)} |
+| --- | --- | --- | --- | {" | ".join("---" for _ in splits)} |
+{chr(10).join([*rows, void])}
+
+## Use
+
+```python
+from datasets import load_dataset
+
+data = load_dataset("{repo_id}")
+```
+
+or, streamed while training: `segdist train CONFIG data.uri=hf://datasets/{repo_id}`.
+"""
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{text}"
+
+
+def _raw(labels: Labels, values: tuple[int, ...]) -> str:
+    return ", ".join(hex_of(labels.rgb[v]) if labels.rgb else str(v) for v in values)
+
+
+def _share(pixels: int, split: Split) -> str:
+    return f"{pixels / max(1, sum(split.class_pixels) + split.void_pixels):.2%}"
