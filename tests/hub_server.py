@@ -125,7 +125,7 @@ def serving(folder: Path, tokens: dict[str, dict[str, Any]] | None = None) -> It
         def _file(self, repo: Path, name: str, with_body: bool) -> None:
             path = repo / name
             if not path.is_file():
-                self._missing("EntryNotFound")
+                self._missing("EntryNotFound", commit=commit_of(repo))
                 return
             data = path.read_bytes()
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
@@ -148,10 +148,10 @@ def serving(folder: Path, tokens: dict[str, dict[str, Any]] | None = None) -> It
             self.end_headers()
             self.wfile.write(data)
 
-        def _missing(self, code: str, status: int = 404) -> None:
+        def _missing(self, code: str, status: int = 404, commit: str = COMMIT) -> None:
             self.send_response(status)
             self.send_header("X-Error-Code", code)
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", commit)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
