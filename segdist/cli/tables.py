@@ -55,6 +55,19 @@ def _means(result: dict[str, Any]) -> str:
     )
 
 
+def history(run: str, rows: list[dict[str, Any]]) -> Table:
+    """A run's history, a row per evaluation or record; the best mIoU stands out."""
+    table = Table(title=Text(run))
+    best = max((row["miou"] for row in rows if row["miou"] is not None), default=None)
+    formats = {"step": ",", "epoch": ".1f", "lr": ".2e", "images_per_second": ".1f"}
+    for column in rows[0]:
+        table.add_column("img/s" if column == "images_per_second" else column, justify="right", no_wrap=True)
+    for row in rows:
+        cells = ["" if value is None else format(value, formats.get(key, ".4f")) for key, value in row.items()]
+        table.add_row(*cells, style="bold" if best is not None and row["miou"] == best else None)
+    return table
+
+
 def findings(title: str, found: list[Finding]) -> Table:
     """What the doctor found, the worst first."""
     table = Table(title=Text(title), title_justify="left")

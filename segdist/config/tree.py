@@ -27,6 +27,13 @@ class Eval(Section):
         None, "In training, score so many samples, the same each time, spread over the split; null: all.", ge=1
     )
 
+    num_previews: int = free(
+        4,
+        "Draw so many samples at every evaluation, image, truth and prediction side by side, into previews/.",
+        ge=0,
+        le=64,
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Eval:
         if self.window_size is not None and self.mode == "whole":
