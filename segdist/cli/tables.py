@@ -56,14 +56,17 @@ def _means(result: dict[str, Any]) -> str:
 
 
 def history(run: str, rows: list[dict[str, Any]]) -> Table:
-    """A run's history, a row per evaluation or record; the best mIoU stands out."""
+    """A run's history as far as 80 columns hold it, a row per evaluation or record; the best mIoU stands out."""
     table = Table(title=Text(run))
     best = max((row["miou"] for row in rows if row["miou"] is not None), default=None)
-    formats = {"step": ",", "epoch": ".1f", "lr": ".2e", "images_per_second": ".1f"}
-    for column in rows[0]:
-        table.add_column("img/s" if column == "images_per_second" else column, justify="right", no_wrap=True)
+    shown = {
+        "step": ("step", ","), "epoch": ("epoch", ".1f"), "lr": ("lr", ".2e"), "loss": ("loss", ".4f"),
+        "val_loss": ("val loss", ".4f"), "accuracy": ("accuracy", ".4f"), "f1": ("F1", ".4f"), "miou": ("mIoU", ".4f"),
+    }  # fmt: skip
+    for heading, _ in shown.values():
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        cells = ["" if value is None else format(value, formats.get(key, ".4f")) for key, value in row.items()]
+        cells = ["" if row[key] is None else format(row[key], form) for key, (_, form) in shown.items()]
         table.add_row(*cells, style="bold" if best is not None and row["miou"] == best else None)
     return table
 
