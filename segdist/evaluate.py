@@ -64,12 +64,14 @@ def evaluate(
     per_sample: bool = False,
     boundary: bool = False,
     logits_of: Callable[[EvalBatch], torch.Tensor] | None = None,
+    see: Callable[[EvalBatch, torch.Tensor], None] = lambda batch, pred: None,
 ) -> Evaluation:
     """The evaluation of `model` on a split; all ranks must call it and get the same. `advance` hears of done samples.
 
     `num_samples`: only so many, always the same. `logits_of` makes the logits (B, K, h, w) of a batch in the model's place,
     and `model` may be None then; for scores that are known beforehand. They are resized as by a model that does not align
-    corners. Raises DataError when not every sample was seen once, SharedError when another rank failed, which says why.
+    corners. `see` is shown each batch of this rank with its uint8 (B, H, W) predictions. Raises DataError when not every
+    sample was seen once, SharedError when another rank failed, which says why.
     """
     source = Source(uri, index, split)
     units = eval_units(source.sizes, batch_size, num_samples)
@@ -90,6 +92,7 @@ def evaluate(
                     assert model is not None
                     pred, loss = segment(model, batch.images, size, how, batch_size, masks)
                 tally.add(batch, masks, pred, loss)
+                see(batch, pred)
                 advance(len(masks))
     except Exception as error:  # whatever it is, the other ranks wait for this one's table
         failure = out_of_memory(error) or error

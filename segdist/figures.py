@@ -1,15 +1,17 @@
-"""Figures for people: index masks with a palette, and overlays that need no explanation."""
+"""Figures for people: masks with a palette, overlays and curves that need no explanation, confusion matrices."""
 
 from __future__ import annotations
 
 import functools
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segdist.data.labels import Labels
+from segdist.errors import UserError
 
 _OPACITY = 0.55
 _THICK_PX = 5  # odd; what is thinner has no border, which would hide it
@@ -39,12 +41,17 @@ def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Ima
     The legend has the classes that occur, largest first: one of the contract that is nowhere in the image explains nothing
     that can be seen.
     """
+    return _with_legend(Image.fromarray(blended(image, classes, labels)), classes, labels)
+
+
+def blended(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray:
+    """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn."""
     blend = np.empty_like(image)
     for first in range(0, len(image), _BAND_ROWS):
         band = slice(first, first + _BAND_ROWS)
         blend[band] = _blend(image[band], classes[band], labels)
     blend[_borders(classes)] = 255
-    return _with_legend(Image.fromarray(blend), classes, labels)
+    return blend
 
 
 def _blend(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray:
@@ -212,3 +219,79 @@ def _percent(share: float) -> str:
 
 def _short(name: str, length: int = 20) -> str:
     return name if len(name) <= length else f"{name[: length - 3]}..."
+
+
+_PANELS = {
+    "loss": (("train", "loss", "training", (86, 180, 233)), ("eval", "loss", "validation", (213, 94, 0))),
+    "scores": (
+        ("eval", "miou", "mIoU", (0, 114, 178)),
+        ("eval", "mean_dice", "mean F1", (0, 158, 115)),
+        ("eval", "mean_accuracy", "mean accuracy", (204, 121, 167)),
+        ("eval", "overall_accuracy", "accuracy", (150, 150, 150)),
+    ),
+    "learning rate": (("train", "lr", "", (90, 90, 90)),),
+}  # title -> (kind of record, field, its name, colour)
+_PLOT_PX = (640, 190)  # width and height of a panel
+_SHARPER = 3  # drawn so much larger first, which makes lines smooth
+
+
+def learning_curve(records: Sequence[dict[str, Any]], title: str = "") -> Image.Image:
+    """Loss, scores and learning rate over the steps, from a run's records of training and evaluation (record.read_metrics).
+
+    A loss that leaves the picture is cut off at its upper edge. Raises UserError where nothing was recorded.
+    """
+    last = max((row["step"] for row in records), default=0)
+    if not last:
+        raise UserError("a learning curve needs a run that has made its first steps")
+    left, right, gap, (width, height) = 70, 170, 46, _PLOT_PX
+    heights = [height, height, height // 2]
+    canvas = Image.new("RGB", (left + width + right, gap + sum(heights) + gap * len(heights)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    draw.text((12, 8), title, fill="black", font=ImageFont.load_default(17))
+    top = gap + 12
+    for (name, lines), tall in zip(_PANELS.items(), heights):
+        curves = [(_points(records, kind, field), text, ink) for kind, field, text, ink in lines]
+        high = 1.0 if name == "scores" else _top([value for points, *_ in curves for _, value in points])
+        draw.text((left, top - 21), name, fill="black", font=font)
+        for i in range(5):
+            y = top + tall * i // 4
+            draw.line([left, y, left + width, y], fill=_ABSENT)
+            draw.text((left - 8, y), f"{high * (4 - i) / 4:.3g}", fill=_GREY, font=font, anchor="rm")
+        canvas.paste(_plotted(canvas.crop((left, top, left + width, top + tall)), curves, last, high), (left, top))
+        for i, (points, text, ink) in enumerate((points, text, ink) for points, text, ink in curves if text and points):
+            value = f"{text} {points[-1][1]:.3g}"
+            draw.text((left + width + 10, top + 8 + 22 * i), value, fill=ink, font=font, anchor="lm")
+        top += tall + gap
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        text = f"{round(last * share):,}" + (" steps" if share == 1 else "")
+        draw.text((left + width * share, top - gap + 14), text, fill=_GREY, font=font, anchor="mm")
+    return canvas
+
+
+def _points(records: Sequence[dict[str, Any]], kind: str, field: str) -> list[tuple[int, float]]:
+    """(step, value) where there is a finite one."""
+    found = [(row["step"], row.get(field)) for row in records if row["kind"] == kind]
+    return [(step, value) for step, value in found if value is not None and np.isfinite(value)]
+
+
+def _top(values: list[float]) -> float:
+    """The upper end of an axis from 0, four round numbers above nearly all values: one spike should not flatten the rest."""
+    high = float(np.quantile(values, 0.98)) if values else 0.0
+    if not high > 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(high / 4))
+    return next(4 * n * power for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if 4 * n * power >= high)
+
+
+def _plotted(
+    panel: Image.Image, curves: list[tuple[list[tuple[int, float]], str, tuple[int, int, int]]], last: int, high: float
+) -> Image.Image:
+    """The panel with its curves; few points are marked."""
+    large = panel.resize((panel.width * _SHARPER, panel.height * _SHARPER), Image.Resampling.NEAREST)
+    draw, (width, height) = ImageDraw.Draw(large), large.size
+    for points, _, ink in reversed([curve for curve in curves if curve[0]]):
+        line = [(x / last * width, height * (1 - max(0.0, min(1.0, y / high)))) for x, y in points]
+        draw.line(line, fill=ink, width=2 * _SHARPER, joint="curve")
+        for x, y in line if len(line) <= 40 else []:
+            draw.ellipse([x - 3 * _SHARPER, y - 3 * _SHARPER, x + 3 * _SHARPER, y + 3 * _SHARPER], fill=ink)
+    return large.resize(panel.size, Image.Resampling.LANCZOS)

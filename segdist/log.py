@@ -197,7 +197,8 @@ class Logbook:
     def __init__(
         self, run_uri: str, attempt: int, facts: dict[str, Any], num_steps: int, start: int, active: bool
     ) -> None:
-        self._run_uri, self._attempt, self._active = run_uri, attempt, active
+        self._run_uri, self._attempt = run_uri, attempt
+        self.active = active  # whether this rank speaks and writes
         self._record = {**facts, "num_steps": num_steps, "step": start, "attempt": attempt}
         self._rows: list[dict[str, Any]] = []
         self._part = 0
@@ -213,7 +214,7 @@ class Logbook:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._active:
+        if self.active:
             close()
         if error is not None:
             self.update(state=record.FAILED, error=f"{type(error).__name__}: {error}")
@@ -225,7 +226,7 @@ class Logbook:
         self.outbox.close()
 
     def say(self, text: str) -> None:
-        if self._active:
+        if self.active:
             say(text)
 
     def log(self, step: int, kind: str, row: dict[str, Any]) -> None:
@@ -241,7 +242,7 @@ class Logbook:
             f"wait {row['wait_share']:.0%}  commit {commit if commit is not None else '-'}  "
             f"mIoU {'-' if miou is None else format(miou, '.4f')}  eta {_clock(row['eta_seconds'])}"
         )
-        if self._active:
+        if self.active:
             show(step, num_steps, line)
         self._record["step"] = step
         if time.monotonic() - self._beaten > _HEARTBEAT_SECONDS:
@@ -252,7 +253,7 @@ class Logbook:
         self._beaten = time.monotonic()
         self._record |= fields
         tree = {**self._record, "heartbeat": time.time()}
-        if self._active:
+        if self.active:
             self.outbox.put("run.json", lambda: self._save(tree))
 
     def owns_run(self) -> bool:
@@ -267,7 +268,7 @@ class Logbook:
     def flush(self) -> None:
         """Puts the rows and lines so far on their way to storage."""
         rows, self._rows, self._flushed = self._rows, [], time.monotonic()
-        if rows and self._active:
+        if rows and self.active:
             self._part += 1
             at = (self._run_uri, self._attempt, self._part)
             self.outbox.put(f"metrics {self._part}", lambda: record.write_metrics(*at, rows))

@@ -5,6 +5,7 @@ Made of what the run left in storage, never of a live model, so it can be made a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from segdist import checkpoint, config, figures, record, storage
+from segdist import checkpoint, config, figures, previews, record, storage
 from segdist.card import About, model_card
 from segdist.errors import MissingError, UserError
 from segdist.export import export
@@ -42,18 +43,18 @@ def push(
     uri: str,
     repo_id: str,
     private: bool = True,
-    num_images: int | None = None,
+    show_samples: bool | None = None,
     overwrite: bool = False,
     verify: bool = True,
 ) -> dict[str, Any]:
     """Makes a repository of the Hub hold a run's best model, or one checkpoint; {"repo_id", "url", "commit", "checkpoint"}.
 
-    `num_images` validation images are shown in the card (None: 3 where the repository is private, else none). Raises UserError
-    before any work when it may not be written, or holds something else.
+    `show_samples`: the card shows validation images with truth and prediction; None: where the repository is private. Raises
+    UserError before any work when it may not be written, or holds something else.
     """
     run_uri = checkpoint.resolve(uri).rsplit("/checkpoints/", 1)[0]
     repo, url = open_model(repo_id, private, run_uri, overwrite)
-    shown = num_images if num_images is not None else 3 if repo.is_private() else 0
+    shown = repo.is_private() if show_samples is None else show_samples
     trained = load_trained(uri, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -72,14 +73,14 @@ def run_id(run_uri: str) -> str | None:
     return hashlib.sha256(first).hexdigest()[:16]
 
 
-def write_folder(trained: Trained, repo_id: str, folder: Path, num_images: int, verify: bool) -> None:
+def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: bool, verify: bool) -> None:
     """All that the repository will hold."""
     done = export(trained, str(folder), verify=verify)
     run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
     state = checkpoint.load_state(trained.uri)
     report = checkpoint.evaluation_of(trained.uri) or checkpoint.scores_of(trained.uri)
     told = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    images = draw(trained, run_uri, report, folder, num_images)
+    images = draw(trained, run_uri, report, folder, show_samples)
     about = About(
         name=repo_id,
         arch=trained.model.arch["name"],
@@ -106,16 +107,24 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, num_images: int, 
 
 
 def draw(
-    trained: Trained, run_uri: str, report: dict[str, Any] | None, folder: Path, num_images: int
+    trained: Trained, run_uri: str, report: dict[str, Any] | None, folder: Path, show_samples: bool
 ) -> dict[str, str]:
     """Pictures for the card, in FOLDER/images: {file: what it shows}."""
     found: dict[str, str] = {}
 
-    def keep(name: str, image: Any, text: str) -> None:
+    def keep(name: str, data: bytes, text: str) -> None:
         (folder / "images").mkdir(exist_ok=True)
-        (folder / "images" / name).write_bytes(figures.png(image))
+        (folder / "images" / name).write_bytes(data)
         found[f"images/{name}"] = text
 
+    if show_samples:
+        step = checkpoint.step_of(trained.uri)
+        with contextlib.suppress(MissingError):
+            data = storage.read(storage.join(run_uri, previews.FOLDER, f"step-{step:08d}.png"))
+            keep("samples.png", data, "Validation images: the image, its mask, and what this model says")
+    if rows := record.read_metrics(run_uri):
+        keep("curve.png", figures.png(figures.learning_curve(rows)), "Loss, scores and learning rate over the steps")
     if report and report.get("confusion"):
-        keep("confusion.png", figures.confusion(report["confusion"], list(report["iou"])), "Which classes it confuses")
+        drawn = figures.confusion(report["confusion"], list(report["iou"]))
+        keep("confusion.png", figures.png(drawn), "What each class is taken for")
     return found

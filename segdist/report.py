@@ -8,21 +8,24 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from segdist import checkpoint, config, log
+from segdist import checkpoint, config, log, storage
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.index import Index
 from segdist.data.labels import Labels
 from segdist.errors import ConfigError, LabelError
 from segdist.evaluate import Evaluation, ImageSize, evaluate
+from segdist.figures import png
 from segdist.inference import PLAIN, Recipe, recipe
 from segdist.metric import bootstrap_miou, class_iou
 from segdist.models.segmenter import Segmenter
+from segdist.previews import Previews, grid
 from segdist.trained import config_of, load_resolved
 from segdist.world import World, joined
 
@@ -46,24 +49,30 @@ def evaluate_checkpoint(
     per_sample: bool = False,
     boundary: bool = False,
     raw: bool = False,
+    previews: str | None = None,
+    num_previews: int = 4,
+    preview_ids: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """What `segdist evaluate` prints: the report of a run's best checkpoint, or of one checkpoint, on a split.
 
     `changes` (and `batch_size`, when given) replace fields of the run's own `eval` section. Under torchrun, all its ranks
-    take part and get the same. `raw`: see checkpoint.load_model. Raises LabelError when the data set's classes are not the
-    checkpoint's.
+    take part and get the same. `raw`: see checkpoint.load_model. `previews`: where to draw `num_previews` samples, or those of
+    `preview_ids`, as a PNG. Raises LabelError when the data set's classes are not the checkpoint's, UserError when a sample of
+    `preview_ids` is not in the split.
     """
     with joined(device) as world:
         wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
         chosen, cfg, address, index = world.from_first(lambda: look_up(uri, data, split, wanted))
         trained = load_resolved(chosen, world.device, raw)
         how, size = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size
+        shown = Previews(index.split(split).num_samples, num_previews if previews else 0, None, preview_ids)
         progress, advance = log.bar(f"evaluating {split}", index.split(split).num_samples)
         with progress if world.is_first else contextlib.nullcontext():
             result = evaluate(
                 trained.model, address, index, split, size, cfg.io, cfg.eval.batch_size, world,
-                lambda n: advance(n * world.num_ranks), how=how, per_sample=per_sample, boundary=boundary,
+                lambda n: advance(n * world.num_ranks), how=how, per_sample=per_sample, boundary=boundary, see=shown.see,
             )  # fmt: skip
+        drawn = shown.meet(world)
     about = {
         "protocol": protocol(size, how),
         "checkpoint": trained.uri,
@@ -73,6 +82,9 @@ def evaluate_checkpoint(
         "split": split,
         "data_digest": index.digest(split),
     }
+    if previews and world.is_first:
+        title = f"{index.name}, {split}: mIoU {result.scores.miou:.4f}"
+        storage.write(previews, png(grid(drawn, trained.labels, title)))
     return report(result, trained.labels.names) | about
 
 
@@ -113,12 +125,15 @@ def check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str]
     )
 
 
-def validate(cfg: Config, model: Segmenter, index: Index, world: World) -> dict[str, Any]:
-    """The report of a model in training on its validation split. All ranks must call it."""
+def validate(cfg: Config, model: Segmenter, index: Index, world: World, shown: Previews) -> dict[str, Any]:
+    """The report of a model in training on its validation split. All ranks must call it.
+
+    `shown` sees its batches.
+    """
     how, size, split = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size, cfg.data.val_split
     result = evaluate(
         model, cfg.data.uri, index, split, size, cfg.io, cfg.eval.batch_size, world,
-        how=how, num_samples=cfg.eval.num_samples,
+        how=how, num_samples=cfg.eval.num_samples, see=shown.see,
     )  # fmt: skip
     return report(result, index.labels.names) | {"protocol": validation_protocol(cfg, index)}
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from segdist import checkpoint, log, loss, models, optim, record, storage
+from segdist import checkpoint, figures, log, loss, models, optim, previews, record, storage
 from segdist.alarm import DeadClasses
 from segdist.config import Config
 from segdist.data.augment import model_size
@@ -25,6 +25,7 @@ from segdist.data.stream import TrainStream
 from segdist.errors import StorageError, UserError
 from segdist.models.segmenter import Segmenter
 from segdist.opening import Opening, look, open_run, settle, training_order
+from segdist.previews import Previews
 from segdist.report import validate
 from segdist.strategy import Step, kernels, strategy_of
 from segdist.trained import load_fitting
@@ -47,7 +48,8 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     before = checkpoint.load(run.checkpoint) if run.checkpoint else None
     start = before.state["step"] if before else 0
     model = starting_model(cfg, run, before).to(world.device).train()
-    about = describe(cfg, world, model, run, start)  # of whole weights, which ZeRO divides
+    epoch_steps = training_order(cfg, run.index).steps_per_epoch
+    about = describe(cfg, world, model, run, start, epoch_steps)  # of whole weights, which ZeRO divides
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)
     criterion = loss.Criterion(cfg.loss, run.index.split(cfg.data.train_split).class_pixels)
     check_sizes(cfg, run.index, model)
@@ -86,7 +88,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
             evaluates = done == num_steps or (done % cfg.eval.every_steps == 0 and not stop)
             commits = evaluates or stop or saves or done % cfg.checkpoint.every_steps == 0
             if done % cfg.log.every_steps == 0 or commits:  # all ranks; rank 0 speaks
-                row = meter.row(done) | {"lr": lr}
+                row = meter.row(done) | {"lr": lr, "epoch": done / epoch_steps}
                 check_finite(row, done, keeper.newest)
                 book.log(done, "train", row)
                 book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best)
@@ -161,7 +163,10 @@ def score(
     best: float | None,
 ) -> float | None:
     """Evaluates the weights after `step`, which are committed or about to be; the best mIoU so far. All ranks must call it."""
-    scored = validate(cfg, update.eval_model(), run.index, world)
+    shown = Previews(run.index.split(cfg.data.val_split).num_samples, cfg.eval.num_previews, cfg.eval.num_samples)
+    scored = validate(cfg, update.eval_model(), run.index, world, shown)
+    if drawn := shown.meet(world):
+        put_previews(cfg.run.uri, book, drawn, run.index, step, scored["miou"])
     book.log(step, "eval", {key: value for key, value in scored.items() if key != "confusion"})
     book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
     for warning in alarm.hear(scored["accuracy"]):
@@ -174,6 +179,23 @@ def score(
     book.flush()
     tell({"step": step, "miou": scored["miou"], "loss": scored["loss"]})
     return best
+
+
+def put_previews(
+    run_uri: str, book: log.Logbook, drawn: list[previews.Preview], index: Index, step: int, miou: float
+) -> None:
+    """Puts a picture of an evaluation on its way. One that cannot be drawn or written is a warning, and never ends a run."""
+
+    def draw() -> None:
+        try:
+            grid = previews.grid(drawn, index.labels, f"{index.name}, step {step}: mIoU {miou:.4f}")
+            if book.owns_run():
+                storage.write(storage.join(run_uri, previews.FOLDER, f"step-{step:08d}.png"), figures.png(grid))
+        except Exception as error:
+            log.say(f"warning: the previews of step {step} are missing: {error}")
+
+    if book.active:
+        book.outbox.put("previews", draw)
 
 
 def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
@@ -220,7 +242,7 @@ def farewell(summary: dict[str, Any], superseded: bool) -> str:
     return f"{summary['run_uri']}: {summary['state']} at step {summary['step']}{score}{more}"
 
 
-def describe(cfg: Config, world: World, model: Segmenter, run: Opening, start: int) -> str:
+def describe(cfg: Config, world: World, model: Segmenter, run: Opening, start: int, epoch_steps: int) -> str:
     """What a person wants to know before the first step."""
     split = run.index.split(cfg.data.train_split)
     size = sum(p.numel() for p in model.parameters()) / 1e6
@@ -230,7 +252,8 @@ def describe(cfg: Config, world: World, model: Segmenter, run: Opening, start: i
     return "\n".join(
         [
             f"run {cfg.run.uri}, attempt {run.attempt}: steps {start} to {cfg.train.num_steps}",
-            f"data {run.index.name}: {split.num_samples} samples to train on, {run.index.labels.num_classes} classes",
+            f"data {run.index.name}: {split.num_samples} samples to train on, {epoch_steps} steps an epoch, "
+            f"{run.index.labels.num_classes} classes",
             f"model {model.arch['name']}, {size:.1f} M parameters; " + "; ".join(model.notes),
             f"{world.num_ranks} rank(s) on {world.device.type}, strategy {strategy}, {cfg.train.precision}; "
             f"batch {cfg.train.global_batch_size} = {cfg.train.num_groups} x {cfg.train.group_size}",

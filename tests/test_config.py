@@ -10,7 +10,7 @@ from segdist import config
 from segdist.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 MINIMAL = {"run": {"uri": "r"}, "data": {"uri": "d"}, "model": {"name": "unet"}, "train": {"num_steps": 10}}
 
 

@@ -16,6 +16,7 @@ import torch
 from conftest import UNET, plain_folder, prepare, read_back, tree
 from fault_proxy import Fault, spoiling
 from hub_server import history, serving
+from PIL import Image
 
 from segdist import checkpoint, config, hub, push, push_data, storage
 from segdist.data import index as indices
@@ -156,7 +157,7 @@ def test_pushing_again_changes_nothing(site: Site, trained_run: str) -> None:
 def test_images_of_the_data_are_shown_where_only_their_owner_sees_them(site: Site, trained_run: str) -> None:
     push.push(trained_run, "me/mine", verify=False)
     push.push(trained_run, "me/everyones", private=False, verify=False)
-    push.push(trained_run, "me/shown", private=False, num_images=2, verify=False)
+    push.push(trained_run, "me/shown", private=False, show_samples=True, verify=False)
     assert "images/samples.png" in site.files("me/mine") & site.files("me/shown")
     assert "images/samples.png" not in site.files("me/everyones")
 
@@ -316,12 +317,8 @@ def test_a_run_that_could_not_be_mirrored_does_not_begin(
 
 def test_a_pushed_data_set_is_the_same_to_segdist_to_datasets_and_to_prepare(site: Site, tmp_path: Path) -> None:
     """Raw values that are no class numbers, in 16 bits, and void of two values."""
-    source = plain_folder(tmp_path / "source", num=12, values=(7, 300, 9, 0))
-    shutil.rmtree(source / "masks")
+    source = plain_folder(tmp_path / "source", num=12)
     rng = np.random.default_rng(0)
-    from PIL import Image
-
-    (source / "masks").mkdir()
     for i in range(12):
         mask = rng.choice(np.array([7, 300, 9, 0], np.uint16), (8, 12))
         Image.fromarray(mask).save(source / "masks" / f"p{i}.png")

@@ -50,8 +50,12 @@ def plan_of(data: str, folder: Path, num_ranks: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(street_data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Outcome]]:
-    root = tmp_path_factory.mktemp("ranks")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def outcomes(street_data: str, root: Path) -> dict[int, dict[str, Outcome]]:
     return {n: launch(n, plan_of(street_data, root / f"on{n}", n), root / f"on{n}") for n in RANKS}
 
 
@@ -121,3 +125,12 @@ def test_ranks_may_come_and_go_under_exact_and_no_bit_changes(street_data: str, 
     after = launch(3, [{"name": "moved", "tree": moved}], tmp_path / "after")
     assert len(after["moved"][1]["losses"]) == 10
     assert_equal(still["still"], after["moved"])
+
+
+@pytest.mark.parametrize("num_ranks", RANKS[1:])
+def test_previews_are_the_same_picture_on_any_number_of_ranks(
+    outcomes: dict[int, dict[str, Outcome]], root: Path, num_ranks: int
+) -> None:
+    one, many = (root / f"on{n}" / "run-segformer-exact" / "previews" for n in (1, num_ranks))
+    assert [p.name for p in sorted(many.iterdir())] == [f"step-{STEPS:08d}.png"]
+    assert all((one / p.name).read_bytes() == p.read_bytes() for p in many.iterdir())

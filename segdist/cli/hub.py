@@ -23,10 +23,11 @@ def push(
     private: Annotated[
         bool, typer.Option("--private/--public", help="Who sees a repository that is created now.")
     ] = True,
-    images: Annotated[
-        int | None,
+    samples: Annotated[
+        bool | None,
         typer.Option(
-            min=0, max=16, help="Validation images shown in the card. [default: 3 where it is private, else 0]"
+            "--samples/--no-samples",
+            help="Show validation images in the card, with truth and prediction. [default: where the repository is private]",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the model of another run, or another data set.")] = False,
@@ -52,6 +53,6 @@ def push(
     else:
         from segdist.push import push as run
 
-        summary = run(source, repo_id, private, images, overwrite, verify)
+        summary = run(source, repo_id, private, samples, overwrite, verify)
         say(f"pushed {summary['checkpoint']}: {summary['url']}")
     machine(json, summary)

@@ -76,6 +76,11 @@ def evaluate(
     confusion: Annotated[
         str | None, typer.Option(help="Draw the confusion matrix into this PNG (path or URI).")
     ] = None,
+    previews: Annotated[
+        str | None, typer.Option(help="Draw samples into this PNG: image, truth and prediction side by side.")
+    ] = None,
+    num_previews: Annotated[int, typer.Option(min=1, max=64, help="How many, spread over the split.")] = 4,
+    preview_ids: Annotated[str | None, typer.Option(help="Which instead, as a comma list of sample ids.")] = None,
     raw: Raw = False,
     device: Device = "auto",
     out: Annotated[
@@ -98,17 +103,24 @@ def evaluate(
 
     changes = looking(mode, window, overlap, scales, flip)
     is_first = os.environ.get("RANK", "0") == "0"
-    if confusion and not confusion.lower().endswith(".png"):
-        raise UserError(f"--confusion {confusion}: it will be a PNG; name it so")
-    for file in filter(None, (out, confusion)):
+    for option, file in (("--confusion", confusion), ("--previews", previews)):
+        if file and not file.lower().endswith(".png"):
+            raise UserError(f"{option} {file}: it will be a PNG; name it so")
+    if preview_ids and not previews:
+        raise UserError("--preview-ids needs --previews FILE.png, where they are drawn")
+    for file in filter(None, (out, confusion, previews)):
         if is_first:
             check_file(file)  # before the work
+    ids = preview_ids and [one.strip() for one in preview_ids.split(",") if one.strip()]
     result = evaluate_checkpoint(
-        checkpoint, data, split, batch_size, device, changes, per_sample=pictures, boundary=boundary, raw=raw
-    )
+        checkpoint, data, split, batch_size, device, changes, per_sample=pictures, boundary=boundary, raw=raw,
+        previews=previews, num_previews=num_previews, preview_ids=ids or None,
+    )  # fmt: skip
     if not is_first:
         return
     console.print(scores(result))
+    if previews:
+        say(f"written: {previews}")
     if out:
         storage.write(out, to_json(result, indent=1).encode())
         say(f"written: {out}")

@@ -55,6 +55,22 @@ def _means(result: dict[str, Any]) -> str:
     )
 
 
+def history(run: str, rows: list[dict[str, Any]]) -> Table:
+    """A run's history as far as 80 columns hold it, a row per evaluation or record; the best mIoU stands out."""
+    table = Table(title=Text(run))
+    best = max((row["miou"] for row in rows if row["miou"] is not None), default=None)
+    shown = {
+        "step": ("step", ","), "epoch": ("epoch", ".1f"), "lr": ("lr", ".2e"), "loss": ("loss", ".4f"),
+        "val_loss": ("val loss", ".4f"), "accuracy": ("accuracy", ".4f"), "f1": ("F1", ".4f"), "miou": ("mIoU", ".4f"),
+    }  # fmt: skip
+    for heading, _ in shown.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        cells = ["" if row[key] is None else format(row[key], form) for key, (_, form) in shown.items()]
+        table.add_row(*cells, style="bold" if best is not None and row["miou"] == best else None)
+    return table
+
+
 def findings(title: str, found: list[Finding]) -> Table:
     """What the doctor found, the worst first."""
     table = Table(title=Text(title), title_justify="left")

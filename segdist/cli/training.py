@@ -1,4 +1,4 @@
-"""Commands for training: train, and a look at its config."""
+"""Commands for training: train, what came of it, and a look at its config."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import typer
 from segdist.cli.app import (
     Json,
     app,
+    check_file,
     config_app,
     config_of,
     machine,
+    say,
 )
+from segdist.errors import UserError
 
 
 @app.command()
@@ -38,6 +41,42 @@ def train(
     machine(json and is_first, summary)
     if summary["state"] != "SUCCEEDED":
         raise typer.Exit(75)  # EX_TEMPFAIL of sysexits.h: try again
+
+
+@app.command()
+def history(
+    run: Annotated[str, typer.Argument(help="A run, finished or not (path or URI).")],
+    every: Annotated[bool, typer.Option("--all", help="A row for every record, not only for evaluations.")] = False,
+    out: Annotated[str | None, typer.Option(help="Also write the table to this .tsv, .csv or .json file.")] = None,
+    plot: Annotated[str | None, typer.Option(help="Draw the learning curves into this PNG (path or URI).")] = None,
+    json: Json = False,
+) -> None:
+    """Show a run's history: loss, accuracy, F1 (mean Dice), mIoU (mean Jaccard) and learning rate, over all its attempts.
+
+    Example: `segdist history runs/photos --out history.tsv --plot curves.png`
+    """
+    from segdist import figures, storage
+    from segdist import history as histories
+    from segdist.cli import tables
+    from segdist.log import console
+
+    suffix = f".{out.lower().rpartition('.')[2]}" if out else ""
+    if out and suffix not in histories.SUFFIXES:
+        raise UserError(f"--out {out}: name it .tsv, .csv or .json")
+    if plot and not plot.lower().endswith(".png"):
+        raise UserError(f"--plot {plot}: it will be a PNG; name it so")
+    for file in filter(None, (out, plot)):
+        check_file(file)
+    records = histories.records(run)
+    table = histories.history(records, every)
+    console.print(tables.history(run, table))
+    if out:
+        storage.write(out, histories.text(table, suffix).encode())
+        say(f"written: {out}")
+    if plot:
+        storage.write(plot, figures.png(figures.learning_curve(records, run)))
+        say(f"written: {plot}")
+    machine(json, {"run_uri": run, "history": table})
 
 
 @config_app.command("show")

@@ -28,6 +28,13 @@ class Eval(Section):
         None, "In training, score so many samples, the same each time, spread over the split; null: all.", ge=1
     )
 
+    num_previews: int = free(
+        4,
+        "Draw so many samples at every evaluation, image, truth and prediction side by side, into previews/.",
+        ge=0,
+        le=64,
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Eval:
         if self.window_size is not None and self.mode == "whole":
@@ -101,10 +108,10 @@ class Hub(Section):
         None, "OWNER/NAME on the Hugging Face Hub that mirrors the best model so far; null: none. Its token: HF_TOKEN."
     )
     private: bool = free(True, "Only you see that repository, where it does not exist yet.")
-    num_images: int | None = free(
-        None, "Validation images that its card shows, with truth and prediction; null: 3 where it is private, else 0.",
-        ge=0, le=16,
-    )  # fmt: skip
+    show_samples: bool | None = free(
+        None,
+        "Its card shows validation images with truth and prediction (eval.num_previews); null: where it is private.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Hub:

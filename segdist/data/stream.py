@@ -197,7 +197,7 @@ def eval_units(sizes: np.ndarray, batch_size: int, num_samples: int | None = Non
     forward pass, and the same arithmetic, on any number of ranks.
     """
     first = np.concatenate([[0], np.cumsum(sizes)])
-    chosen = _spread(int(first[-1]), num_samples)
+    chosen = spread(int(first[-1]), num_samples)
     bounds = np.searchsorted(chosen, first)
     return [
         (group, tuple((chosen[i : min(i + batch_size, bounds[group + 1])] - first[group]).tolist()))
@@ -206,7 +206,7 @@ def eval_units(sizes: np.ndarray, batch_size: int, num_samples: int | None = Non
     ]
 
 
-def _spread(num_rows: int, num: int | None) -> np.ndarray:
+def spread(num_rows: int, num: int | None) -> np.ndarray:
     """int64 rows, ascending: all, or one drawn from each of `num` equal parts, so that no period of a video is met."""
     if num is None or num >= num_rows:
         return np.arange(num_rows)

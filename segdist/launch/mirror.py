@@ -111,7 +111,7 @@ class Mirror:
         hub = self._cfg.hub
         command = [sys.executable, "-m", "segdist", "push", uri, self._repo_id]
         command += ["--private" if hub.private else "--public"]
-        command += [] if hub.num_images is None else ["--images", str(hub.num_images)]
+        command += {None: [], True: ["--samples"], False: ["--no-samples"]}[hub.show_samples]
         if shutil.which("nice"):
             command = ["nice", "-n", "10", *command]
         single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
