@@ -77,6 +77,7 @@ class Pairs:
     counts: np.ndarray  # int64 (n, n), pixels by [reference, prediction]
 
 
+_BLOCK_PX = 1 << 15
 _BYTES = np.arange(256)  # the values of uint8 images
 
 
@@ -233,12 +234,27 @@ def _index_map(given: Any, name: str) -> np.ndarray:
         raise UserError(f"{name} has values of type {array.dtype} that are not whole numbers; take the argmax first")
     if array.dtype == np.uint8:
         return array
+    if (small := _as_bytes(array)) is not None:
+        return small
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    if low >= 0 and high <= 255:
-        return array.astype(np.uint8)
     if low < -(2**31) or high >= 2**31:
         raise UserError(f"{name} holds {low if low < -(2**31) else high}: values must fit a 32-bit integer")
     return array
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray | None:
+    """The integers as uint8; None where one does not fit. In blocks, which are in the cache when they are read again."""
+    flat = array.ravel()
+    small = np.empty(flat.shape, np.uint8)
+    signed = flat.dtype.kind == "i"
+    unsigned = flat.view(f"u{flat.itemsize}") if signed else flat  # what is negative becomes larger than any other
+    most = min(255, np.iinfo(flat.dtype).max) if signed else 255
+    for start in range(0, flat.size, _BLOCK_PX):
+        block = slice(start, start + _BLOCK_PX)
+        if unsigned[block].max() > most:
+            return None
+        small[block] = flat[block]
+    return small.reshape(array.shape)
 
 
 def _indexed(pred: np.ndarray, ref: np.ndarray, i: int) -> Pairs:
