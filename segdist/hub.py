@@ -45,6 +45,18 @@ class Repo:
             self._ask(lambda: self._api.create_repo(self.repo_id, repo_type=self._kind, private=private, exist_ok=True))
         )
 
+    def check(self) -> bool:
+        """Whether it exists; changes nothing. Raises UserError when the token there is plainly may not write it."""
+        who = self._ask(self._api.whoami)
+        role = who.get("auth", {}).get("accessToken", {}).get("role")
+        owners = [who["name"], *(org["name"] for org in who.get("orgs", []))]
+        if role == "read" or self.repo_id.split("/")[0] not in owners:
+            reason = "it may only read" if role == "read" else f"it is of {', '.join(owners)}"
+            raise UserError(
+                f"{self.repo_id}: your token may not write there: {reason}; give another token or repository"
+            )
+        return self._ask(lambda: self._api.repo_exists(self.repo_id, repo_type=self._kind))
+
     def is_private(self) -> bool:
         return bool(self._ask(lambda: self._api.repo_info(self.repo_id, repo_type=self._kind)).private)
 
@@ -59,7 +71,7 @@ class Repo:
         if files - _OTHERS:
             raise UserError(
                 f"{self.repo_id} on the Hub holds files that segdist did not write ({', '.join(sorted(files - _OTHERS)[:3])}); "
-                "give another name, or --overwrite"
+                "give another name, or replace those of the same names with --overwrite (in a config: hub.overwrite=true)"
             )
         return None
 

@@ -30,13 +30,18 @@ def open_model(repo_id: str, private: bool, run_uri: str, overwrite: bool = Fals
     repo = Repo(repo_id)
     url = repo.open(private)
     if not overwrite:
-        held, own = repo.mark(), run_id(run_uri)
-        if held is not None and own is not None and held.get("run_id") != own:
-            raise UserError(
-                f"{repo_id} on the Hub holds the model of another run ({held.get('run')}); give another name, or let "
-                f"`segdist push {run_uri} {repo_id} --overwrite` replace it"
-            )
+        check_held(repo, run_uri)
     return repo, url
+
+
+def check_held(repo: Repo, run_uri: str) -> None:
+    """Raises UserError when a repository holds something else than the model of this run."""
+    held, own = repo.mark(), run_id(run_uri)
+    if held is not None and held.get("run_id") != own:
+        raise UserError(
+            f"{repo.repo_id} on the Hub holds the model of another run ({held.get('run')}); give another name, or replace it with "
+            "--overwrite (in a config: hub.overwrite=true)"
+        )
 
 
 def push(

@@ -20,6 +20,7 @@ from PIL import Image
 
 from segdist import checkpoint, config, hub, push, push_data, storage
 from segdist.data import index as indices
+from segdist.doctor import run as doctor_run
 from segdist.errors import UnavailableError, UserError
 from segdist.launch import mirror, run
 from segdist.train import fit
@@ -313,6 +314,25 @@ def test_a_run_that_could_not_be_mirrored_does_not_begin(
     with pytest.raises(UserError, match="may not write there"):
         run(cfg)
     assert not (tmp_path / "run").exists()
+
+
+def test_doctor_says_whether_the_hub_will_take_the_model(
+    site: Site, street_data: str, trained_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(repo: str) -> tuple[str, str]:
+        cfg = config.from_tree(tree(street_data, str(tmp_path / "run"), hub={"repo_id": repo}), "test")
+        monkeypatch.setattr(doctor_run, "_rehearse", lambda cfg: ("not now", 1))
+        found = [f for f in doctor_run.examine(cfg) if f.topic == "hub"]
+        return found[0].severity, found[0].text
+
+    assert told("me/new") == ("ok", "me/new: your token may write there; it will be created")
+    assert not (site.folder / "me/new").exists()
+    push.push(trained_run, "me/taken", verify=False)
+    severity, text = told("me/taken")
+    assert severity == "error" and "holds the model of another run" in text
+    assert told("somebody/new")[0] == "error"
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    assert "may only read" in told("me/new")[1]
 
 
 def test_a_pushed_data_set_is_the_same_to_segdist_to_datasets_and_to_prepare(site: Site, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ class Hub(Section):
         "Its card shows validation images with truth and prediction (eval.num_previews); null: where it is private.",
     )
 
+    overwrite: bool = free(False, "Replace what that repository holds of another run.")
+
     @model_validator(mode="after")
     def _check(self) -> Hub:
         if self.repo_id is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.repo_id):

@@ -18,8 +18,10 @@ from segdist.data.augment import model_size
 from segdist.data.index import Index
 from segdist.errors import StorageError, UserError
 from segdist.health import Finding, attempt, ok
+from segdist.hub import Repo
 from segdist.launch import cluster
 from segdist.opening import look, settle
+from segdist.push import check_held
 from segdist.train import fit
 from segdist.world import World, choose_device
 
@@ -30,6 +32,8 @@ WHOLE_PIXELS = 8 << 20  # 2900 x 2900 px; a larger image is seldom meant to be s
 def examine(cfg: Config) -> list[Finding]:
     """All findings of a run but for those of its data set. Leaves nothing behind at run.uri."""
     findings = [attempt("config", lambda: _looked(cfg)), *storage_of(cfg.run.uri), _device(cfg), *_machine(cfg)]
+    if cfg.hub.repo_id is not None:
+        findings.append(attempt("hub", lambda: _mirrored(Repo(cfg.hub.repo_id or ""), cfg)))
     if any(f.severity == "error" for f in findings):
         return findings
     findings += _sizes(cfg, indices.load(cfg.data.uri))
@@ -51,6 +55,14 @@ def _looked(cfg: Config) -> str:
     else:
         groups = f"{found.cfg.train.num_groups} micro-batches"
     return f"{groups} on {cfg.scale.num_ranks} rank(s); the run {known}"
+
+
+def _mirrored(repo: Repo, cfg: Config) -> str:
+    """Whether the Hub would take the run's model."""
+    there = repo.check()
+    if there and not cfg.hub.overwrite:
+        check_held(repo, cfg.run.uri)
+    return f"{repo.repo_id}: your token may write there; " + ("it exists" if there else "it will be created")
 
 
 def _sizes(cfg: Config, index: Index) -> list[Finding]:

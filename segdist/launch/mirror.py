@@ -34,7 +34,7 @@ class Mirror:
 
         assert cfg.hub.repo_id is not None
         self._cfg, self._repo_id = cfg, cfg.hub.repo_id
-        self._repo, self._url = open_model(self._repo_id, cfg.hub.private, cfg.run.uri)
+        self._repo, self._url = open_model(self._repo_id, cfg.hub.private, cfg.run.uri, cfg.hub.overwrite)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="mirror", daemon=True)
 
@@ -112,6 +112,7 @@ class Mirror:
         command = [sys.executable, "-m", "segdist", "push", uri, self._repo_id]
         command += ["--private" if hub.private else "--public"]
         command += {None: [], True: ["--samples"], False: ["--no-samples"]}[hub.show_samples]
+        command += ["--overwrite"] if hub.overwrite else []
         if shutil.which("nice"):
             command = ["nice", "-n", "10", *command]
         single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
