@@ -39,8 +39,8 @@ def check_held(repo: Repo, run_uri: str) -> None:
     held, own = repo.mark(), run_id(run_uri)
     if held is not None and held.get("run_id") != own:
         raise UserError(
-            f"{repo.repo_id} on the Hub holds the model of another run ({held.get('run')}); give another name, or replace it with "
-            "--overwrite (in a config: hub.overwrite=true)"
+            f"{repo.repo_id} on the Hub holds the model of another run ({held.get('run')}); give another name, or replace it "
+            "with --overwrite (in a config: hub.overwrite=true)"
         )
 
 
