@@ -1,0 +1,12 @@
+"""`segdist predict` for `ray job submit`: one process, where the job's driver runs; submitted again, it goes on.
+
+ray job submit --working-dir . --entrypoint-num-gpus 1 -- python jobs/predict.py s3://BUCKET/runs/photos s3://BUCKET/new \\
+    --out s3://BUCKET/masks
+"""
+
+import sys
+
+from segdist.cli import main
+
+sys.argv[1:] = ["predict", *sys.argv[1:]]
+main()
