@@ -231,7 +231,9 @@ def predict(
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
     save: Annotated[
         str,
-        typer.Option(help="What to write beside each index mask: overlay, color, both (color,overlay), or ''."),
+        typer.Option(
+            help="What to write beside each index mask: overlay, color, probabilities, several (color,overlay), or ''."
+        ),
     ] = "overlay",
     batch_size: BatchSize = None,
     mode: Mode = None,
@@ -246,6 +248,9 @@ def predict(
     json: Json = False,
 ) -> None:
     """Write an index mask (PNG with palette) and an overlay for each image, and the share of each class in shares.csv.
+
+    shares.jsonl has the same as JSON, one image per line. `--save probabilities` writes NAME_probabilities.npz for numpy:
+    `probabilities`, float16 (classes, height, width) at the image's size, and `names`; no image's may exceed 2 GB.
 
     A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
 
