@@ -100,11 +100,11 @@ def test_an_onnx_class_map_is_what_predict_writes_and_says_what_it_is(
     said = session.get_modelmeta().custom_metadata_map
     for key in ("classes", "names", "colors", "mean", "std", "image_size", "metrics", "versions"):
         assert json.loads(said[key]) == about[key], key
-    for key in ("task", "input", "output", "sizes", "channel_order", "sides", "architecture"):
+    for key in ("task", "input", "output", "sides", "channel_order", "resize_first", "architecture"):
         assert said[key] == about[key], key
     assert about["names"] == trained[name].labels.names
     assert about["metrics"]["miou"] is not None
-    assert about["sizes"] == "any sides from 64 px" == summary["sizes"]
+    assert about["sides"] == "any sides from 64 px" == summary["sides"]
     (given,), (out,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.shape) == ("images", ["batch", 3, "height", "width"])
     assert (out.name, out.type) == ("classes", "tensor(uint8)")
@@ -127,7 +127,7 @@ def test_logits_of_a_traced_graph_are_the_models(trained: dict[str, Trained], tm
 
 def test_a_graph_of_one_size_takes_that_size_alone(trained: dict[str, Trained], tmp_path: Path) -> None:
     summary = export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx", size=(48, 40))
-    assert summary["sizes"] == "48x40 px"
+    assert summary["sides"] == "48x40 px"
     session = onnxruntime.InferenceSession(tmp_path / "x" / "model.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, 48, 40]
 
@@ -144,9 +144,9 @@ def test_where_any_size_does_not_verify_one_size_is_written_and_said(
 
     monkeypatch.setattr(exports, "program", fussy)
     summary = export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx")
-    assert summary["sizes"] == "32x48 px"  # the run's crop
+    assert summary["sides"] == "32x48 px"  # the run's crop
     (line,) = said
-    assert line.startswith("for any sides from 64 px it does not verify (sides are constants); now for 32x48 px")
+    assert line.startswith("for any sides from 64 px it does not verify (sides are constants); a graph for 32x48 px")
 
 
 def shifted(honest: Any) -> Callable[..., Any]:

@@ -214,7 +214,7 @@ def export(
         raise UserError(f"--size {size!r}: give px, such as 512x512")
     trained = load_trained(checkpoint, torch.device("cpu"), raw)
     summary = run(trained, dest, overwrite, verify, form, (fixed[0], fixed[1]) if fixed else None, argmax)
-    takes = f", for {summary['sizes']}" if "sizes" in summary else ""
+    takes = f", for {summary['sides']}" if "sides" in summary else ""
     say(f"exported {trained.uri} ({trained.weights} weights) for {summary['layout']}{takes}: {dest}")
     if verify:
         say(f"verified: {summary['layout']} alone gives {summary['verified']}")

@@ -71,13 +71,14 @@ def export(
         for path in files:
             storage.write(storage.join(dest, path.name), path.read_bytes())
     storage.write(storage.join(dest, MARK), json.dumps(about | measured, indent=1).encode())
-    sizes = {"sizes": about["sizes"]} if "sizes" in about else {}
+    sizes = {} if form == "native" else {"sides": about["sides"]}
     return {"path": dest, "layout": about["layout"], **sizes, **measured}
 
 
 def _about(trained: Trained, run: str, metrics: dict[str, Any] | None) -> dict[str, Any]:
     """What one must know to use the model, whatever the format."""
-    traits = trained.model.traits
+    traits, size = trained.model.traits, trained.cfg.data.image_size
+    resized = "image_size: its shorter side" if isinstance(size, int) else "image_size (height, width)"
     return {
         "task": "semantic-segmentation",
         "run": run,
@@ -85,7 +86,10 @@ def _about(trained: Trained, run: str, metrics: dict[str, Any] | None) -> dict[s
         "classes": trained.labels.to_json()["classes"],
         "names": trained.labels.names,
         "colors": [list(c.color) for c in trained.labels.classes],
-        "image_size": trained.cfg.data.image_size,
+        "image_size": size,
+        "resize_first": f"to {resized}, bilinear with antialias, as the run did; classes go back to the image's size"
+        if size
+        else "no: the model was trained and scored on images of their own size",
         "mean": traits.mean,
         "std": traits.std,
         "sides": _sides(traits),
@@ -134,13 +138,14 @@ def _graph(
     traits, layout, output = trained.model.traits, _LAYOUTS[form], "classes" if argmax else "logits"
     graph, reason = Graph(trained.model, argmax, slices=form == "onnx"), ""
     for shape in _shapes(trained, form, size):
-        if reason:
-            log.say(f"{reason}; now for {shape.words(traits)} (--size HEIGHTxWIDTH chooses)")
+        if reason or (shape.size and not size):
+            why = reason or f"{trained.model.arch['name']} computes with the sides of an image as it is traced"
+            log.say(f"{why}; a graph for {shape.words(traits)} (--size HEIGHTxWIDTH chooses)")
         told = about | {
             "format": form,
             "layout": layout,
             "channel_order": "RGB",
-            "sizes": shape.words(traits),
+            "sides": shape.words(traits),
             "input": f"{INPUT}: float32 (B, 3, H, W), RGB in 0..255; normalisation and padding are inside the graph",
             "output": f"{output}: uint8 (B, H, W), class numbers at the image's size"
             if argmax

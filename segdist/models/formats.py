@@ -37,7 +37,7 @@ FORMATS = {
     "data2vec_vision": Formats(_HF, "fixed", "fixed"),
     "dpt": Formats(_HF, "fixed", "fixed"),
     "mobilenet_v2": Formats(_HF, "fixed", "fixed"),
-    "mobilevit": Formats(_HF, "any size", "any size"),
+    "mobilevit": Formats(_HF, "fixed", "fixed"),
     "mobilevitv2": Formats(_HF, "any size", "any size"),
     "upernet": Formats(_HF, "any size", "any size"),
 }
