@@ -65,16 +65,21 @@ def segment(
     how: Recipe,
     batch_size: int,
     masks: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
 ) -> Settled:
     """Classes at `size`, and the loss (0 without masks), of uint8 (B, 3, h, w) images, for a model in evaluation mode.
 
-    `masks`, uint8 (B, *size), on the model's device. An image that fits into a window is seen whole, bit for bit. The model
+    `masks`, uint8 (B, *size), on the model's device. `keep`, float (B, K, *size) on any device, takes the class probabilities,
+    a band of rows at a time. An image that fits into a window is seen whole, bit for bit. The model
     sees at most `batch_size` windows at a time; every scale holds a uint8 copy of the images. Where a head aligns corners at
     a stride above 1, its windows' logits lie less than a stride beside those of the whole image.
     """
     device, stride, align = next(model.parameters()).device, model.traits.stride, model.traits.align_corners
     if how.scales == (1.0,) and not how.flip and _fits(images, how.window, stride):
-        return settle(infer(model, images.to(device)), size, align, masks)
+        logits = infer(model, images.to(device))
+        for one, kept in zip(logits, () if keep is None else keep):
+            _combine([_Resized(_Rows(iter([one]), one.shape[1], False), size, align)], size, None, kept)
+        return settle(logits, size, align, masks)
     seen: list[list[_Rows]] = []  # [view][image]
     for scale in how.scales:
         scaled = _scaled(images, scale).to(device)
@@ -88,7 +93,7 @@ def segment(
     preds, loss = [], torch.zeros((), dtype=torch.float64, device=device)
     for i, views in enumerate(zip(*seen)):
         resized = [_Resized(rows, size, align) for rows in views]
-        pred, one = _combine(resized, size, None if masks is None else masks[i])
+        pred, one = _combine(resized, size, None if masks is None else masks[i], None if keep is None else keep[i])
         preds.append(pred)
         loss += one
     return torch.stack(preds), loss
@@ -212,8 +217,13 @@ class _Resized:
             self._held, self._top = torch.cat([kept, block], 1) if kept.shape[1] else block, self._top + gone
 
 
-def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | None) -> Settled:
-    """Classes (H, W) and the loss of one image: of its only view's logits, or of the mean of all views' probabilities."""
+def _combine(
+    views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | None, keep: torch.Tensor | None
+) -> Settled:
+    """Classes (H, W) and the loss of one image: of its only view's logits, or of the mean of all views' probabilities.
+
+    `keep` (K, H, W) takes the probabilities.
+    """
     height, width = size
     rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
     pred = torch.empty(
@@ -224,6 +234,8 @@ def _combine(views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | 
         last = min(height, first + rows)
         scores = _mean([view.band(first, last) for view in views])
         pred[first:last] = scores.max(0)[1]  # on CPUs argmax takes more than twice as long
+        if keep is not None:
+            keep[:, first:last] = scores.softmax(0)
         if mask is not None:
             truth = mask[None, first:last].long()
             loss += F.cross_entropy(scores[None], truth, ignore_index=IGNORE, reduction="sum")

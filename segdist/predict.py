@@ -1,4 +1,4 @@
-"""Classes for images that have no mask: index masks, colour masks, overlays, and the share of each class as a table.
+"""Classes for images that have no mask: index masks, colour masks, overlays, probabilities, and shares of classes as tables.
 
 Images are decoded ahead in threads, those of one size share a forward pass, and files are written behind. What an
 interrupted prediction has written is found again, as long as the model and how it looks at images are the same.
@@ -10,6 +10,7 @@ import csv
 import fnmatch
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,11 +31,16 @@ from segdist.inference import recipe, segment
 from segdist.threads import ahead
 from segdist.trained import Trained
 
-ENDS = {"mask": ".png", "color": "_color.png", "overlay": "_overlay.png"}  # of what is written for NAME.jpg
-MARK, SHARES = "predictions.json", "shares.csv"
+ENDS = {  # of what is written for NAME.jpg
+    "mask": ".png", "color": "_color.png", "overlay": "_overlay.png", "probabilities": "_probabilities.npz",
+}  # fmt: skip
+MARK, SHARES, LINES = "predictions.json", "shares.csv", "shares.jsonl"
 _AHEAD = 4  # images decoded before their turn
 _BATCH_PIXELS = 1 << 24  # in a batch, where it holds more than one image
 _BEHIND = 16  # files on their way out
+_BEHIND_BYTES = 1 << 28  # of theirs, together
+_KEPT_BYTES = 1 << 28  # of probabilities of a batch, where it holds more than one image
+_MOST_BYTES = 1 << 31  # of probabilities of an image
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,12 @@ def predict_files(
 
     `images` are URIs of files, of folders whose images are all meant, or patterns with * and ?. Files of folders keep
     their place below them. Images whose results are there already are passed over, unless `overwrite`. OUT/shares.csv has
-    the share of each class in each image. Raises UserError before the first image when something would be overwritten:
-    another image's mask, an image itself, or what another model predicted. An image that cannot be read, or is larger
-    than `max_megapixels`, does not stop the others: UserError names such images at the end.
+    the share of each class in each image, and OUT/shares.jsonl the same, one JSON object per line. Probabilities are an npz
+    file that numpy reads: `probabilities`, float16 (K, H, W), and `names` (K,).
+
+    Raises UserError before the first image when something would be overwritten: another image's mask, an image itself, or
+    what another model predicted. An image that cannot be read, or is larger than `max_megapixels` or than probabilities can
+    be of, does not stop the others: UserError names such images at the end.
     """
     jobs = _jobs(images, out, kinds)
     storage.check_writable(out)
@@ -78,19 +87,21 @@ def predict_files(
         advance(len(found))
         if found:
             log.say(f"{len(found)} of {len(jobs)} images have their results already; --overwrite makes them anew")
-        for batch, pixels in _batches(todo, trained.cfg.eval.batch_size, max_megapixels, failed, advance):
-            for job, image, classes in zip(batch, pixels, _classify(trained, pixels)):
+        num_kept = trained.labels.num_classes if "probabilities" in kinds else 0
+        for batch, pixels in _batches(todo, trained.cfg.eval.batch_size, max_megapixels, num_kept, failed, advance):
+            kept = torch.empty(len(batch), num_kept, *pixels[0].shape[:2], dtype=torch.float16) if num_kept else None
+            for i, (job, image, classes) in enumerate(zip(batch, pixels, _classify(trained, pixels, kept))):
                 found[job.uri] = shares(classes, trained.labels)
                 for kind, name in job.names.items():
-                    writer.put(storage.join(out, name), _drawn(kind, image, classes, trained.labels))
+                    if kind == "probabilities":
+                        assert kept is not None
+                        data = _packed(kept[i].numpy(), trained.labels.names)
+                    else:
+                        data = _drawn(kind, image, classes, trained.labels)
+                    writer.put(storage.join(out, name), data)
                 advance(1)
     done = [job for job in jobs if job.uri in found]
-    storage.write(storage.join(out, SHARES), _table(done, found, trained.labels).encode())
-    if failed:
-        raise UserError(
-            "\n".join([*failed, f"{len(failed)} of {len(jobs)} images could not be read; the others are in {out}"])
-        )
-    return [
+    records = [
         {
             "image": job.uri,
             **{kind: storage.join(out, name) for kind, name in job.names.items()},
@@ -98,6 +109,13 @@ def predict_files(
         }
         for job in done
     ]
+    storage.write(storage.join(out, SHARES), _table(done, found, trained.labels).encode())
+    storage.write(storage.join(out, LINES), "".join(f"{json.dumps(one)}\n" for one in records).encode())
+    if failed:
+        raise UserError(
+            "\n".join([*failed, f"{len(failed)} of {len(jobs)} images could not be read; the others are in {out}"])
+        )
+    return records
 
 
 def _jobs(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[_Job]:
@@ -194,15 +212,25 @@ def _shares_of(job: _Job, out: str, labels: Labels) -> list[float] | None:
 
 
 def _batches(
-    jobs: list[_Job], batch_size: int, max_megapixels: int, failed: list[str], advance: Any
+    jobs: list[_Job], batch_size: int, max_megapixels: int, num_kept: int, failed: list[str], advance: Any
 ) -> Iterator[tuple[list[_Job], list[np.ndarray]]]:
-    """Images in order, neighbours of one size together; what cannot be read goes to `failed`."""
+    """Images in order, neighbours of one size together; what cannot be read goes to `failed`.
+
+    `num_kept`: of so many classes the probabilities will be held in memory.
+    """
 
     def load(job: _Job) -> np.ndarray | DataError:
         try:
-            return read_image(job.uri, max_megapixels)
+            image = read_image(job.uri, max_megapixels)
         except DataError as error:
             return error
+        height, width = image.shape[:2]
+        if (size := 2 * num_kept * height * width) > _MOST_BYTES:
+            return DataError(
+                f"{job.uri}: the probabilities of {num_kept} classes at {width}x{height} px take {size / 1e9:.1f} GB, more "
+                f"than {_MOST_BYTES / 1e9:.1f}; cut it into parts, or predict it without --save probabilities"
+            )
+        return image
 
     def readable() -> Iterator[tuple[_Job, np.ndarray]]:
         for job, image in zip(jobs, ahead(pool, load, jobs, _AHEAD)):
@@ -214,17 +242,21 @@ def _batches(
 
     with ThreadPoolExecutor(4, "decode") as pool:
         for shape, run in groupby(readable(), lambda pair: pair[1].shape):
-            most = max(1, min(batch_size, _BATCH_PIXELS // (shape[0] * shape[1])))
+            num_pixels = shape[0] * shape[1]
+            most = max(1, min(batch_size, _BATCH_PIXELS // num_pixels))
+            if num_kept:
+                most = max(1, min(most, _KEPT_BYTES // (2 * num_kept * num_pixels)))
             while batch := list(islice(run, most)):
                 yield [job for job, _ in batch], [image for _, image in batch]
 
 
-def _classify(trained: Trained, images: list[np.ndarray]) -> np.ndarray:
-    """uint8 (B, H, W) classes of uint8 (H, W, 3) images of one size."""
+def _classify(trained: Trained, images: list[np.ndarray], keep: torch.Tensor | None = None) -> np.ndarray:
+    """uint8 (B, H, W) classes of uint8 (H, W, 3) images of one size; `keep` (B, K, H, W) takes the probabilities."""
     cfg, size = trained.cfg, images[0].shape[:2]
     small = model_size(cfg.data.image_size, *size)
     seen = torch.stack([resize_image(torch.from_numpy(image).permute(2, 0, 1), small) for image in images])
-    pred, _ = segment(trained.model, seen, size, recipe(cfg.eval, cfg.data.crop_size), cfg.eval.batch_size)
+    how = recipe(cfg.eval, cfg.data.crop_size)
+    pred, _ = segment(trained.model, seen, size, how, cfg.eval.batch_size, keep=keep)
     return pred.cpu().numpy()
 
 
@@ -241,6 +273,16 @@ def _drawn(kind: str, image: np.ndarray, classes: np.ndarray, labels: Labels) ->
     return figures.png(mask if kind == "mask" else mask.convert("RGB"))
 
 
+def _packed(probabilities: np.ndarray, names: list[str]) -> bytes:
+    """An npz file. Deflated lightly: most probabilities are near 0 or 1, and the default level takes five times as long."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in (("probabilities", probabilities), ("names", np.array(names))):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return out.getvalue()
+
+
 def _table(jobs: list[_Job], found: dict[str, list[float]], labels: Labels) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -254,18 +296,19 @@ class _Writer:
 
     def __enter__(self) -> _Writer:
         self._pool = ThreadPoolExecutor(4, "write")
-        self._pending: list[Future[None]] = []
+        self._pending: list[tuple[int, Future[None]]] = []  # bytes of each
         return self
 
     def put(self, uri: str, data: bytes) -> None:
-        while len(self._pending) >= _BEHIND:
-            self._pending.pop(0).result()
-        self._pending.append(self._pool.submit(storage.write, uri, data))
+        most = max(_BEHIND_BYTES, len(data))
+        while len(self._pending) >= _BEHIND or sum(size for size, _ in self._pending) + len(data) > most:
+            self._pending.pop(0)[1].result()
+        self._pending.append((len(data), self._pool.submit(storage.write, uri, data)))
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True)
         if error[0] is None:
-            for one in self._pending:
+            for _, one in self._pending:
                 one.result()
 
 

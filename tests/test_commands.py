@@ -17,13 +17,12 @@ from conftest import SEGFORMER, UNET, plain_folder, prepare, tree
 from PIL import Image
 
 from segdist import checkpoint, config, record
-from segdist import export as exports
 from segdist.checkpoint import resolve
 from segdist.data import index as indices
 from segdist.data.labels import plain
 from segdist.errors import UserError
 from segdist.evaluate import evaluate
-from segdist.export import export
+from segdist.export import export, native
 from segdist.figures import index_mask, overlay
 from segdist.metric import pair_table
 from segdist.report import evaluate_checkpoint
@@ -210,6 +209,8 @@ def test_the_commands_speak_json_on_stdout_and_words_on_stderr(
     done = segdist("export", run, str(tmp_path / "x"), "--json")
     exported = json.loads(done.stdout)
     assert exported.pop("difference") < 1e-5
+    assert exported.pop("equal_pixels") == 1
+    assert exported.pop("verified").startswith("its logits, to ")
     assert exported == {"path": str(tmp_path / "x"), "layout": "transformers"}
     assert "verified: transformers alone gives its logits" in done.stderr
     assert not (tmp_path / "x" / "proof").exists()
@@ -405,15 +406,14 @@ def test_an_export_that_its_library_reads_otherwise_is_not_written(
     runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = load_trained(runs["segformer"], CPU)
-    honest = exports._transformers
+    honest = native._transformers
 
-    def wrong(trained: Trained, folder: Path) -> str:
-        layout = honest(trained, folder)
+    def wrong(trained: Trained, folder: Path) -> None:
+        honest(trained, folder)
         path = folder / "preprocessor_config.json"
         path.write_text(path.read_text().replace("0.485", "0.5"))
-        return layout
 
-    monkeypatch.setattr(exports, "_transformers", wrong)
+    monkeypatch.setattr(native, "_transformers", wrong)
     with pytest.raises(UserError, match=r"transformers gives other logits than segdist .* nothing was written"):
         export(trained, str(tmp_path / "x"), verify=True)
     assert not list((tmp_path / "x").glob("*"))

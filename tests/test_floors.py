@@ -51,6 +51,8 @@ DOORS = {
     "datasets": {"data", "mean_iou"},
     "evaluate": {"mean_iou"},
     "urllib3": {"storage"},
+    "onnx": {"export"},  # lazily: they are an extra
+    "onnxruntime": {"export"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from segdist.errors import ConfigError, StorageError, UserError
 from segdist.evaluate import evaluate
 from segdist.inference import recipe
 from segdist.metric import pair_table
+from segdist.models.segmenter import infer
 from segdist.predict import predict_files
 from segdist.report import with_changes
 from segdist.train import fit
@@ -77,7 +79,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that the model sees from now on."""
     honest, sizes = predict._classify, []
     monkeypatch.setattr(
-        predict, "_classify", lambda trained, images: sizes.append(len(images)) or honest(trained, images)
+        predict, "_classify", lambda trained, images, keep: sizes.append(len(images)) or honest(trained, images, keep)
     )
     return sizes
 
@@ -125,6 +127,64 @@ def test_a_prediction_goes_on_where_it_stopped(
     assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == whole
     predict_files(trained, [str(album)], str(out), overwrite=True)
     assert sum(sizes) == 2 + 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mode": "sliding", "window_size": [16, 20]}, {"mode": "sliding", "scales": [0.5, 1.5], "flip": True}],
+    ids=["whole", "sliding", "views"],
+)
+def test_probabilities_are_those_of_the_mask_and_change_no_pixel_of_it(
+    trained: Trained, album: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    used = dataclasses.replace(trained, cfg=with_changes(trained.cfg, changes))
+    plain = predict_files(used, [str(album)], str(tmp_path / "plain"))
+    done = predict_files(used, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
+    for one, other in zip(done, plain, strict=True):
+        classes = np.array(Image.open(one["mask"]))
+        assert np.array_equal(classes, np.array(Image.open(other["mask"])))
+        with np.load(one["probabilities"], allow_pickle=False) as file:
+            assert list(file["names"]) == trained.labels.names
+            found = file["probabilities"]
+        assert found.dtype == np.float16 and found.shape == (7, *classes.shape)
+        assert np.abs(found.astype(np.float32).sum(0) - 1).max() < 5e-3
+        best = np.sort(found.astype(np.float32), 0)[-2:]
+        clear = best[1] - best[0] > 2e-3
+        assert clear.mean() > 0.5
+        assert np.array_equal(found.argmax(0)[clear], classes[clear])
+    if not changes:
+        pixels = torch.from_numpy(np.array(Image.open(done[0]["image"]))).permute(2, 0, 1)[None]
+        wide = torch.nn.functional.interpolate(infer(used.model, pixels), (32, 48), mode="bilinear")
+        with np.load(done[0]["probabilities"]) as file:
+            assert np.abs(wide.softmax(1)[0].numpy() - file["probabilities"]).max() < 1e-3
+
+
+def test_shares_are_there_as_json_too(trained: Trained, album: Path, tmp_path: Path) -> None:
+    done = predict_files(trained, [str(album)], str(tmp_path / "out"))
+    lines = (tmp_path / "out" / "shares.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == done
+
+
+def test_probabilities_that_do_not_fit_are_refused_with_a_remedy_and_the_others_come(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (96, 64)).save(album / "large.png")
+    monkeypatch.setattr(predict, "_MOST_BYTES", 2 * 7 * 48 * 32)
+    with pytest.raises(
+        UserError, match=r"large\.png: the probabilities of 7 classes at 96x64 px take .* without --save prob"
+    ):
+        predict_files(trained, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
+    assert len(list((tmp_path / "out").rglob("*_probabilities.npz"))) == 6
+    assert len(predict_files(trained, [str(album)], str(tmp_path / "masks"))) == 7
+
+
+def test_probabilities_of_a_batch_are_bounded(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "_KEPT_BYTES", 2 * 7 * 48 * 32 * 2)
+    sizes = seen(monkeypatch)
+    predict_files(trained, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
+    assert sizes == [2, 2, 2]
 
 
 def test_a_model_in_python_predicts_what_the_command_does(trained: Trained, album: Path, tmp_path: Path) -> None:

@@ -177,30 +177,59 @@ def models(json: Json = False) -> None:
 def export(
     checkpoint: RunOrCheckpoint,
     dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],
+    form: Annotated[
+        Literal["native", "onnx", "torch"],
+        typer.Option(
+            "--format",
+            help="native: the layout of the model's own library. onnx: model.onnx, for onnxruntime, TensorRT, OpenVINO and "
+            "others. torch: model.pt2, for torch.export.load.",
+        ),
+    ] = "native",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Of onnx and torch: for images of HEIGHTxWIDTH px alone. [default: of any size where that verifies, else "
+            "the run's data.image_size or training crop]"
+        ),
+    ] = None,
+    argmax: Annotated[
+        bool,
+        typer.Option(
+            "--argmax", help="Of onnx and torch: put out a uint8 class map of the image's size in place of logits."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the export of another run.")] = False,
     verify: Annotated[
-        bool, typer.Option(help="Have the library itself load it in another process, and compare its logits with ours.")
+        bool,
+        typer.Option(
+            help="Have it read and run in another process without segdist, and compare what it gives with ours."
+        ),
     ] = True,
     raw: Raw = False,
     json: Json = False,
 ) -> None:
-    """Write a model in its library's own layout, to be used without segdist.
+    """Write a model for where segdist is not installed: in its library's own layout, as ONNX, or traced by torch.
 
-    Models of transformers: `transformers.pipeline("image-segmentation", model=DEST)`. Those of segmentation-models-pytorch:
-    `smp.from_pretrained(DEST)`.
+    native: `transformers.pipeline("image-segmentation", model=DEST)`, or `smp.from_pretrained(DEST)` for models of
+    segmentation-models-pytorch. A graph (onnx, torch) takes `images`, float32 (B, 3, H, W), RGB in 0..255: normalisation
+    and padding are inside. segdist.json, and the ONNX file's own metadata, say class names, colours, sizes and scores.
 
-    Example: `segdist export runs/photos exports/photos`
+    Example: `segdist export runs/photos exports/photos`, or `segdist export runs/photos exports/onnx --format onnx --argmax`
     """
     import torch
 
     from segdist.export import export as run
     from segdist.trained import load_trained
 
+    fixed = numbers("--size", size, "x", int, "512x512", 2)
+    if fixed and min(fixed) < 1:
+        raise UserError(f"--size {size!r}: give px, such as 512x512")
     trained = load_trained(checkpoint, torch.device("cpu"), raw)
-    summary = run(trained, dest, overwrite, verify)
-    say(f"exported {trained.uri} ({trained.weights} weights) for {summary['layout']}: {dest}")
+    summary = run(trained, dest, overwrite, verify, form, (fixed[0], fixed[1]) if fixed else None, argmax)
+    takes = f", for {summary['sides']}" if "sides" in summary else ""
+    say(f"exported {trained.uri} ({trained.weights} weights) for {summary['layout']}{takes}: {dest}")
     if verify:
-        say(f"verified: {summary['layout']} alone gives its logits, to {summary['difference']:.0e} of the largest")
+        say(f"verified: {summary['layout']} alone gives {summary['verified']}")
     machine(json, summary)
 
 
@@ -214,7 +243,9 @@ def predict(
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
     save: Annotated[
         str,
-        typer.Option(help="What to write beside each index mask: overlay, color, both (color,overlay), or ''."),
+        typer.Option(
+            help="What to write beside each index mask: overlay, color, probabilities, several (color,overlay), or ''."
+        ),
     ] = "overlay",
     batch_size: BatchSize = None,
     mode: Mode = None,
@@ -229,6 +260,9 @@ def predict(
     json: Json = False,
 ) -> None:
     """Write an index mask (PNG with palette) and an overlay for each image, and the share of each class in shares.csv.
+
+    shares.jsonl has the same as JSON, one image per line. `--save probabilities` writes NAME_probabilities.npz for numpy:
+    `probabilities`, float16 (classes, height, width) at the image's size, and `names`; no image's may exceed 2 GB.
 
     A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
 

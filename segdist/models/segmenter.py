@@ -48,9 +48,11 @@ class Traits:
 
     def padding(self, height: int, width: int) -> tuple[int, int]:
         """px below and right of an image that make it one that the model takes."""
-        sides = [max(n + -n % self.multiple, self.least) for n in (height, width)]
+        sides: list[Any] = [(n + self.multiple - 1) // self.multiple * self.multiple for n in (height, width)]
+        if self.least > self.multiple:
+            sides = [torch.sym_max(side, self.least) for side in sides]  # sides are symbols where a graph is traced
         if self.square:
-            sides = [max(sides)] * 2
+            sides = [torch.sym_max(*sides)] * 2
         return sides[0] - height, sides[1] - width
 
 
@@ -102,11 +104,15 @@ class Segmenter(nn.Module):
         below, right = self.traits.padding(height, width)
         padded = F.pad(x, (0, right, 0, below)) if below or right else x
         if self.aux is None or not self.training:
-            return self._crop(self._logits_of(self.net, padded), x, self.traits.stride)
+            return self._crop(self.logits(padded), x, self.traits.stride)
         assert self._both_of is not None
         logits, feature = self._both_of(self.net, padded)
         stride = padded.shape[2] // feature.shape[2]
         return self._crop(logits, x, self.traits.stride), self._crop(self.aux(feature), x, stride)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of images that are padded already, not cut, and without the auxiliary head's."""
+        return self._logits_of(self.net, x)
 
     @staticmethod
     def _crop(logits: torch.Tensor, x: torch.Tensor, stride: int) -> torch.Tensor:

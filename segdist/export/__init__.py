@@ -1,0 +1,254 @@
+"""A checkpoint for where segdist is not installed: in the layout of its model's library, as ONNX, or traced by torch.
+
+An export is read and run in a process of its own before anything is written, and carries what one must know to use it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from segdist import __version__, log, storage
+from segdist.checkpoint import load_state, scores_of
+from segdist.errors import MissingError, UserError
+from segdist.export import native, onnx, proof
+from segdist.export.graph import INPUT, Graph, Shape, program
+from segdist.models.formats import FORMATS
+from segdist.models.segmenter import Traits
+from segdist.trained import Trained
+
+Format = Literal["native", "onnx", "torch"]
+MARK = "segdist.json"  # written last: an export without it is not whole
+_LAYOUTS = {"onnx": "onnx", "torch": "torch.export"}  # of graphs
+
+
+def export(
+    trained: Trained,
+    dest: str,
+    overwrite: bool = False,
+    verify: bool = False,
+    form: Format = "native",
+    size: tuple[int, int] | None = None,
+    argmax: bool = False,
+) -> dict[str, Any]:
+    """Writes the export and a model card into DEST; {"path", "layout"}, and what was measured where it was verified.
+
+    `verify`: a process without segdist reads and runs it, and must give our logits. `size` (height, width): a graph for that
+    size alone; otherwise for any, and where that does not verify, for one that the run suggests. `argmax`: a graph's output
+    are classes at the image's size. Raises UserError when DEST holds other things, or (unless `overwrite`) the export of
+    another run, or when the proof fails, before anything is written.
+    """
+    if form == "native" and (size or argmax):
+        raise UserError("--size and --argmax shape a graph; give --format onnx or --format torch with them")
+    if form == "onnx":
+        onnx.check_installed()
+    if size:
+        trained.model.traits.check(*size)
+    run = trained.uri.rsplit("/checkpoints/", 1)[0]
+    before = _before(dest)
+    if before is not None and not overwrite and before.get("run") != run:
+        raise UserError(f"{dest} holds the export of {before.get('run')}; give another place, or --overwrite")
+    storage.check_writable(dest)
+    metrics = None if trained.weights == "raw" else scores_of(trained.uri)
+    about = _about(trained, run, metrics)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if form == "native":
+            about, measured = _native(trained, folder, about, verify)
+        else:
+            about, measured = _graph(trained, form, folder, about, size, argmax, verify)
+        (folder / "README.md").write_text(_card(trained, about["layout"], metrics), encoding="utf-8")
+        storage.delete(storage.join(dest, MARK))  # while files are exchanged, it is no export
+        files = sorted(p for p in folder.iterdir() if p.is_file())
+        for name in {*(before or {}).get("files", ())} - {path.name for path in files}:  # of another format
+            if name == Path(name).name and name != "..":
+                storage.delete(storage.join(dest, name))
+        about["files"] = [path.name for path in files]
+        for path in files:
+            storage.write(storage.join(dest, path.name), path.read_bytes())
+    storage.write(storage.join(dest, MARK), json.dumps(about | measured, indent=1).encode())
+    sizes = {} if form == "native" else {"sides": about["sides"]}
+    return {"path": dest, "layout": about["layout"], **sizes, **measured}
+
+
+def _about(trained: Trained, run: str, metrics: dict[str, Any] | None) -> dict[str, Any]:
+    """What one must know to use the model, whatever the format."""
+    traits, size = trained.model.traits, trained.cfg.data.image_size
+    resized = "image_size: its shorter side" if isinstance(size, int) else "image_size (height, width)"
+    return {
+        "task": "semantic-segmentation",
+        "run": run,
+        "architecture": trained.model.arch["name"],
+        "classes": trained.labels.to_json()["classes"],
+        "names": trained.labels.names,
+        "colors": [list(c.color) for c in trained.labels.classes],
+        "image_size": size,
+        "resize_first": f"to {resized}, bilinear with antialias, as the run did; classes go back to the image's size"
+        if size
+        else "no: the model was trained and scored on images of their own size",
+        "mean": traits.mean,
+        "std": traits.std,
+        "sides": _sides(traits),
+        "stride": traits.stride,
+        "align_corners": traits.align_corners,
+        "checkpoint_step": load_state(trained.uri)["step"],
+        "weights": trained.weights,
+        "metrics": metrics,
+    }
+
+
+def _native(
+    trained: Trained, folder: Path, about: dict[str, Any], verify: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes the library's own files; (about, what the proof measured)."""
+    layout = native.write(trained, folder)
+    about |= {
+        "format": "native",
+        "layout": layout,
+        "channel_order": native.channel_order(trained),
+        "input": "float32 (B, 3, H, W) in 0..1, then (x - mean) / std; README.md has the code",
+        "output": "float32 (B, K, h, w) logits at the stride, to be resized by `align_corners`",
+        "versions": _versions(layout),
+    }
+    if not verify:
+        return about, {}
+    try:
+        found = proof.prove(trained.model, layout, folder, proof.native_sizes(trained.model.traits))
+    except UserError as error:
+        raise UserError(
+            f"{error}, from {trained.uri}; nothing was written. Please report this, or give --no-verify"
+        ) from None
+    return about, _measured(found)
+
+
+def _graph(
+    trained: Trained,
+    form: Format,
+    folder: Path,
+    about: dict[str, Any],
+    size: tuple[int, int] | None,
+    argmax: bool,
+    verify: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes the graph of the first shape that can be traced and verifies; (about, what the proof measured)."""
+    traits, layout, output = trained.model.traits, _LAYOUTS[form], "classes" if argmax else "logits"
+    graph, reason = Graph(trained.model, argmax, slices=form == "onnx"), ""
+    for shape in _shapes(trained, form, size):
+        if reason or (shape.size and not size):
+            why = reason or f"{trained.model.arch['name']} computes with the sides of an image as it is traced"
+            log.say(f"{why}; a graph for {shape.words(traits)} (--size HEIGHTxWIDTH chooses)")
+        told = about | {
+            "format": form,
+            "layout": layout,
+            "channel_order": "RGB",
+            "sides": shape.words(traits),
+            "input": f"{INPUT}: float32 (B, 3, H, W), RGB in 0..255; normalisation and padding are inside the graph",
+            "output": f"{output}: uint8 (B, H, W), class numbers at the image's size"
+            if argmax
+            else f"{output}: float32 (B, K, h, w) at the stride, to be resized bilinearly by `align_corners`",
+            "versions": _versions(layout),
+        }
+        try:
+            traced = program(graph, shape)
+            if form == "onnx":
+                onnx.write(traced, shape, output, told, folder / onnx.FILE)
+            else:
+                torch.export.save(traced, folder / "model.pt2", extra_files={MARK: json.dumps(told)})
+            if not verify:
+                return told, {}
+            found = proof.prove(trained.model, layout, folder, proof.graph_sizes(traits, shape), argmax)
+        except Exception as error:  # tracers, converters and runtimes raise anything
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = f"for {shape.words(traits)} it does not verify ({first[:300]})"
+        else:
+            return told, _measured(found)
+    raise UserError(f"{layout}: {reason}, from {trained.uri}; nothing was written. Please report this")
+
+
+def _measured(found: proof.Found) -> dict[str, Any]:
+    difference = {} if found.difference is None else {"difference": found.difference}
+    return {**difference, "equal_pixels": found.equal_pixels, "verified": found.words()}
+
+
+def _shapes(trained: Trained, form: Format, size: tuple[int, int] | None) -> list[Shape]:
+    """What to try, the most useful first."""
+    known = getattr(FORMATS[trained.model.arch["name"]], form)
+    most, data = trained.model.traits.most, trained.cfg.data
+    usual = data.image_size if isinstance(data.image_size, tuple) else data.crop_size
+    only = size or ((most, most) if most else usual)
+    fixed = [Shape(only), Shape(only, any_batch=False)]
+    return fixed if size or known == "fixed" else [Shape(None), *fixed]
+
+
+def _versions(layout: str) -> dict[str, str]:
+    """Of what wrote the export."""
+    from importlib.metadata import version
+
+    names = ["torch", *(["transformers"] if layout == "transformers" else [])]
+    names += {"segmentation_models_pytorch": ["segmentation-models-pytorch"], "onnx": ["onnx", "onnxruntime"]}.get(
+        layout, []
+    )
+    return {"segdist": __version__, **{name: version(name) for name in names}}
+
+
+def _sides(traits: Traits) -> str:
+    """What images the exported network takes, in words; segdist pads others, and cuts the logits."""
+    if traits.most:
+        return f"images of {traits.most}x{traits.most} px alone"
+    each = f"sides of at least {traits.least} px" + (f", multiples of {traits.multiple}" if traits.multiple > 1 else "")
+    return f"square images, {each}" if traits.square else each
+
+
+def _before(dest: str) -> dict[str, Any] | None:
+    """What DEST's earlier export says of itself. Raises UserError when DEST holds something else."""
+    try:
+        return json.loads(storage.read(storage.join(dest, MARK)))
+    except MissingError:
+        if storage.names(dest):
+            raise UserError(f"{dest} exists and is no export of segdist; give an empty place") from None
+        return None
+
+
+def _card(trained: Trained, layout: str, metrics: dict[str, Any] | None) -> str:
+    use = {
+        "transformers": 'from transformers import pipeline\n\nsegment = pipeline("image-segmentation", model="THIS_FOLDER")\n'
+        'for part in segment("photo.jpg"):\n    print(part["label"], part["mask"])',
+        "segmentation_models_pytorch": 'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("THIS_FOLDER")'
+        "\n# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json),"
+        f"\n# sides padded to a multiple of {trained.model.traits.multiple}",
+        "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("THIS_FOLDER/model.onnx")'
+        '\n(out,) = session.run(None, {"images": pixels})  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json',
+        "torch.export": 'import torch\n\nmodel = torch.export.load("THIS_FOLDER/model.pt2").module()'
+        "\nout = model(pixels)  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json",
+    }[layout]
+    lines = [
+        "---",
+        "tags: [image-segmentation, semantic-segmentation, segdist]",
+        f"library_name: {layout.replace('_', '-')}",
+        "pipeline_tag: image-segmentation",
+        "---",
+        f"# {trained.model.arch['name']}, {trained.labels.num_classes} classes",
+        "",
+        f"Images: {_sides(trained.model.traits)}. segdist pads others before it scores them, and cuts what padding made.",
+        "",
+        f"Fine-tuned with segdist on `{trained.cfg.data.uri.rstrip('/').rsplit('/', 1)[-1]}`.",
+        "",
+        "```python",
+        use,
+        "```",
+        "",
+    ]
+    if metrics and metrics["miou"] is not None:
+        lines += [
+            f"Validation mIoU {metrics['miou']:.4f}; protocol: {metrics['protocol']}.",
+            "",
+            "| class | IoU |",
+            "| --- | --- |",
+            *(f"| {n} | {'-' if v is None else format(v, '.4f')} |" for n, v in metrics["iou"].items()),
+            "",
+        ]
+    return "\n".join(lines)

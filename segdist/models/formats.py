@@ -1,0 +1,43 @@
+"""Which formats of `segdist export` give the model's own logits, architecture by architecture; tests hold it true.
+
+`native`: the library that reads it. `onnx`, `torch`: "any size" of image, or "fixed" for one size that the export chooses,
+since the library's code turns an image's sides into constants as it is traced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Sizes = Literal["any size", "fixed"]
+
+
+@dataclass(frozen=True)
+class Formats:
+    native: str
+    onnx: Sizes
+    torch: Sizes
+
+
+_SMP, _HF = "segmentation_models_pytorch", "transformers"
+FORMATS = {
+    "segformer": Formats(_HF, "any size", "any size"),
+    "unet": Formats(_SMP, "any size", "any size"),
+    "unetplusplus": Formats(_SMP, "any size", "any size"),
+    "fpn": Formats(_SMP, "any size", "any size"),
+    "pspnet": Formats(_SMP, "any size", "any size"),
+    "deeplabv3": Formats(_SMP, "any size", "any size"),
+    "deeplabv3plus": Formats(_SMP, "any size", "any size"),
+    "linknet": Formats(_SMP, "any size", "any size"),
+    "pan": Formats(_SMP, "any size", "any size"),
+    "manet": Formats(_SMP, "any size", "any size"),
+    "smp_upernet": Formats(_SMP, "any size", "any size"),
+    "smp_segformer": Formats(_SMP, "any size", "any size"),
+    "beit": Formats(_HF, "fixed", "fixed"),
+    "data2vec_vision": Formats(_HF, "fixed", "fixed"),
+    "dpt": Formats(_HF, "fixed", "fixed"),
+    "mobilenet_v2": Formats(_HF, "fixed", "fixed"),
+    "mobilevit": Formats(_HF, "fixed", "fixed"),
+    "mobilevitv2": Formats(_HF, "any size", "any size"),
+    "upernet": Formats(_HF, "any size", "any size"),
+}
