@@ -17,7 +17,7 @@ from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
 from segdist.models import hf, smp
 from segdist.models.segmenter import Traits, infer
-from segdist.trained import Trained
+from segdist.trained import Trained, initial_of
 
 MARK = "segdist.json"  # written last: an export without it is not whole
 
@@ -56,6 +56,7 @@ def export(trained: Trained, dest: str, overwrite: bool = False, verify: bool = 
         raise UserError(f"{dest} holds the export of {before.get('run')}; give another place, or --overwrite")
     storage.check_writable(dest)
     metrics = None if trained.weights == "raw" else scores_of(trained.uri)
+    state = load_state(trained.uri)
     about = {
         "run": run,
         "classes": trained.labels.to_json()["classes"],
@@ -63,7 +64,8 @@ def export(trained: Trained, dest: str, overwrite: bool = False, verify: bool = 
         "mean": trained.model.traits.mean,
         "std": trained.model.traits.std,
         "sides": _sides(trained.model.traits),
-        "checkpoint_step": load_state(trained.uri)["step"],
+        "checkpoint_step": state["step"],
+        "initial": initial_of(state),  # where the weights began, with their licence
         "metrics": metrics,
     }
     with tempfile.TemporaryDirectory() as place:

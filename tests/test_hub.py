@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import tree
-from hub_server import serving
+from hub_server import COMMIT, serving
 
 from segdist import config, models
 from segdist.config import Segformer, Smp
@@ -51,7 +51,9 @@ def test_segformer_comes_by_hub_id(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
-    assert "initial weights from someone/mit-tiny" in result["notes"]
+    assert result["notes"][:2] == [
+        f"initial weights from someone/mit-tiny at {COMMIT[:10]}", "head replaced: 4 -> 3 classes",
+    ]  # fmt: skip
     assert any(path.endswith("model.safetensors") for path in asked)
 
 
