@@ -145,13 +145,14 @@ def pretrained(
     match = head.match(
         _names(net.config, found), num_theirs, class_names, transfer == "by_name", f"model.weights {found.said!r}"
     )
+    missing = set(report["missing_keys"])
     partly = [] if match.whole else _replace(net, heads, len(class_names), match.rows, new)
     for name, value in labels_of(class_names).items():
         setattr(net.config, name, value)
     return net, weights.Loaded(
         match.sentence,
         loaded=sorted(set(net.state_dict()) - new - set(partly)),
-        unused=sorted(report["unexpected_keys"]),
+        unused=sorted({*report["unexpected_keys"], *new} - missing - set(partly)),
         new=sorted(new - set(partly)),
         partly=partly,
     )

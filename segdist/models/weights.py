@@ -75,10 +75,10 @@ def fetched(said: str, revision: str | None) -> Iterator[Weights]:
             folder = Path(said).expanduser()
         else:
             raise UserError(f"model.weights {said!r} could not be loaded: there is no such folder, and it is no Hub id")
-        _chosen(said, {path.name for path in folder.iterdir()})
         licence = licences.of(said if hub else None, _text(folder / CARD))
         commit = folder.name if hub else None
         found = Weights(said, folder, origin_of(said, commit, licence), commit)
+        files(found)
         before = found.about.get("initial")  # an export of ours
         yield replace(found, origin=inherited(before, said)) if before else found
 
