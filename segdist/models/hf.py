@@ -100,6 +100,15 @@ def build(cfg: config.Transformers, class_names: Sequence[str], found: weights.W
     return _wrap(net, cfg.name, [f"random initial weights ({cfg.name})"], family.mean, family.std)
 
 
+def outline(name: str, options: dict[str, Any], num_classes: int) -> tuple[nn.Module, int]:
+    """(the library's network without memory for its weights, image px per logit): to be counted."""
+    with torch.device("meta"):
+        config = _config_of(name, {**options, "num_labels": num_classes})
+        net = _class(FAMILIES[name], "ForSemanticSegmentation")(config).eval()
+        side = config.image_size if FAMILIES[name].fixed else 256
+        return net, side // net(torch.zeros(1, 3, side, side)).logits.shape[2]
+
+
 def rebuild(arch: dict[str, Any]) -> Segmenter:
     name = arch["name"]
     net = _class(FAMILIES[name], "ForSemanticSegmentation")(_config_of(name, arch["config"]))

@@ -50,6 +50,15 @@ def build(cfg: config.Segformer, class_names: Sequence[str], found: weights.Weig
     return weights.start(model, found, done)
 
 
+def outline(size: str, num_classes: int) -> nn.Module:
+    """The library's network without memory for its weights, to be counted."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    fields = {**_SIZES[size], "num_labels": num_classes}
+    with torch.device("meta"):
+        return SegformerForSemanticSegmentation(SegformerConfig(**fields))
+
+
 def rebuild(arch: dict[str, Any]) -> Segmenter:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 

@@ -128,6 +128,15 @@ def _origin(cfg: config.Smp) -> dict[str, Any]:
     return weights.origin_of(about.hf_hub_id, None, licence)
 
 
+def outline(name: str, encoder: str, num_classes: int) -> nn.Module:
+    """The library's network without memory for its weights, to be counted."""
+    import segmentation_models_pytorch as smp
+
+    family = FAMILIES[name]
+    with torch.device("meta"):
+        return getattr(smp, family.kind)(encoder, encoder_weights=None, classes=num_classes, **family.always)
+
+
 def rebuild(arch: dict[str, Any]) -> Segmenter:
     return _wrap(arch, None, [])
 
