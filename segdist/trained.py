@@ -89,10 +89,10 @@ def is_run(uri: str) -> bool:
 
 
 def as_folder(uri: str, folder: Path) -> Weights:
-    """Puts the model of a checkpoint into a folder, in the layout of its library; without our auxiliary head."""
+    """Puts the model of a checkpoint into a folder, in the layout of its library, which has no place for our auxiliary head."""
     state = checkpoint.load_state(uri)
     arch = state["arch"]
-    held = {k.removeprefix("net."): v for k, v in checkpoint.load_model(uri).items() if k.startswith("net.")}
+    held = {k.removeprefix("net."): v for k, v in checkpoint.load_model(uri).items()}
     save_file(held, folder / "model.safetensors")
     about = {"classes": state["labels"]["classes"], "mean": arch["mean"], "std": arch["std"]}
     scale = {"image_mean": arch["mean"], "image_std": arch["std"], "do_normalize": True}

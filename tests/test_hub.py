@@ -99,6 +99,7 @@ def test_unet_takes_its_imagenet_encoder_from_the_hub(tmp_path: Path) -> None:
     repo.mkdir(parents=True)
     weights = {k: v.contiguous() for k, v in donor.net.encoder.state_dict().items()}
     save_file(weights | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, repo / "model.safetensors")
+    (repo / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n", encoding="utf-8")
     settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "input_space": "RGB", "input_range": [0, 1]}
     (repo / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     with serving(tmp_path / "hub") as (url, asked):
@@ -106,6 +107,8 @@ def test_unet_takes_its_imagenet_encoder_from_the_hub(tmp_path: Path) -> None:
     assert done.returncode == 0, (done.stderr, asked)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
+    assert (result["origin"]["source"], len(result["origin"]["revision"])) == ("smp-hub/resnet18.imagenet", 40)
+    assert result["origin"]["licence"]["name"] == "bsd-3-clause"
     assert result["notes"] == ["encoder resnet18 from ImageNet; newly initialised: the decoder and the head"]
 
 

@@ -118,14 +118,11 @@ def _origin(cfg: config.Smp) -> dict[str, Any]:
 
     known = smp.encoders.encoders.get(cfg.encoder, {}).get("pretrained_settings", {}).get(cfg.weights)
     if known:
-        return weights.origin_of(
-            known["repo_id"], known["revision"], weights.licence_of_hub(known["repo_id"], known["revision"])
-        )
+        return weights.origin_of_hub(known["repo_id"], known["revision"])
     about = timm.get_pretrained_cfg(cfg.encoder.removeprefix("tu-"))
     if about is None or not about.hf_hub_id:
         return weights.origin_of(cfg.encoder, None, None)
-    licence = licences.of(about.hf_hub_id, None) or licences.named(about.license)
-    return weights.origin_of(about.hf_hub_id, None, licence)
+    return weights.origin_of_hub(about.hf_hub_id, None, licences.named(about.license))
 
 
 def outline(name: str, encoder: str, num_classes: int) -> nn.Module:

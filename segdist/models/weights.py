@@ -146,13 +146,14 @@ def config_of(found: Weights) -> dict[str, Any]:
     return _json(found.folder / CONFIG)
 
 
-def licence_of_hub(repo: str, revision: str) -> licences.Licence | None:
-    """The licence of weights that another library fetches from the Hub."""
+def origin_of_hub(repo: str, revision: str | None, licence: licences.Licence | None = None) -> dict[str, Any]:
+    """Where weights began that another library has fetched from the Hub; `licence` stands in where the card tells none."""
     try:
         card = storage.hub_file(repo, CARD, revision)
     except StorageError:  # the weights are there, and what their card says is not worth a run
         card = None
-    return licences.of(repo, _text(card) if card else None)
+    said = licences.of(repo, _text(card) if card else None) or licence
+    return origin_of(repo, revision or (card.parent.name if card else None), said)
 
 
 def unreadable(found: Weights, why: str) -> UserError:
