@@ -12,7 +12,10 @@ from typing import Any
 
 import yaml
 
+from segdist import checkpoint
 from segdist.config import Config
+from segdist.models import licences
+from segdist.trained import Trained, initial_of
 
 _HEADLINES = (  # key of the report, name for people, type in model-index
     ("miou", "mIoU", "mean_iou"),
@@ -42,7 +45,29 @@ _LICENCES = {
     "lgpl-3.0",
     "unknown",
 }  # fmt: skip (those of the Hub's list that data and weights of this field bear)
-_PADS = "segdist pads others before it scores them, and cuts what padding made."
+_CODE = {
+    "transformers": """from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="PLACE")
+for part in segment("photo.jpg"):
+    print(part["label"], part["mask"])""",
+    "segmentation_models_pytorch": """import segmentation_models_pytorch as smp
+
+model = smp.from_pretrained("PLACE")
+# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json), sides padded as below""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("PLACE/model.onnx")
+(out,) = session.run(None, {"images": pixels})  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json""",
+    "torch.export": """import torch
+
+model = torch.export.load("PLACE/model.pt2").module()
+out = model(pixels)  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json""",
+}
+_PADS = dict.fromkeys(
+    ("transformers", "segmentation_models_pytorch"),
+    "segdist pads others before it scores them, and cuts what padding made.",
+)
 _WEAK, _FEW = 0.3, 20  # IoU of a class, and validation samples, that a reader is warned of
 
 
@@ -50,20 +75,44 @@ _WEAK, _FEW = 0.3, 20  # IoU of a class, and validation samples, that a reader i
 class About:
     """What a card tells. None and empty where nobody knows."""
 
-    name: str
+    name: str  # of the run or the repository
+    place: str  # where code finds the export
     arch: str
-    layout: str  # transformers or segmentation_models_pytorch
+    layout: str  # transformers, segmentation_models_pytorch, onnx or torch.export
+    takes: str  # what images the exported network takes
     classes: list[str]
     cfg: Config
     step: int
     num_parameters: int
-    takes: str  # what images the exported network takes
+    initial: dict[str, Any]  # see trained.initial_of
     data: dict[str, Any] = field(default_factory=dict)  # name, source, licence, samples by split, uri
     report: dict[str, Any] | None = None  # an evaluation
-    initial: dict[str, Any] | None = None  # weights that it began from: source, revision, licence
     versions: dict[str, str] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)  # file in the card's folder: what it shows
-    samples: tuple[str, ...] = ()  # images for the Hub's widget
+
+
+def about(
+    trained: Trained, name: str, place: str, layout: str, takes: str, images: dict[str, str] | None = None
+) -> About:
+    """What a checkpoint and its run have recorded."""
+    state = checkpoint.load_state(trained.uri)
+    scored = None if trained.weights == "raw" else checkpoint.scores_of(trained.uri)
+    return About(
+        name=name,
+        place=place,
+        arch=trained.model.arch["name"],
+        layout=layout,
+        takes=takes,
+        classes=trained.labels.names,
+        cfg=trained.cfg,
+        step=state["step"],
+        num_parameters=sum(p.numel() for p in trained.model.net.parameters()),
+        initial=initial_of(state),
+        data=state.get("data", {}),
+        report=scored,
+        versions=state.get("versions", {}),
+        images=images or {},
+    )
 
 
 def model_card(about: About) -> str:
@@ -77,19 +126,19 @@ def model_card(about: About) -> str:
 
 def metadata(about: About) -> dict[str, Any]:
     """What the Hub reads of a model card."""
-    licence = (about.initial or {}).get("licence")
+    licence = about.initial["licence"]
     tree: dict[str, Any] = {
-        "library_name": about.layout.replace("_", "-"),
+        "library_name": {"segmentation_models_pytorch": "segmentation-models-pytorch", "torch.export": "pytorch"}.get(
+            about.layout, about.layout
+        ),
         "pipeline_tag": "image-segmentation",
         "tags": ["image-segmentation", "semantic-segmentation", about.arch, "segdist"],
-        **(licence_fields(licence) if licence else {}),
+        **licence_fields(licence),
     }
-    if about.initial and about.initial.get("revision"):  # a commit: they came from the Hub
+    if about.initial["revision"]:  # a commit: they came from the Hub
         tree["base_model"] = about.initial["source"]
     if data := _hub_data(about.data):
         tree["datasets"] = [data]
-    if about.samples:
-        tree["widget"] = [{"src": file, "example_title": f"sample {i + 1}"} for i, file in enumerate(about.samples)]
     if results := _results(about):
         tree["model-index"] = [{"name": about.name, "results": results}]
     return tree
@@ -121,19 +170,8 @@ def _intro(about: About) -> str:
 
 
 def _use(about: About) -> str:
-    if about.layout == "transformers":
-        code = (
-            'from transformers import pipeline\n\nsegment = pipeline("image-segmentation", model="REPO")\n'
-            'for part in segment("photo.jpg"):\n    print(part["label"], part["mask"])'
-        )
-    else:
-        code = (
-            'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("REPO")\n'
-            "# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json),\n"
-            "# sides padded as below"
-        )
-    code = code.replace("REPO", about.name)
-    return f"## Use\n\n```python\n{code}\n```\n\nImages: {about.takes}. {_PADS}"
+    code = _CODE[about.layout].replace("PLACE", about.place)
+    return f"## Use\n\n```python\n{code}\n```\n\nImages: {about.takes}. {_PADS.get(about.layout, '')}".rstrip()
 
 
 def _data(about: About) -> str:
@@ -210,32 +248,32 @@ def _limits(about: About) -> str:
 
 
 def _licence(about: About) -> str:
-    initial = about.initial or {}
-    if not initial.get("source"):
+    source, licence = about.initial["source"], about.initial["licence"]
+    if source is None:
         return "## Licence\n\nTrained from random weights; its owner states the licence."
-    licence = initial.get("licence")
-    if not licence:
-        return f"## Licence\n\nIt began from {initial['source']}, whose licence holds for it too; look it up before you use it."
-    told = licence if isinstance(licence, str) else " ".join(str(v) for v in licence.values())
-    return f"## Licence\n\nInherited from the weights it began from, {initial['source']}: {told}."
+    if licence is None:
+        return f"## Licence\n\nIt began from {source}, whose licence holds for it too; look it up before you use it."
+    link = f", {licence['link']}" if licence["link"] else ""
+    return f"## Licence\n\nInherited from the weights that it began from, {source}: {licences.shown(licence)}{link}."
 
 
-def licence_fields(licence: str | dict[str, Any]) -> dict[str, Any]:
+def licence_fields(licence: dict[str, Any] | None) -> dict[str, Any]:
     """`license`, and for one of no standard name `license_name` and `license_link`, as the Hub wants them."""
-    if isinstance(licence, dict):
-        return {key: licence[key] for key in ("license", "license_name", "license_link") if licence.get(key)}
-    name = re.sub(r"[\s_]+", "-", licence.strip().lower())
+    if licence is None or not licence["name"].strip():
+        return {}
+    name = re.sub(r"[\s_]+", "-", licence["name"].strip().lower())
     if name in _LICENCES:
         return {"license": name}
-    return {"license": "other", "license_name": licence} if licence.strip() else {}
+    link = {"license_link": licence["link"]} if licence["link"] else {}
+    return {"license": "other", "license_name": licence["name"], **link}
 
 
 def _initial(about: About) -> str:
-    initial = about.initial or {}
-    if not initial.get("source"):
+    initial = about.initial
+    if initial["source"] is None:
         return "random"
-    revision = initial.get("revision")
-    return f"`{initial['source']}`" + (f" at `{revision}`" if revision else "")
+    through = f", by way of {len(initial['through'])} other run(s)" if initial["through"] else ""
+    return f"`{initial['source']}`" + (f" at `{initial['revision']}`" if initial["revision"] else "") + through
 
 
 def _pictures(about: About, kind: str) -> list[str]:

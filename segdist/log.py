@@ -229,6 +229,13 @@ class Logbook:
         if self.active:
             say(text)
 
+    def begin(self, origin: dict[str, Any], tensors: dict[str, list[str]]) -> None:
+        """Where the initial weights come from, for run.json, and what became of each tensor, for the log alone."""
+        self.update(initial=origin)
+        for what, names in tensors.items():
+            if self._diary:
+                self._diary.note(f"tensors {what} ({len(names)}): {', '.join(names) or 'none'}")
+
     def log(self, step: int, kind: str, row: dict[str, Any]) -> None:
         """Keeps a row of metrics: kind `train` or `eval`, after `step` updates."""
         self._rows.append({"step": step, "kind": kind, "attempt": self._attempt, "time": time.time(), **row})

@@ -145,7 +145,9 @@ def check_weights(cfg: Config) -> None:
     if parent and not storage.exists(parent):
         raise CheckpointError(f"train.init_from {parent!r}: there is nothing; give the run.uri of a training")
     if weights and "://" in weights and not storage.exists(weights):
-        raise ConfigError(f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights")
+        raise ConfigError(
+            f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights, or a run"
+        )
 
 
 def open_run(cfg: Config, found: Found, world: World) -> Opening:

@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from segdist import config, loss, models, optim
+from segdist import config, loss, optim, trained
 from segdist.config import Config
 from segdist.data.index import Index
 from segdist.data.stream import MicroBatch
@@ -70,7 +70,8 @@ def _try(cfg: Config, index: Index, size: int, num_groups: int, world: World) ->
     zero = cfg.train.strategy == "deepspeed"
     settled = {"micro_batch_size": size, "global_batch_size": size * num_groups}
     cfg = config.changed(cfg, "train", settled | ({"strategy": "ddp", "zero_offload": False} if zero else {}))
-    model = models.build(cfg.model, index.labels.names).to(world.device).train()
+    model = trained.build(cfg.model.model_copy(update={"transfer_head": "none"}), index.labels.names)
+    model = model.to(world.device).train()
     num_bytes = ZERO_BYTES * sum(p.numel() for p in model.parameters()) if zero else 0
     ballast = torch.empty(num_bytes, dtype=torch.uint8, device=world.device)
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from segdist import checkpoint, config, figures, previews, record, storage
-from segdist.card import About, model_card
+from segdist.card import about, model_card
 from segdist.errors import MissingError, UserError
 from segdist.export import export
 from segdist.hub import MARK, Repo
@@ -82,26 +82,10 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: boo
     """All that the repository will hold."""
     done = export(trained, str(folder), verify=verify)
     run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
-    state = checkpoint.load_state(trained.uri)
-    report = checkpoint.evaluation_of(trained.uri) or checkpoint.scores_of(trained.uri)
     told = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    images = draw(trained, run_uri, report, folder, show_samples)
-    about = About(
-        name=repo_id,
-        arch=trained.model.arch["name"],
-        layout=done["layout"],
-        classes=trained.labels.names,
-        cfg=trained.cfg,
-        step=state["step"],
-        num_parameters=sum(p.numel() for p in trained.model.parameters()),
-        takes=told["sides"],
-        data=state.get("data", {}),
-        report=report,
-        initial=state.get("initial"),
-        versions=state.get("versions", {}),
-        images=images,
-    )
-    (folder / "README.md").write_text(model_card(about), encoding="utf-8")
+    images = draw(trained, run_uri, folder, show_samples)
+    card = model_card(about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images))
+    (folder / "README.md").write_text(card, encoding="utf-8")
     settings = config.explain(trained.cfg)
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     run = record.load(run_uri) or {}
@@ -111,9 +95,7 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: boo
     (folder / MARK).write_text(record.to_json(told, indent=1), encoding="utf-8")
 
 
-def draw(
-    trained: Trained, run_uri: str, report: dict[str, Any] | None, folder: Path, show_samples: bool
-) -> dict[str, str]:
+def draw(trained: Trained, run_uri: str, folder: Path, show_samples: bool) -> dict[str, str]:
     """Pictures for the card, in FOLDER/images: {file: what it shows}."""
     found: dict[str, str] = {}
 
@@ -129,7 +111,7 @@ def draw(
             keep("samples.png", data, "Validation images: the image, its mask, and what this model says")
     if rows := record.read_metrics(run_uri):
         keep("curve.png", figures.png(figures.learning_curve(rows)), "Loss, scores and learning rate over the steps")
-    if report and report.get("confusion"):
+    if report := checkpoint.evaluation_of(trained.uri):
         drawn = figures.confusion(report["confusion"], list(report["iou"]))
         keep("confusion.png", figures.png(drawn), "What each class is taken for")
     return found

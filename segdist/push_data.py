@@ -32,6 +32,7 @@ from segdist.data.source import Sample, Source
 from segdist.data.write import Row, ShardWriter
 from segdist.errors import UserError
 from segdist.hub import MARK, Repo
+from segdist.models import licences
 from segdist.ops import IGNORE
 from segdist.threads import ahead
 
@@ -170,7 +171,7 @@ def data_card(index: Index, repo_id: str) -> str:
     """Markdown behind the YAML that the Hub reads."""
     num = sum(split.num_samples for split in index.splits.values())
     header = {
-        **licence_fields(index.licence),
+        **licence_fields(licences.named(index.licence)),
         "task_categories": ["image-segmentation"],
         "task_ids": ["semantic-segmentation"],
         "size_categories": [next(text for most, text in _SIZES if num < most)],

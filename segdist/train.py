@@ -28,7 +28,7 @@ from segdist.opening import Opening, look, open_run, settle, training_order
 from segdist.previews import Previews
 from segdist.report import validate
 from segdist.strategy import Step, kernels, strategy_of
-from segdist.trained import load_fitting
+from segdist.trained import begin, initial_of
 from segdist.world import World
 
 Tell = Callable[[dict[str, Any]], Any]
@@ -73,6 +73,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
         done, stop = start, False
         alarm = DeadClasses(cfg, run.index)
         book.say(about)
+        book.begin(model.origin, model.tensors)
         if run.unscored:  # the attempt before ended between its commit and its evaluation
             best = score(cfg, update, run, world, book, keeper, alarm, tell, done, best)
         while done < num_steps and not stop:
@@ -93,7 +94,7 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                 book.log(done, "train", row)
                 book.show(done, num_steps, row, checkpoint.step_of(keeper.newest), best)
             if commits:  # all ranks, for they may hold parts of it; before the evaluation, which may be long, or fail
-                snapshot = update.snapshot(run.contract | {"step": done, "arch": model.arch})
+                snapshot = update.snapshot(run.contract | {"step": done, "arch": model.arch, "initial": model.origin})
                 if world.is_first:
                     keeper.put(snapshot.copied())
                     book.flush()
@@ -135,12 +136,9 @@ def starting_model(cfg: Config, run: Opening, before: checkpoint.Snapshot | None
     if before:
         model = models.rebuild(before.state["arch"])
         model.load_state_dict(before.model)
-        model.notes = [f"continues {run.checkpoint}"]
+        model.notes, model.origin = [f"continues {run.checkpoint}"], initial_of(before.state)
         return model
-    model = models.build(cfg.model, run.index.labels.names)
-    if run.parent:
-        model.notes = load_fitting(run.parent, model)
-    return model
+    return begin(cfg, run.index.labels.names, run.parent)
 
 
 def agree(wish: str | None, tally: torch.Tensor, world: World) -> tuple[torch.Tensor, bool, bool]:

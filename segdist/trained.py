@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 
 from segdist import checkpoint, config, models, storage
 from segdist.config import Config
 from segdist.data.labels import Labels
-from segdist.errors import CheckpointError
-from segdist.models.segmenter import Segmenter
+from segdist.errors import CheckpointError, UserError
+from segdist.models import head, licences
+from segdist.models.segmenter import NOWHERE, Segmenter
+from segdist.models.weights import Weights, inherited, origin_of, tell
 
 
 @dataclass(frozen=True)
@@ -49,22 +56,71 @@ def config_of(uri: str, state: dict[str, Any]) -> Config:
     return config.from_tree(state["config"], storage.join(uri, checkpoint.STATE))
 
 
-def load_fitting(uri: str, model: Segmenter) -> list[str]:
-    """Puts the weights of a checkpoint into a model as far as names and shapes fit; notes for a person on what did not.
+def begin(cfg: Config, class_names: Sequence[str], parent: str | None) -> Segmenter:
+    """The model of a new run with its initial weights: those of model.weights and, over them, those of its parent.
+
+    Raises UserError when they are not to be had or do not fit.
+    """
+    if parent is None:
+        return build(cfg.model, class_names)
+    model = build(cfg.model.model_copy(update={"transfer_head": "none"}), class_names)
+    return load_fitting(parent, model, class_names, cfg.model.transfer_head)
+
+
+def build(cfg: config.Model, class_names: Sequence[str]) -> Segmenter:
+    """models.build, where model.weights may also be a run (its best checkpoint) or a checkpoint.
+
+    The size of the network is then that of the run, as it is that of any other weights.
+    """
+    if cfg.weights is None or not is_run(cfg.weights):
+        return models.build(cfg, class_names)
+    if cfg.revision is not None:
+        raise UserError(f"model.revision pins a Hub id, and model.weights {cfg.weights} is a run; leave it out")
+    uri = checkpoint.resolve(cfg.weights)
+    with tempfile.TemporaryDirectory() as place:
+        return models.build(cfg, class_names, as_folder(uri, Path(place)))
+
+
+def is_run(uri: str) -> bool:
+    """Whether a run or a checkpoint lies there."""
+    if "://" in uri and not uri.lower().startswith(("s3://", "file://")):
+        return False
+    return any(storage.exists(storage.join(uri, name)) for name in (checkpoint.STATE, "checkpoints"))
+
+
+def as_folder(uri: str, folder: Path) -> Weights:
+    """Puts the model of a checkpoint into a folder, in the layout of its library, which has no place for our auxiliary head."""
+    state = checkpoint.load_state(uri)
+    arch = state["arch"]
+    held = {k.removeprefix("net."): v for k, v in checkpoint.load_model(uri).items()}
+    save_file(held, folder / "model.safetensors")
+    about = {"classes": state["labels"]["classes"], "mean": arch["mean"], "std": arch["std"]}
+    scale = {"image_mean": arch["mean"], "image_std": arch["std"], "do_normalize": True}
+    library = {"encoder_name": arch["encoder"]} if "encoder" in arch else arch["config"]
+    for name, tree in (("config.json", library), ("segdist.json", about), ("preprocessor_config.json", scale)):
+        (folder / name).write_text(json.dumps(tree), encoding="utf-8")
+    return Weights(uri, folder, inherited(initial_of(state), uri))
+
+
+def initial_of(state: dict[str, Any]) -> dict[str, Any]:
+    """Where the weights of a checkpoint with this state began, as `models.weights` has it."""
+    if "initial" in state:
+        return state["initial"]
+    said = state["config"]["model"].get("weights")  # of a run from before that was recorded
+    return origin_of(said, None, licences.of(said, None)) if said else NOWHERE
+
+
+def load_fitting(uri: str, model: Segmenter, class_names: Sequence[str], transfer: str) -> Segmenter:
+    """The model with the weights of a checkpoint as far as names and shapes fit, and the head's as their classes allow.
 
     Raises CheckpointError when it holds another architecture.
     """
-    own, stored = model.state_dict(), checkpoint.load_model(uri)
-    fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
-    traits, theirs = model.traits, models.rebuild(checkpoint.load_state(uri)["arch"]).traits
-    if not any(k.startswith(traits.encoder_prefix) for k in fitting) or (traits.mean, traits.std) != (
-        theirs.mean,
-        theirs.std,
-    ):
+    state = checkpoint.load_state(uri)
+    traits, theirs = model.traits, models.rebuild(state["arch"]).traits
+    if (traits.encoder_prefix, traits.mean, traits.std) != (theirs.encoder_prefix, theirs.mean, theirs.std):
         raise CheckpointError(
             f"{uri}: its encoder or its normalisation is another model's; set `model` as its run had it"
         )
-    model.load_state_dict(fitting, strict=False)
-    fresh = sorted(set(own) - set(fitting))
-    notes = [f"initial weights from {uri}"]
-    return [*notes, f"newly initialised, since it has none of this shape: {', '.join(fresh)}"] if fresh else notes
+    names = Labels.from_json(state["labels"]).names
+    done = head.load(checkpoint.load_model(uri), model, names, class_names, transfer, uri)
+    return tell(model, uri, inherited(initial_of(state), uri), done)

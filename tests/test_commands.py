@@ -446,3 +446,17 @@ def test_an_overlay_shows_classes_and_leaves_void_alone() -> None:
     assert void.tolist() == [100, 100, 100]
     assert drawn.shape[1] > 60 * zoom  # a legend stands beside it
     assert np.array(index_mask(classes, labels)).tolist() == classes.tolist()
+
+
+def test_models_are_listed_in_80_columns_and_shown_one_by_one() -> None:
+    listed = segdist("models", COLUMNS="80").stderr
+    table = [line for line in listed.splitlines() if line.startswith(" ")]
+    assert max(map(len, table)) <= 80
+    assert " segformer " in listed and "3.7 to 84.6 M" in listed and "NVIDIA: research" in listed
+    one = segdist("models", "segformer", "--json", COLUMNS="200")
+    assert "nvidia/mit-b0: NVIDIA Source Code License for SegFormer (research and evaluation only" in one.stderr
+    (entry,) = json.loads(one.stdout)
+    assert (entry["name"], entry["stride"], entry["align_corners"]) == ("segformer", 4, False)
+    assert entry["exports"] == ["transformers"] and entry["parameters"]["b5"] > 80e6
+    refused = segdist("models", "mask2former", code=2).stderr
+    assert "mask2former is not supported, because it predicts a set of masks" in refused

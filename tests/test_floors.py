@@ -26,6 +26,7 @@ PARTS = FLOORS[2]  # pieces that never import one another
 SIBLINGS = {
     ("config", "errors"),
     ("record", "storage"),
+    ("export", "card"),
     ("hub", "storage"),
     ("hub", "log"),
     ("log", "record"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import tree
-from hub_server import serving
+from hub_server import COMMIT, commit_of, serving
 
 from segdist import config, models
 from segdist.config import Segformer, Smp
@@ -23,7 +23,7 @@ from segdist.world import World
 pytestmark = pytest.mark.slow
 
 
-def ask(url: str, home: Path, model: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def ask(url: str, home: Path, model: dict[str, str], offline: bool = False) -> subprocess.CompletedProcess[str]:
     """Builds the model in a process whose Hub is `url`; its notes and a checksum of its encoder as JSON."""
     code = f"""
 import json, torch
@@ -31,9 +31,9 @@ from segdist import config, models
 tree = {{"run": {{"uri": "r"}}, "data": {{"uri": "d"}}, "train": {{"num_steps": 1}}, "model": {model!r}}}
 model = models.build(config.from_tree(tree, "test").model, ["a", "b", "c"])
 encoder = [v.double().sum().item() for k, v in model.state_dict().items() if k.startswith(model.traits.encoder_prefix)]
-print(json.dumps({{"notes": model.notes, "encoder": encoder}}))
+print(json.dumps({{"notes": model.notes, "encoder": encoder, "origin": model.origin}}))
 """
-    hub = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    hub = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": str(int(offline))}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hub}, timeout=120
     )
@@ -51,8 +51,36 @@ def test_segformer_comes_by_hub_id(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
-    assert "initial weights from someone/mit-tiny" in result["notes"]
+    assert result["notes"][:2] == [
+        f"initial weights from someone/mit-tiny at {COMMIT[:10]}", "head replaced: 4 -> 3 classes",
+    ]  # fmt: skip
     assert any(path.endswith("model.safetensors") for path in asked)
+
+
+def test_unet_comes_by_hub_id_at_a_revision_with_its_licence_and_again_from_the_cache(tmp_path: Path) -> None:
+    """Weights in smp's layout, as a .bin at another revision; the second time without the Hub."""
+    donor = models.build(Smp(encoder="resnet18"), ["x", "y"])
+    donor.net.to(memory_format=torch.contiguous_format).save_pretrained(str(tmp_path / "hub" / "someone" / "unet"))
+    older = Path(shutil.copytree(tmp_path / "hub" / "someone" / "unet", tmp_path / "hub" / "someone" / "unet@v1"))
+    torch.save({k: v + 1 for k, v in donor.net.state_dict().items()}, older / "pytorch_model.bin")
+    (older / "model.safetensors").unlink()
+    (older / "README.md").write_text("---\nlicense: other\nlicense_name: own\nlicense_link: L\n---\n")
+    model = {"name": "unet", "encoder": "resnet18", "weights": "someone/unet", "revision": "v1"}
+    with serving(tmp_path / "hub") as (url, asked):
+        done = ask(url, tmp_path / "home", model)
+    again = ask(url, tmp_path / "home", model, offline=True)
+    missing = ask(url, tmp_path / "home", {**model, "revision": "v7"}, offline=True)
+    assert done.returncode == 0, (done.stderr, asked)
+    result = json.loads(done.stdout.splitlines()[-1])
+    expected = [v.double().sum().item() for k, v in donor.net.state_dict().items() if k.startswith("encoder.")]
+    sizes = [v.numel() for k, v in donor.net.state_dict().items() if k.startswith("encoder.")]
+    assert result["encoder"] == pytest.approx([total + n for total, n in zip(expected, sizes)], rel=1e-4)
+    assert result["origin"] == {
+        "source": "someone/unet", "revision": commit_of(older), "through": [],
+        "licence": {"name": "own", "link": "L", "note": None},
+    }  # fmt: skip
+    assert json.loads(again.stdout.splitlines()[-1]) == result, again.stderr
+    assert missing.returncode != 0 and "cannot be reached" in missing.stderr
 
 
 def test_a_hub_id_that_does_not_exist_is_explained(tmp_path: Path) -> None:
@@ -71,6 +99,7 @@ def test_unet_takes_its_imagenet_encoder_from_the_hub(tmp_path: Path) -> None:
     repo.mkdir(parents=True)
     weights = {k: v.contiguous() for k, v in donor.net.encoder.state_dict().items()}
     save_file(weights | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, repo / "model.safetensors")
+    (repo / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n", encoding="utf-8")
     settings = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2], "input_space": "RGB", "input_range": [0, 1]}
     (repo / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     with serving(tmp_path / "hub") as (url, asked):
@@ -78,6 +107,8 @@ def test_unet_takes_its_imagenet_encoder_from_the_hub(tmp_path: Path) -> None:
     assert done.returncode == 0, (done.stderr, asked)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
+    assert (result["origin"]["source"], len(result["origin"]["revision"])) == ("smp-hub/resnet18.imagenet", 40)
+    assert result["origin"]["licence"]["name"] == "bsd-3-clause"
     assert result["notes"] == ["encoder resnet18 from ImageNet; newly initialised: the decoder and the head"]
 
 

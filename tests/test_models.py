@@ -71,10 +71,8 @@ def test_segformer_takes_weights_of_another_class_count_and_says_what_is_new(tmp
     ours, theirs = model.state_dict(), donor.state_dict()
     same = {k for k in ours if ours[k].shape == theirs[k].shape and torch.equal(ours[k], theirs[k])}
     assert set(ours) - same == {"net.decode_head.classifier.weight", "net.decode_head.classifier.bias"}
-    note = " ".join(model.notes)
-    assert "newly initialised" in note
-    assert "decode_head.classifier.weight" in note
-    assert "decode_head.linear_fuse.weight" not in note
+    assert "head replaced: 5 -> 3 classes" in model.notes
+    assert model.tensors["new"] == ["decode_head.classifier.bias", "decode_head.classifier.weight"]
     assert model.net.config.id2label == dict(enumerate(NAMES))
 
 
@@ -87,7 +85,9 @@ def test_a_segformer_encoder_alone_may_be_the_start_as_with_mit_b0(tmp_path: Pat
     model = build({"name": "segformer", "weights": str(tmp_path / "mit")})
     for name, value in classifier.segformer.state_dict().items():
         assert torch.equal(model.net.segformer.state_dict()[name], value), name
-    assert "decode_head.linear_fuse.weight" in " ".join(model.notes)
+    assert "head new, for 3 classes: the weights have none" in model.notes
+    assert "decode_head.linear_fuse.weight" in model.tensors["new"]
+    assert model.tensors["unused"] == ["classifier.bias", "classifier.weight"]
 
 
 def test_unet_takes_weights_of_another_class_count_and_says_what_is_new(tmp_path: Path) -> None:
@@ -95,7 +95,8 @@ def test_unet_takes_weights_of_another_class_count_and_says_what_is_new(tmp_path
     donor.net.to(memory_format=torch.contiguous_format).save_pretrained(str(tmp_path / "donor"))
     model = build({**UNET, "weights": str(tmp_path / "donor")})
     assert torch.equal(model.net.encoder.conv1.weight, donor.net.encoder.conv1.weight)
-    assert "newly initialised, since the weights have none of this shape: segmentation_head.0.bias" in model.notes[1]
+    assert "head replaced: 5 -> 3 classes" in model.notes
+    assert model.tensors["new"] == ["segmentation_head.0.bias", "segmentation_head.0.weight"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_unet_takes_weights_of_another_class_count_and_says_what_is_new(tmp_path
         ({"name": "segformer", "weights": "/nowhere/at-all"}, "model.weights '/nowhere/at-all' could not be loaded"),
         ({"name": "segformer", "weights": "nobody/no-such-model"}, "could not be loaded"),
         ({"name": "unet", "encoder": "resnet35"}, "model.encoder 'resnet35' is unknown; near it: resnet"),
-        ({"name": "unet", "weights": "/nowhere"}, "not a folder in smp's layout"),
+        ({"name": "unet", "weights": "/nowhere"}, "there is no such folder"),
         ({"name": "unet", "encoder": "resnet18", "weights": "imagenet"}, "model.weights imagenet"),
     ],
 )

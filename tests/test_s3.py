@@ -16,7 +16,7 @@ import torch
 from conftest import SEGFORMER, UNET, prepare, tree
 from fault_proxy import Fault, spoiling
 
-from segdist import checkpoint, config, models, record, storage
+from segdist import checkpoint, config, record, storage
 from segdist.data import index as indices
 from segdist.doctor.run import storage_of
 from segdist.errors import DataError, MissingError, StorageError, UnavailableError, UserError
@@ -25,7 +25,7 @@ from segdist.outbox import Outbox
 from segdist.predict import predict_files
 from segdist.storage import s3
 from segdist.train import fit
-from segdist.trained import load_trained
+from segdist.trained import build, load_trained
 from segdist.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -432,14 +432,11 @@ def test_export_predictions_and_initial_weights_live_in_the_bucket_too(
     with pytest.raises(UserError, match="is no export of segdist; give an empty place"):
         export(trained, f"{on_s3}/data")
 
-    started = models.build(
-        config.from_tree(
-            tree("-", "-", model={**model, "size": None, "weights": f"{on_s3}/export"} if model is SEGFORMER
-                 else {**model, "weights": f"{on_s3}/export"}), "test",
-        ).model, trained.labels.names,
-    )  # fmt: skip
-    assert all(torch.equal(v, started.state_dict()[k]) for k, v in trained.model.state_dict().items())
-    assert started.notes[0] == f"initial weights from {on_s3}/export"
+    for source in (f"{on_s3}/export", f"{on_s3}/run", trained.uri):
+        begun = {**model, "weights": source} | ({"size": None} if model is SEGFORMER else {})
+        started = build(config.from_tree(tree("-", "-", model=begun), "test").model, trained.labels.names)
+        assert all(torch.equal(v, started.state_dict()[k]) for k, v in trained.model.state_dict().items())
+        assert started.notes[0] == f"initial weights from {trained.uri if source.endswith('run') else source}"
 
     for name in ("0000.jpg", "0001.jpg"):
         storage.write(f"{on_s3}/album/{name}", (street_folder / "images" / name).read_bytes())

@@ -12,13 +12,14 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import transformers
+import yaml
 from PIL import Image
 from pydantic import TypeAdapter
 from zoo import SMP, ZOO
 
 from segdist import checkpoint, config, models
 from segdist.config import NEEDS_PAIRS, Config
-from segdist.config.models import MODELS
+from segdist.config.models import MODELS, REFUSED
 from segdist.errors import ConfigError, UserError
 from segdist.export import export
 from segdist.models.catalogue import entries
@@ -116,11 +117,59 @@ def test_computing_activations_again_changes_no_bit(name: str) -> None:
 def test_the_names_of_the_config_are_those_that_can_be_built_and_are_listed() -> None:
     known = {*models.smp.FAMILIES, *models.hf.FAMILIES, "segformer"}
     assert {entry.name for entry in entries()} == known == set(MODELS)
-    for entry in entries():
-        assert entry.example.startswith(f"{{name: {entry.name}, ")
-        assert ("two images" in entry.demands) == (entry.name in NEEDS_PAIRS)
+    assert {entry.name for entry in entries() if entry.needs_pairs} == NEEDS_PAIRS
     assert {tree["name"] for tree in ZOO.values()} == known
     assert known > NEEDS_PAIRS
+
+
+def test_what_the_list_says_of_a_model_is_what_it_does() -> None:
+    for entry in entries():
+        tree = yaml.safe_load(entry.example)
+        cfg = TypeAdapter(config.Model).validate_python(tree)
+        assert (cfg.name, tree["name"]) == (entry.name, entry.name)
+        assert all(1e6 < count < 1e9 for count in entry.parameters.values())
+    listed = {entry.name: entry for entry in entries()}
+    for name, tree in ZOO.items():
+        traits, entry = built(name).traits, listed[tree["name"]]
+        assert traits.align_corners == entry.align_corners
+        assert traits.stride == entry.stride, name
+    assert listed["segformer"].parameters["b0"] == sum(
+        p.numel() for p in models.build(config.Segformer(size="b0"), list("abcdefghijklmnopqrs")).parameters()
+    )
+    note = listed["segformer"].weights[0]["licence"]["note"]
+    assert note.startswith("research and evaluation only")
+
+
+def test_every_segmenter_of_transformers_is_trained_or_refused_with_a_reason() -> None:
+    from transformers.models.auto import modeling_auto as auto
+
+    known = {name.replace("-", "_") for name in auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES}
+    others = {
+        name.replace("-", "_")
+        for kind in ("UNIVERSAL", "INSTANCE", "IMAGE")
+        for name in getattr(auto, f"MODEL_FOR_{kind}_SEGMENTATION_MAPPING_NAMES")
+    }
+    assert known - set(MODELS) == {"tipsv2_dpt"}
+    assert not set(REFUSED) & set(MODELS)
+    assert set(REFUSED) == others | {"tipsv2_dpt"}
+    assert {near for _, names in REFUSED.values() for near in names} <= set(MODELS)
+
+
+def test_every_architecture_of_smp_is_trained() -> None:
+    found = {
+        name
+        for name, kind in vars(smp).items()
+        if isinstance(kind, type) and issubclass(kind, smp.base.SegmentationModel)
+    }
+    assert {family.kind for family in models.smp.FAMILIES.values()} == found
+
+
+@pytest.mark.parametrize("name", ["mask2former", "Mask2Former", "eomt-dinov3", "tipsv2_dpt", "detr"])
+def test_an_architecture_that_people_ask_for_is_refused_with_its_reason(name: str, make_config: Make) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"`model\.name`: {name} is not supported, because .*; near it: (upernet|dpt), "
+    ):
+        make_config(model={"name": name})
 
 
 @pytest.mark.parametrize("name", [n for n in ZOO if ZOO[n]["name"] not in NEEDS_PAIRS])

@@ -14,11 +14,15 @@ SWIN = {
     "model_type": "swin", "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4,
     "out_features": STAGES,
 }  # fmt: skip
-SMP = (
+CONVOLUTIONAL = (
     "unet", "unetplusplus", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "linknet", "pan", "manet", "smp_upernet",
     "smp_segformer",
 )  # fmt: skip
-ZOO: dict[str, dict[str, Any]] = {name: {"name": name, "encoder": "resnet18"} for name in SMP} | {
+ZOO: dict[str, dict[str, Any]] = {name: {"name": name, "encoder": "resnet18"} for name in CONVOLUTIONAL} | {
+    "smp_dpt": {
+        "name": "smp_dpt", "encoder": "tu-vit_tiny_patch16_224",
+        "options": {"decoder_intermediate_channels": [16] * 4, "decoder_fusion_channels": 16},
+    },
     "segformer": {"name": "segformer", "size": "tiny"},
     "beit": {"name": "beit", "options": {**VIT, "out_indices": [1, 2, 3, 4], "use_relative_position_bias": True}},
     "data2vec_vision": {"name": "data2vec_vision", "options": {**VIT, "out_indices": [1, 2, 3, 4]}},
@@ -39,6 +43,13 @@ ZOO: dict[str, dict[str, Any]] = {name: {"name": name, "encoder": "resnet18"} fo
         "name": "mobilevitv2",
         "options": {"width_multiplier": 0.25, "base_attn_unit_dims": [16, 16, 16], "aspp_out_channels": 16},
     },
+    "sapiens2": {
+        "name": "sapiens2",
+        "options": {
+            **VIT, "num_register_tokens": 1,
+            "head_config": {"upsample_out_channels": [16, 16], "conv_out_channels": [16], "conv_kernel_sizes": [1]},
+        },
+    },
     "upernet on convnext": {
         "name": "upernet",
         "options": {
@@ -50,3 +61,4 @@ ZOO: dict[str, dict[str, Any]] = {name: {"name": name, "encoder": "resnet18"} fo
         "options": {"backbone_config": SWIN, "hidden_size": 16, "auxiliary_in_channels": 64, "auxiliary_channels": 16},
     },
 }  # fmt: skip
+SMP = tuple(name for name, tree in ZOO.items() if "encoder" in tree)

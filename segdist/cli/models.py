@@ -158,19 +158,29 @@ def compare(
 
 
 @app.command()
-def models(json: Json = False) -> None:
-    """List what can be trained: architectures, their libraries, what images they take, and known weights with licences.
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Show these in full. [default: list all]")] = None,
+    json: Json = False,
+) -> None:
+    """List what can be trained: size, stride, resize rule, images, exports that verify, and known weights with licences.
 
-    Example: `segdist models`
+    Example: `segdist models`, and `segdist models segformer unet` for more on these two
     """
     from dataclasses import asdict
 
-    from segdist.cli.tables import catalogue
+    from segdist.cli.tables import catalogue, model
+    from segdist.config.models import MODELS, refusal
     from segdist.log import console
+
+    if unknown := [name for name in names or [] if name not in MODELS]:
+        raise UserError(refusal(unknown[0]) or f"{unknown[0]!r} is no model.name; `segdist models` lists all")
+
     from segdist.models.catalogue import entries
 
-    console.print(catalogue(entries()))
-    machine(json, [asdict(entry) for entry in entries()])
+    found = entries(names or ())
+    for part in [model(entry) for entry in found] if names else [catalogue(found)]:
+        console.print(part)
+    machine(json, [asdict(entry) for entry in found])
 
 
 @app.command()

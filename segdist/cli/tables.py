@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -121,16 +123,84 @@ def layouts(known: dict[str, Layout]) -> Table:
     return table
 
 
-def catalogue(entries: list[Entry]) -> Table:
-    """What `model.name` can be."""
-    table = Table(title="model: {name: ...}", show_lines=True)
-    for column in ("name, as one line of a config", "what it is, and of which package", "images", "known weights"):
-        table.add_column(column, overflow="fold")
-    for entry in entries:
-        table.add_row(
-            Text(entry.example), Text(f"{entry.source}\n{entry.package}"), Text(entry.demands), Text(entry.weights)
+def catalogue(entries: list[Entry]) -> Group:
+    """What `model.name` can be, library by library, in 80 columns."""
+    parts: list[Any] = []
+    for package in dict.fromkeys(entry.package for entry in entries):
+        some = [entry for entry in entries if entry.package == package]
+        table = Table(title=Text(f"through {package}"), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+        table.add_column("model.name", no_wrap=True)
+        for heading in ("parameters", "stride"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("images", "licence of known weights")[: 2 if any(e.weights for e in some) else 1]:
+            table.add_column(heading)
+        for entry in some:
+            mark = "*" if entry.needs_pairs else ""
+            row = [entry.name + mark, _sizes(list(entry.parameters.values())), str(entry.stride), entry.images]
+            row += ["; ".join(dict.fromkeys(_licence(w, short=True) for w in entry.weights))] if entry.weights else []
+            table.add_row(*map(Text, row))
+        parts += [table, Text(_common(some), style="italic")]
+    return Group(*parts, Text("\nOne in full, with a line for a config and its weights: segdist models NAME"))
+
+
+def _common(entries: list[Entry]) -> str:
+    """What holds for all models of a library."""
+    corners = {entry.align_corners for entry in entries}
+    formats = [f for f in entries[0].exports if all(f in entry.exports for entry in entries)]
+    lines = [
+        "* needs two images or more in a micro-batch",
+        f"stride: px per logit; logits are {_resize(corners.pop())}",
+        f"exports that verify: {', '.join(formats)}",
+    ]
+    if not entries[0].weights:
+        encoders = ", ".join(dict.fromkeys(name for entry in entries for name in entry.parameters))
+        lines.insert(0, f"parameters: with the encoder {encoders}; any of smp's, or timm's as tu-NAME")
+        lines.append(
+            "weights: imagenet, for the encoder alone; its page has the licence (mit_b0 to mit_b5, of NVIDIA: research only)"
         )
-    return table
+    return "\n".join(lines)
+
+
+def model(entry: Entry) -> Group:
+    """One value of `model.name`, in full."""
+    sizes = ", ".join(f"{_sizes([count])} ({name})" for name, count in entry.parameters.items())
+    facts = {
+        "config": f"model: {entry.example}",
+        "source": f"{entry.source}, through {entry.package}",
+        "parameters": sizes,
+        "logits": f"one per {entry.stride}x{entry.stride} px; {_resize(entry.align_corners)}",
+        "images": entry.images + ("; two or more in a micro-batch" if entry.needs_pairs else ""),
+        "aux head": "model.aux_head=true adds one" if entry.aux_head else "none",
+        "exports": ", ".join(entry.exports),
+        "weights": "\n".join(f"{w['repo']}: {_licence(w)}" for w in entry.weights)
+        or "imagenet, for the encoder; see the encoder's page for its licence",
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, text in facts.items():
+        table.add_row(Text(what, style="bold"), Text(text))
+    return Group(Text(f"\n{entry.name}", style="bold"), table)
+
+
+def _resize(align_corners: bool) -> str:
+    return f"resized bilinearly, align_corners={str(align_corners).lower()}"
+
+
+def _sizes(counts: list[int]) -> str:
+    """Millions, from the smallest to the largest."""
+    ends = [f"{count / 1e6:.1f}" for count in dict.fromkeys((min(counts), max(counts)))]
+    return f"{' to '.join(ends)} M"
+
+
+def _licence(weights: dict[str, Any], short: bool = False) -> str:
+    licence = weights["licence"]
+    if licence is None:
+        return "see its page"
+    if short:
+        return licence["name"].split(" Source")[0] + (f": {licence['note'].split(',')[0]}" if licence["note"] else "")
+    more = [part for part in (licence["note"], licence["link"]) if part]
+    return licence["name"] + (f" ({'; '.join(more)})" if more else "")
 
 
 def comparison(result: dict[str, Any]) -> Table:

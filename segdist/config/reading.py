@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from segdist.config.fields import Section, fields, is_identity, to_tree
-from segdist.config.models import MODELS
+from segdist.config.models import MODELS, refusal
 from segdist.config.tree import Config
 from segdist.errors import ConfigError
 
@@ -153,6 +153,8 @@ def _explain(error: Any) -> str:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         given = error.get("input", {})
         name = given.get("name") if isinstance(given, dict) else given
+        if isinstance(name, str) and (reason := refusal(name)):
+            return f"`{key}.name`: {reason} (`segdist models` lists all)"
         return f"`{key}.name` must be one of {', '.join(MODELS)}; it is {name!r} (`segdist models` explains them)"
     if kind == "value_error":
         return str(error["ctx"]["error"])

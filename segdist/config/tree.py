@@ -155,6 +155,12 @@ class Config(Section):
                 f"model.name={self.model.name} pools an image into one pixel and normalises it over the micro-batch, which a "
                 "single image cannot be; give train.micro_batch_size=2 or more"
             )
+        bare = self.model.weights in (None, "imagenet") and self.train.init_from is None
+        if self.model.transfer_head == "by_name" and bare:
+            raise ValueError(
+                "model.transfer_head=by_name needs weights that have a head: give them in model.weights or "
+                "train.init_from, or leave it out"
+            )
         if idle := self.loss.idle():
             raise ValueError(f"loss.{idle[0]} has no effect without {idle[1]}; leave it out, or set that")
         if not self.model.aux_head and self.loss.aux_weight != Loss.model_fields["aux_weight"].default:

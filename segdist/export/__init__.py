@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import torch
 
-from segdist import __version__, log, storage
+from segdist import __version__, card, log, storage
 from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
 from segdist.export import native, onnx, proof
 from segdist.export.graph import INPUT, Graph, Shape, program
 from segdist.models.formats import FORMATS
 from segdist.models.segmenter import Traits
-from segdist.trained import Trained
+from segdist.trained import Trained, initial_of
 
 Format = Literal["native", "onnx", "torch"]
 MARK = "segdist.json"  # written last: an export without it is not whole
@@ -53,15 +53,15 @@ def export(
     if before is not None and not overwrite and before.get("run") != run:
         raise UserError(f"{dest} holds the export of {before.get('run')}; give another place, or --overwrite")
     storage.check_writable(dest)
-    metrics = None if trained.weights == "raw" else scores_of(trained.uri)
-    about = _about(trained, run, metrics)
+    about = _about(trained, run)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if form == "native":
             about, measured = _native(trained, folder, about, verify)
         else:
             about, measured = _graph(trained, form, folder, about, size, argmax, verify)
-        (folder / "README.md").write_text(_card(trained, about["layout"], metrics), encoding="utf-8")
+        told = card.about(trained, run.rsplit("/", 1)[-1], "THIS_FOLDER", about["layout"], about["sides"])
+        (folder / "README.md").write_text(card.model_card(told), encoding="utf-8")
         storage.delete(storage.join(dest, MARK))  # while files are exchanged, it is no export
         files = sorted(p for p in folder.iterdir() if p.is_file())
         for name in {*(before or {}).get("files", ())} - {path.name for path in files}:  # of another format
@@ -75,8 +75,9 @@ def export(
     return {"path": dest, "layout": about["layout"], **sizes, **measured}
 
 
-def _about(trained: Trained, run: str, metrics: dict[str, Any] | None) -> dict[str, Any]:
+def _about(trained: Trained, run: str) -> dict[str, Any]:
     """What one must know to use the model, whatever the format."""
+    state = load_state(trained.uri)
     traits, size = trained.model.traits, trained.cfg.data.image_size
     resized = "image_size: its shorter side" if isinstance(size, int) else "image_size (height, width)"
     return {
@@ -95,9 +96,10 @@ def _about(trained: Trained, run: str, metrics: dict[str, Any] | None) -> dict[s
         "sides": _sides(traits),
         "stride": traits.stride,
         "align_corners": traits.align_corners,
-        "checkpoint_step": load_state(trained.uri)["step"],
+        "checkpoint_step": state["step"],
+        "initial": initial_of(state),  # where the weights began, with their licence
         "weights": trained.weights,
-        "metrics": metrics,
+        "metrics": None if trained.weights == "raw" else scores_of(trained.uri),
     }
 
 
@@ -211,44 +213,3 @@ def _before(dest: str) -> dict[str, Any] | None:
         if storage.names(dest):
             raise UserError(f"{dest} exists and is no export of segdist; give an empty place") from None
         return None
-
-
-def _card(trained: Trained, layout: str, metrics: dict[str, Any] | None) -> str:
-    use = {
-        "transformers": 'from transformers import pipeline\n\nsegment = pipeline("image-segmentation", model="THIS_FOLDER")\n'
-        'for part in segment("photo.jpg"):\n    print(part["label"], part["mask"])',
-        "segmentation_models_pytorch": 'import segmentation_models_pytorch as smp\n\nmodel = smp.from_pretrained("THIS_FOLDER")'
-        "\n# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json),"
-        f"\n# sides padded to a multiple of {trained.model.traits.multiple}",
-        "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("THIS_FOLDER/model.onnx")'
-        '\n(out,) = session.run(None, {"images": pixels})  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json',
-        "torch.export": 'import torch\n\nmodel = torch.export.load("THIS_FOLDER/model.pt2").module()'
-        "\nout = model(pixels)  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json",
-    }[layout]
-    lines = [
-        "---",
-        "tags: [image-segmentation, semantic-segmentation, segdist]",
-        f"library_name: {layout.replace('_', '-')}",
-        "pipeline_tag: image-segmentation",
-        "---",
-        f"# {trained.model.arch['name']}, {trained.labels.num_classes} classes",
-        "",
-        f"Images: {_sides(trained.model.traits)}. segdist pads others before it scores them, and cuts what padding made.",
-        "",
-        f"Fine-tuned with segdist on `{trained.cfg.data.uri.rstrip('/').rsplit('/', 1)[-1]}`.",
-        "",
-        "```python",
-        use,
-        "```",
-        "",
-    ]
-    if metrics and metrics["miou"] is not None:
-        lines += [
-            f"Validation mIoU {metrics['miou']:.4f}; protocol: {metrics['protocol']}.",
-            "",
-            "| class | IoU |",
-            "| --- | --- |",
-            *(f"| {n} | {'-' if v is None else format(v, '.4f')} |" for n, v in metrics["iou"].items()),
-            "",
-        ]
-    return "\n".join(lines)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from segdist import storage
 from segdist.config import Model, Segformer, Smp
-from segdist.models import hf, segformer, smp
+from segdist.models import hf, segformer, smp, weights
 from segdist.models.segmenter import Segmenter
+from segdist.models.weights import Weights
 
 
-def build(cfg: Model, class_names: Sequence[str]) -> Segmenter:
+def build(cfg: Model, class_names: Sequence[str], found: Weights | None = None) -> Segmenter:
     """A model with its initial weights, drawn from torch's global generator where they are random.
 
-    Raises UserError when the weights are not to be had or do not fit.
+    `found` stands for what model.weights says, where that was fetched already. Raises UserError when the weights are not to
+    be had or do not fit.
     """
-    if cfg.weights is None or "://" not in cfg.weights:
-        return _build(cfg, class_names)
-    with tempfile.TemporaryDirectory() as place:
-        folder = str(storage.download(cfg.weights, Path(place)))
-        model = _build(cfg.model_copy(update={"weights": folder}), class_names)
-    model.notes = [note.replace(folder, cfg.weights) for note in model.notes]
-    return model
-
-
-def _build(cfg: Model, class_names: Sequence[str]) -> Segmenter:
+    if cfg.weights is not None and found is None and not (isinstance(cfg, Smp) and smp.only_encoder(cfg)):
+        with weights.fetched(cfg.weights, cfg.revision) as found:
+            return build(cfg, class_names, found)
     if isinstance(cfg, Segformer):
-        return segformer.build(cfg, class_names)
+        return segformer.build(cfg, class_names, found)
     if isinstance(cfg, Smp):
-        return smp.build(cfg, class_names)
-    return hf.build(cfg, class_names)
+        return smp.build(cfg, class_names, found)
+    return hf.build(cfg, class_names, found)
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:

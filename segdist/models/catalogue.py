@@ -1,17 +1,44 @@
-"""What can be trained, for people: every architecture with its source, its demands and its best-known weights."""
+"""What can be trained, for people: every architecture with its size, its demands, its best-known weights and their licence."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from segdist.config import NEEDS_PAIRS
-from segdist.models import hf, smp
+from segdist.models import hf, licences, segformer, smp
 
-_KNOWN = {  # weights of the Hub, and their licence as their page has it
-    "segformer": "nvidia/mit-b0 to -b5, nvidia/segformer-b0-finetuned-ade-512-512 and others (NVIDIA's licence: research only)",
-    "beit": "microsoft/beit-base-finetuned-ade-640-640 (Apache-2.0)",
-    "mobilevit": "apple/deeplabv3-mobilevit-small (Apple sample code licence)",
+_HUB = {  # the best-known weights
+    "segformer": ["nvidia/mit-b0", "nvidia/segformer-b0-finetuned-ade-512-512"],
+    "beit": ["microsoft/beit-base-finetuned-ade-640-640"],
+    "data2vec_vision": ["facebook/data2vec-vision-base-ft1k"],
+    "dpt": ["Intel/dpt-large-ade"],
+    "mobilenet_v2": ["google/deeplabv3_mobilenet_v2_1.0_513"],
+    "mobilevit": ["apple/deeplabv3-mobilevit-small"],
+    "mobilevitv2": ["apple/mobilevitv2-1.0-voc-deeplabv3"],
+    "sapiens2": ["facebook/sapiens2-seg-0.4b"],
+    "upernet": ["openmmlab/upernet-convnext-tiny"],
 }
+_MEASURED: dict[
+    str, dict[str, Any]
+] = {  # options of the network whose parameters are counted, where the defaults make none
+    "beit": {"image_size": 640, "out_indices": [3, 5, 7, 11], "use_relative_position_bias": True},
+    "sapiens2": {"head_config": {"upsample_out_channels": [512, 256], "conv_out_channels": [256]}},
+    "upernet": {
+        "backbone_config": {
+            "model_type": "convnext",
+            "hidden_sizes": [96, 192, 384, 768],
+            "depths": [3, 3, 9, 3],
+            "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        },
+        "auxiliary_in_channels": 384,
+    },
+}
+EXPORTS: dict[str, tuple[str, ...]] = {}  # further formats of an architecture whose exports verify
+_NUM_CLASSES = 19  # of the networks whose parameters are counted: as many as Cityscapes has
 
 
 @dataclass(frozen=True)
@@ -20,35 +47,55 @@ class Entry:
     source: str
     package: str  # that has it
     example: str  # one line of YAML
-    demands: str
-    weights: str
+    parameters: dict[str, int]  # of some sizes, by their name
+    stride: int  # image px per logit
+    align_corners: bool  # how logits are resized to the mask
+    images: str  # which sizes it takes
+    needs_pairs: bool  # two images or more in a micro-batch
+    aux_head: bool  # whether it can have one
+    exports: list[str]  # formats that verify
+    weights: list[dict[str, Any]]  # of the Hub: {"repo", "licence"}; None: see its page
 
 
-def entries() -> list[Entry]:
-    """Every value of model.name."""
-    segformer = Entry(
-        "segformer", "SegFormer (Xie et al. 2021, arXiv:2105.15203)", "transformers",
-        "{name: segformer, weights: nvidia/mit-b0}", "sides of any size", _KNOWN["segformer"],
+def entries(names: Sequence[str] = ()) -> list[Entry]:
+    """These values of model.name; all of them without any."""
+    known = ["segformer", *smp.FAMILIES, *hf.FAMILIES]
+    return [_entry(name) for name in known if not names or name in names]
+
+
+def _entry(name: str) -> Entry:
+    if name in smp.FAMILIES:
+        return _of_smp(name)
+    weights = [{"repo": repo, "licence": licences.of(repo, None)} for repo in _HUB[name]]
+    example = f"{{name: {name}, weights: {_HUB[name][0]}}}"
+    exports = ["transformers", *EXPORTS.get(name, ())]
+    if name == "segformer":
+        source, traits = "SegFormer (Xie et al. 2021, arXiv:2105.15203)", segformer.TRAITS
+        sizes = {size: _count(segformer.outline(size, _NUM_CLASSES)) for size in ("b0", "b1", "b2", "b3", "b4", "b5")}
+        return Entry(
+            name, source, "transformers", example, sizes, traits.stride, traits.align_corners,
+            f"sides of any size from {traits.least} px", False, True, exports, weights,
+        )  # fmt: skip
+    family = hf.FAMILIES[name]
+    net, stride = hf.outline(name, _MEASURED.get(name, {}), _NUM_CLASSES)
+    called = {"upernet": "ConvNeXt-T"}.get(name, "default")
+    return Entry(
+        name, family.source, "transformers", example, {called: _count(net)}, stride, False,
+        hf.sides(family), name in NEEDS_PAIRS, family.own_aux, exports, weights,
     )  # fmt: skip
-    return [
-        segformer,
-        *(
-            Entry(
-                name, family.source, "segmentation-models-pytorch", f"{{name: {name}, encoder: resnet34, weights: imagenet}}",
-                _demands(name, f"padded to the encoder's stride{f', at least {family.least} px' if family.least > 1 else ''}"),
-                "any encoder of smp or timm (tu-NAME); ImageNet's where they have some",
-            )
-            for name, family in smp.FAMILIES.items()
-        ),
-        *(
-            Entry(
-                name, family.source, "transformers", f"{{name: {name}, weights: HUB_ID}}",
-                _demands(name, hf.sides(family)), _KNOWN.get(name, "see the page of the weights for their licence"),
-            )
-            for name, family in hf.FAMILIES.items()
-        ),
-    ]  # fmt: skip
 
 
-def _demands(name: str, sides: str) -> str:
-    return sides + ("; two images or more in a micro-batch" if name in NEEDS_PAIRS else "")
+def _of_smp(name: str) -> Entry:
+    family = smp.FAMILIES[name]
+    encoder = "tu-vit_base_patch16_224" if name == "smp_dpt" else "resnet34"
+    least = f", at least {family.least} px" if family.least > 1 else ""
+    return Entry(
+        name, family.source, "segmentation-models-pytorch", f"{{name: {name}, encoder: {encoder}, weights: imagenet}}",
+        {encoder: _count(smp.outline(name, encoder, _NUM_CLASSES))}, 1, True,
+        f"padded to {'twice ' if family.strides > 1 else ''}the encoder's stride{least}", name in NEEDS_PAIRS, True,
+        ["segmentation_models_pytorch", *EXPORTS.get(name, ())], [],
+    )  # fmt: skip
+
+
+def _count(net: torch.nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 
 from segdist import config
 from segdist.errors import UserError
+from segdist.models import head, weights
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Constants, Segmenter, Traits
 from segdist.models.structure import layers_of, order_of, parts
 
@@ -32,17 +35,33 @@ class Family:
     fixed: bool = False  # it takes images of its config's size alone
     square: bool = False
     own_aux: bool = False  # the library's class has an auxiliary head
+    classifier: str = "decode_head.classifier"  # the module with a row per class
+    aux_classifier: str = "auxiliary_head.classifier"
 
 
+_DEEPLAB = "segmentation_head.classifier.convolution"
 FAMILIES = {
     "beit": Family("Beit", "BEiT (Bao et al. 2021, arXiv:2106.08254)", HALF, HALF, patches=1, own_aux=True),
     "data2vec_vision": Family(
         "Data2VecVision", "data2vec (Baevski et al. 2022, arXiv:2202.03555)", HALF, HALF, patches=1, fixed=True, own_aux=True
     ),
-    "dpt": Family("DPT", "DPT (Ranftl et al. 2021, arXiv:2103.13413)", HALF, HALF, patches=2, square=True, own_aux=True),
-    "mobilenet_v2": Family("MobileNetV2", "MobileNetV2, DeepLabV3+ (Sandler et al. 2018, arXiv:1801.04381)", HALF, HALF),
-    "mobilevit": Family("MobileViT", "MobileViT, DeepLabV3 (Mehta et al. 2021, arXiv:2110.02178)", *NONE, bgr=True),
-    "mobilevitv2": Family("MobileViTV2", "MobileViTV2, DeepLabV3 (Mehta et al. 2022, arXiv:2206.02680)", *NONE, True, 64),
+    "dpt": Family(
+        "DPT", "DPT (Ranftl et al. 2021, arXiv:2103.13413)", HALF, HALF, patches=2, square=True, own_aux=True,
+        classifier="head.head.4", aux_classifier="auxiliary_head.head.4",
+    ),
+    "mobilenet_v2": Family(
+        "MobileNetV2", "MobileNetV2, DeepLabV3+ (Sandler et al. 2018, arXiv:1801.04381)", HALF, HALF, classifier=_DEEPLAB
+    ),
+    "mobilevit": Family(
+        "MobileViT", "MobileViT, DeepLabV3 (Mehta et al. 2021, arXiv:2110.02178)", *NONE, bgr=True, classifier=_DEEPLAB
+    ),
+    "mobilevitv2": Family(
+        "MobileViTV2", "MobileViTV2, DeepLabV3 (Mehta et al. 2022, arXiv:2206.02680)", *NONE, True, 64, classifier=_DEEPLAB
+    ),
+    "sapiens2": Family(
+        "Sapiens2", "Sapiens2, of people (Khirodkar et al. 2026, arXiv:2604.21681)", patches=1,
+        classifier="decode_head.predictor",
+    ),
     "upernet": Family("UperNet", "UPerNet (Xiao et al. 2018, arXiv:1807.10221) on Swin, ConvNeXt and others", own_aux=True),
 }  # fmt: skip
 
@@ -56,29 +75,38 @@ def sides(family: Family) -> str:
     return "padded to whole patches" if family.patches else f"sides of any size from {family.least} px"
 
 
-def build(cfg: config.Transformers, class_names: Sequence[str]) -> Segmenter:
+def build(cfg: config.Transformers, class_names: Sequence[str], found: weights.Weights | None) -> Segmenter:
     family = FAMILIES[cfg.name]
     if cfg.aux_head and not family.own_aux:
         raise UserError(f"model.aux_head: {cfg.name} has no auxiliary head in transformers; set model.aux_head=false")
-    own: dict[str, Any] = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: i for i, name in enumerate(class_names)},
-    }
-    if family.own_aux:
-        own["use_auxiliary_head"] = cfg.aux_head
-    if cfg.weights is None:
-        kind = _class(family, "Config")
-        if unknown := sorted(set(cfg.options) - set(kind().to_dict())):
-            raise UserError(
-                f"model.options.{unknown[0]}: {cfg.name} has no such field; see {kind.__name__} of transformers"
-            )
-        try:
-            net = _class(family, "ForSemanticSegmentation")(_config_of(cfg.name, {**cfg.options, **own}))
-        except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-            raise UserError(f"model.options do not make a {cfg.name}: {error}") from None
-        return _wrap(net, cfg.name, [f"random initial weights ({cfg.name})"], family.mean, family.std)
-    net, notes = pretrained(_class(family, "ForSemanticSegmentation"), cfg.weights, cfg.revision, own)
-    return _wrap(net, cfg.name, notes, *normalisation(cfg.weights, family.mean, family.std))
+    own: dict[str, Any] = {"use_auxiliary_head": cfg.aux_head} if family.own_aux else {}
+    if found is not None:
+        heads = (family.classifier, family.aux_classifier)
+        net, done = pretrained(
+            _class(family, "ForSemanticSegmentation"), found, own, heads, class_names, cfg.transfer_head
+        )
+        model = _wrap(net, cfg.name, [], *normalisation(found.folder, family.mean, family.std))
+        return weights.start(model, found, done)
+    kind = _class(family, "Config")
+    if unknown := sorted(set(cfg.options) - set(kind().to_dict())):
+        raise UserError(
+            f"model.options.{unknown[0]}: {cfg.name} has no such field; see {kind.__name__} of transformers"
+        )
+    try:
+        fields = {**cfg.options, **own, **labels_of(class_names)}
+        net = _class(family, "ForSemanticSegmentation")(_config_of(cfg.name, fields))
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        raise UserError(f"model.options do not make a {cfg.name}: {error}") from None
+    return _wrap(net, cfg.name, [f"random initial weights ({cfg.name})"], family.mean, family.std)
+
+
+def outline(name: str, options: dict[str, Any], num_classes: int) -> tuple[nn.Module, int]:
+    """(the library's network without memory for its weights, image px per logit): to be counted."""
+    with torch.device("meta"):
+        config = _config_of(name, {**options, "num_labels": num_classes})
+        net = _class(FAMILIES[name], "ForSemanticSegmentation")(config).eval()
+        side = config.image_size if FAMILIES[name].fixed else 256
+        return net, side // net(torch.zeros(1, 3, side, side)).logits.shape[2]
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:
@@ -87,42 +115,94 @@ def rebuild(arch: dict[str, Any]) -> Segmenter:
     return _wrap(net, name, [], tuple(arch["mean"]), tuple(arch["std"]))
 
 
-def pretrained(kind: Any, weights: str, revision: str | None, own: dict[str, Any]) -> tuple[Any, list[str]]:
-    """(a network with weights from the Hub or a folder, notes on what of it starts anew). Raises UserError."""
+def labels_of(class_names: Sequence[str]) -> dict[str, Any]:
+    """The classes, as transformers' configs have them."""
+    return {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+
+
+def pretrained(
+    kind: Any,
+    found: weights.Weights,
+    own: dict[str, Any],
+    heads: Sequence[str],
+    class_names: Sequence[str],
+    transfer: str,
+) -> tuple[Any, weights.Loaded]:
+    """(a network for these classes with the weights as far as they fit, what became of each tensor).
+
+    `heads`: modules with a row per class, the head's first; those that a network lacks are passed over. Raises UserError.
+    """
     try:
-        loaded: Any = kind.from_pretrained(
-            weights,
-            revision=revision or "main",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            **own,
-        )
-    except (OSError, ValueError) as error:
+        with _quiet():
+            net, report = kind.from_pretrained(
+                found.folder, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32,
+                trust_remote_code=False, **own,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"model.weights {weights!r} could not be loaded: {first} "
-            "Give a Hub id that this machine can reach, or a local folder with config.json and model.safetensors."
-        ) from None
-    net, report = loaded
+        raise weights.unreadable(found, first.replace(str(found.folder), found.said)) from None
     base = net.base_model_prefix or "backbone"
     if all(f"{base}.{name}" in report["missing_keys"] for name, _ in getattr(net, base).named_parameters()):
         raise UserError(
-            f"model.weights {weights!r} hold no encoder of a {kind.__name__}; set model.name as their config has it"
+            f"model.weights {found.said!r} hold no encoder of a {kind.__name__}; set model.name as their config has it"
         )
-    fresh = sorted(
-        {*report["missing_keys"], *(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])}
+    new = {
+        key if isinstance(key, str) else key[0] for part in ("missing_keys", "mismatched_keys") for key in report[part]
+    }
+    heads = [name for name in heads if any(name == each for each, _ in net.named_modules())]
+    num_theirs = None if f"{heads[0]}.weight" in new else net.get_submodule(heads[0]).out_channels
+    match = head.match(
+        _names(net.config, found), num_theirs, class_names, transfer == "by_name", f"model.weights {found.said!r}"
     )
-    notes = [f"initial weights from {weights}"]
-    if fresh:
-        notes.append(f"newly initialised, since the weights have none of this shape: {', '.join(fresh)}")
-    return net, notes
+    missing = set(report["missing_keys"])
+    partly = [] if match.whole else _replace(net, heads, len(class_names), match.rows, new)
+    for name, value in labels_of(class_names).items():
+        setattr(net.config, name, value)
+    return net, weights.Loaded(
+        match.sentence,
+        loaded=sorted(set(net.state_dict()) - new - set(partly)),
+        unused=sorted({*report["unexpected_keys"], *new} - missing - set(partly)),
+        new=sorted(new - set(partly)),
+        partly=partly,
+    )
 
 
-def normalisation(weights: str, mean: Constants, std: Constants) -> tuple[Constants, Constants]:
-    """(mean, std) that come with weights in a local folder; otherwise those given, as the published weights have them."""
-    path = Path(weights) / "preprocessor_config.json"
+def _replace(net: Any, heads: Sequence[str], num_classes: int, rows: dict[int, int], new: set[str]) -> list[str]:
+    """Gives a network classifiers of another number of classes, and notes their tensors in `new`; those that keep rows."""
+    stored: dict[str, torch.Tensor] = {}
+    for name in heads:
+        old = net.get_submodule(name)
+        fresh = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, padding=old.padding, bias=old.bias is not None)
+        net._init_weights(fresh)
+        net.set_submodule(name, fresh)
+        keys = [f"{name}.{part}" for part, _ in fresh.named_parameters()]
+        stored |= {key: old.state_dict()[key.rpartition(".")[2]] for key in keys if key not in new}
+        new |= set(keys)
+    return head.keep_rows(net, heads, stored, rows)
+
+
+def _names(library: Any, found: weights.Weights) -> list[str] | None:
+    """The classes of weights, by segdist.json or their config; None where that holds nothing but numbers."""
+    names = found.names or [str(name) for _, name in sorted(library.id2label.items())]
+    return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own table of what was loaded: ours says it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def normalisation(folder: Path, mean: Constants, std: Constants) -> tuple[Constants, Constants]:
+    """(mean, std) that come with weights; otherwise those given, as the published weights have them."""
+    path = folder / "preprocessor_config.json"
     if not path.is_file():
         return mean, std
     tree = json.loads(path.read_text(encoding="utf-8"))
@@ -178,6 +258,7 @@ def _wrap(net: Any, name: str, notes: list[str], mean: Constants, std: Constants
         encoder_prefix=f"net.{base}.",
         layers=layers_of(net, encoder),
         blocks=tuple(encoder),
+        classifiers=tuple(f"net.{n}" for n in (family.classifier, *([family.aux_classifier] if has_aux else []))),
     )
     flip = family.bgr
 

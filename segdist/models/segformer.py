@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from segdist import config
-from segdist.models.hf import normalisation, pretrained
+from segdist.models import weights
+from segdist.models.hf import labels_of, normalisation, pretrained
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Constants, Segmenter, Traits
 
 # Sizes: arXiv:2105.15203, table 6. `tiny` is ours, for demos and tests: 0.4 M parameters.
@@ -31,24 +32,31 @@ TRAITS = Traits(
     multiple=1,
     least=32,  # below it the first stage's attention has nothing to reduce
     encoder_prefix="net.segformer.",
+    classifiers=("net.decode_head.classifier",),
 )
 
 
-def build(cfg: config.Segformer, class_names: Sequence[str]) -> Segmenter:
+def build(cfg: config.Segformer, class_names: Sequence[str], found: weights.Weights | None) -> Segmenter:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    own: dict[str, Any] = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: i for i, name in enumerate(class_names)},
-        "classifier_dropout_prob": cfg.dropout,
-        "drop_path_rate": cfg.drop_path,
-    }
-    if cfg.size is not None:
-        net = SegformerForSemanticSegmentation(SegformerConfig(**_SIZES[cfg.size], **own))
+    own: dict[str, Any] = {"classifier_dropout_prob": cfg.dropout, "drop_path_rate": cfg.drop_path}
+    if found is None:
+        assert cfg.size is not None
+        net = SegformerForSemanticSegmentation(SegformerConfig(**_SIZES[cfg.size], **own, **labels_of(class_names)))
         return _wrap(net, [f"random initial weights (SegFormer {cfg.size})"], aux=cfg.aux_head)
-    assert cfg.weights is not None
-    net, notes = pretrained(SegformerForSemanticSegmentation, cfg.weights, cfg.revision, own)
-    return _wrap(net, notes, *normalisation(cfg.weights, IMAGENET_MEAN, IMAGENET_STD), aux=cfg.aux_head)
+    heads = ("decode_head.classifier",)
+    net, done = pretrained(SegformerForSemanticSegmentation, found, own, heads, class_names, cfg.transfer_head)
+    model = _wrap(net, [], *normalisation(found.folder, IMAGENET_MEAN, IMAGENET_STD), aux=cfg.aux_head)
+    return weights.start(model, found, done)
+
+
+def outline(size: str, num_classes: int) -> nn.Module:
+    """The library's network without memory for its weights, to be counted."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    fields = {**_SIZES[size], "num_labels": num_classes}
+    with torch.device("meta"):
+        return SegformerForSemanticSegmentation(SegformerConfig(**fields))
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:

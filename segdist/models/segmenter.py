@@ -19,6 +19,7 @@ from segdist.ops.tf32 import tf32
 Constants = tuple[float, float, float]  # of red, green, blue in 0..1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NOWHERE: dict[str, Any] = {"source": None, "revision": None, "licence": None, "through": []}  # of random weights
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Traits:
     blocks: tuple[str, ...] = ()  # modules whose activations may be computed again: see Segmenter.recompute
     most: int | None = None  # px of a side, at most: such a model takes images of one size
     square: bool = False  # images are padded to squares
+    classifiers: tuple[str, ...] = ()  # modules with a row per class
 
     def check(self, height: int, width: int) -> None:
         """Raises ConfigError where a model of one size would see a larger image."""
@@ -93,6 +95,8 @@ class Segmenter(nn.Module):
         self.net, self.traits, self.arch, self.aux = net, traits, arch, aux
         self._logits_of, self._both_of = logits_of, both_of
         self.notes = notes or []  # what a person should know of how the weights were loaded
+        self.origin: dict[str, Any] = dict(NOWHERE)  # where the weights began: see models.weights
+        self.tensors: dict[str, list[str]] = {}  # what became of each: see models.weights
 
     def forward(self, x: torch.Tensor) -> Any:
         """float (B, 3, H, W), normalised -> logits (B, K, h, w), at the model's own stride.
@@ -118,6 +122,11 @@ class Segmenter(nn.Module):
     def _crop(logits: torch.Tensor, x: torch.Tensor, stride: int) -> torch.Tensor:
         """Without what the padding of the image made, if there was any."""
         return logits[:, :, : -(-x.shape[2] // stride), : -(-x.shape[3] // stride)]
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Modules with a row per class, the head's first, then those of auxiliary heads."""
+        return self.traits.classifiers + (("aux.4",) if isinstance(self.aux, AuxHead) else ())
 
     def encoder(self) -> nn.Module:
         return self.get_submodule(self.traits.encoder_prefix.rstrip("."))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import nn
 
 from segdist import config
 from segdist.errors import UserError
+from segdist.models import head, licences, weights
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Segmenter, Traits
 from segdist.models.structure import layers_of, order_of, parts
 
@@ -23,6 +22,9 @@ class Family:
     kind: str  # its class in segmentation-models-pytorch
     source: str
     least: int = 1  # px of a side
+    strides: int = 1  # sides are multiples of so many strides of the encoder
+    always: dict[str, Any] = field(default_factory=dict)  # arguments of its class
+    classifier: str = "segmentation_head.0"  # the module with a row per class
 
 
 _OWN = {
@@ -46,10 +48,22 @@ FAMILIES = {
     "manet": Family("MAnet", "MA-Net (Fan et al. 2020, IEEE Access 8)"),
     "smp_upernet": Family("UPerNet", "UPerNet (Xiao et al. 2018, arXiv:1807.10221)"),
     "smp_segformer": Family("Segformer", "SegFormer's head (Xie et al. 2021, arXiv:2105.15203) on any encoder"),
-}
+    "smp_dpt": Family(
+        "DPT", "DPT (Ranftl et al. 2021, arXiv:2103.13413) on timm's vision transformers",
+        strides=2, always={"dynamic_img_size": True}, classifier="segmentation_head.head.4",
+    ),
+}  # fmt: skip
 
 
-def build(cfg: config.Smp, class_names: Sequence[str]) -> Segmenter:
+def only_encoder(cfg: config.Smp) -> bool:
+    """Whether model.weights names weights of an encoder, such as imagenet, and not where to find those of a network."""
+    import segmentation_models_pytorch as smp
+
+    known = smp.encoders.encoders.get(cfg.encoder, {}).get("pretrained_settings", {})
+    return cfg.weights == "imagenet" or cfg.weights in known
+
+
+def build(cfg: config.Smp, class_names: Sequence[str], found: weights.Weights | None) -> Segmenter:
     import segmentation_models_pytorch as smp
 
     if cfg.encoder not in smp.encoders.get_encoder_names() and not cfg.encoder.startswith("tu-"):
@@ -68,50 +82,75 @@ def build(cfg: config.Smp, class_names: Sequence[str]) -> Segmenter:
     }
     if cfg.weights is None:
         return _wrap(arch, None, [f"random initial weights ({cfg.name}, {cfg.encoder})"])
-    if cfg.weights == "imagenet":
-        try:
-            params = smp.encoders.get_preprocessing_params(cfg.encoder, "imagenet")
-            model = _wrap(arch | {k: list(params[k]) for k in ("mean", "std")}, "imagenet", [])
-        except Exception as error:  # whatever the download raises
-            raise UserError(
-                f"model.weights imagenet: the weights of encoder {cfg.encoder} could not be loaded ({error!r}); "
-                "they come from the Hugging Face Hub. Without it, give a local folder or model.weights=null"
-            ) from None
-        model.notes = [f"encoder {cfg.encoder} from ImageNet; newly initialised: the decoder and the head"]
-        return model
-    return _from_folder(arch, Path(cfg.weights))
+    if found is not None:
+        return _from_folder(arch, found, class_names, cfg.transfer_head)
+    if cfg.transfer_head == "by_name":
+        raise UserError(
+            f"model.transfer_head=by_name: weights of an encoder ({cfg.weights}) have no head; leave it out"
+        )
+    if cfg.revision is not None:
+        raise UserError(
+            f"model.revision {cfg.revision!r} pins a Hub id, and model.weights {cfg.weights} is none; leave it out"
+        )
+    try:
+        params = smp.encoders.get_preprocessing_params(cfg.encoder, cfg.weights)
+        model = _wrap(arch | {k: list(params[k]) for k in ("mean", "std")}, cfg.weights, [])
+    except Exception as error:  # whatever the download raises
+        raise UserError(
+            f"model.weights {cfg.weights}: the weights of encoder {cfg.encoder} could not be loaded ({error!r}); "
+            "they come from the Hugging Face Hub. Without it, give a local folder or model.weights=null"
+        ) from None
+    model.origin = _origin(cfg)
+    called = "ImageNet" if cfg.weights == "imagenet" else cfg.weights
+    model.notes = [f"encoder {cfg.encoder} from {called}; newly initialised: the decoder and the head"]
+    if (licence := model.origin["licence"]) and licence["note"]:
+        model.notes.append(f"licence of {model.origin['source']}: {licences.shown(licence)}")
+    model.tensors = {"loaded": [], "partly": [], "unused": [], "new": []}
+    for name in model.net.state_dict():
+        model.tensors["loaded" if name.startswith("encoder.") else "new"].append(name)
+    return model
+
+
+def _origin(cfg: config.Smp) -> dict[str, Any]:
+    """Where the weights of an encoder come from."""
+    import segmentation_models_pytorch as smp
+    import timm
+
+    known = smp.encoders.encoders.get(cfg.encoder, {}).get("pretrained_settings", {}).get(cfg.weights)
+    if known:
+        return weights.origin_of_hub(known["repo_id"], known["revision"])
+    about = timm.get_pretrained_cfg(cfg.encoder.removeprefix("tu-"))
+    if about is None or not about.hf_hub_id:
+        return weights.origin_of(cfg.encoder, None, None)
+    return weights.origin_of_hub(about.hf_hub_id, None, licences.named(about.license))
+
+
+def outline(name: str, encoder: str, num_classes: int) -> nn.Module:
+    """The library's network without memory for its weights, to be counted."""
+    import segmentation_models_pytorch as smp
+
+    family = FAMILIES[name]
+    with torch.device("meta"):
+        return getattr(smp, family.kind)(encoder, encoder_weights=None, classes=num_classes, **family.always)
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:
     return _wrap(arch, None, [])
 
 
-def _from_folder(arch: dict[str, Any], folder: Path) -> Segmenter:
-    """Weights in smp's own layout (config.json, model.safetensors), whatever their number of classes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        encoder = json.loads((folder / "config.json").read_text(encoding="utf-8"))["encoder_name"]
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"model.weights {str(folder)!r}: not a folder in smp's layout with config.json and model.safetensors ({error})"
-        ) from None
+def _from_folder(arch: dict[str, Any], found: weights.Weights, class_names: Sequence[str], transfer: str) -> Segmenter:
+    """Weights in smp's own layout (config.json and weights), whatever their number of classes."""
+    encoder = weights.config_of(found).get("encoder_name")
+    if encoder is None:
+        raise weights.unreadable(found, "not in smp's layout: its config.json names no encoder_name")
     if encoder != arch["encoder"]:
-        raise UserError(f"model.weights {str(folder)!r} hold encoder {encoder!r}; set model.encoder={encoder}")
-    about = folder / "segdist.json"  # of our own exports: the normalisation belongs to the weights
-    if about.is_file():
-        tree = json.loads(about.read_text(encoding="utf-8"))
-        arch = arch | {"mean": tree["mean"], "std": tree["std"]}
+        raise UserError(f"model.weights {found.said!r} hold encoder {encoder!r}; set model.encoder={encoder}")
+    stored = weights.tensors(found)
+    if about := found.about:  # of our own exports: the normalisation belongs to the weights
+        arch = arch | {"mean": about["mean"], "std": about["std"]}
     model = _wrap(arch, None, [])
-    own = model.net.state_dict()
-    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    model.net.load_state_dict(fitting, strict=False)
-    model.notes = [f"initial weights from {folder}"]
-    if fresh := sorted(set(own) - set(fitting)):
-        model.notes.append(f"newly initialised, since the weights have none of this shape: {', '.join(fresh)}")
-    return model
+    done = head.load({f"net.{k}": v for k, v in stored.items()}, model, found.names, class_names, transfer, found.said)
+    return weights.start(model, found, done)
 
 
 def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -> Segmenter:
@@ -122,14 +161,19 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         kind = getattr(smp, FAMILIES[arch["name"]].kind)
         if unknown := sorted(set(options) - (known := set(inspect.signature(kind).parameters) - _OWN)):
             raise UserError(f"model.options.{unknown[0]}: {arch['name']} takes {', '.join(sorted(known))}")
-        net = kind(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"], **options)
+        always = FAMILIES[arch["name"]].always
+        net = kind(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"], **options, **always)
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"model.encoder {arch['encoder']!r} cannot make a {arch['name']}: {error}") from None
     family = FAMILIES[arch["name"]]
-    stride = net.encoder.output_stride
+    stride = net.encoder.output_stride * family.strides
     least = max(family.least, stride)
     order = order_of(net, (least, least))
-    encoder = sorted(parts(net.encoder, "net.encoder"), key=lambda name: order[name])
+    body = "net.encoder.model" if arch["name"] == "smp_dpt" else "net.encoder"
+    body_module = net.get_submodule(body.removeprefix("net."))
+    encoder = sorted(parts(body_module, body), key=lambda name: order[name])
+    layers = layers_of(net, encoder)
+    loose = tuple(f"{body}.{name}" for name, _ in body_module.named_parameters(recurse=False))  # such as position codes
     traits = Traits(
         tuple(arch["mean"]),
         tuple(arch["std"]),
@@ -138,8 +182,9 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         multiple=stride,
         least=least,
         encoder_prefix="net.encoder.",
-        layers=layers_of(net, encoder),
+        layers=((*layers[0], *loose), *layers[1:]),
         blocks=(*encoder, *parts(net.decoder, "net.decoder")),
+        classifiers=(f"net.{family.classifier}",),
     )
     aux = AuxHead(net.encoder.out_channels[-2], arch["classes"]) if arch.get("aux") else None
     return Segmenter(net, _logits, traits, arch, notes, aux, _both).to(memory_format=torch.channels_last)
@@ -151,4 +196,6 @@ def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _both(net: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     features = net.encoder(x.contiguous(memory_format=torch.channels_last))
+    if isinstance(features, tuple):  # DPT's: with the tokens that are no patches
+        return net.segmentation_head(net.decoder(*features)), features[0][-2]
     return net.segmentation_head(net.decoder(features)), features[-2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from segdist.errors import MissingError, StorageError, UnavailableError
@@ -60,6 +61,23 @@ def walk(uri: str) -> Iterator[Entry]:
     for name, item in found.items():
         tag = (item.get("lfs") or {}).get("sha256") or item.get("blob_id")
         yield Entry(name.removeprefix(f"{root}/"), item["size"], tag)
+
+
+def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model in huggingface_hub's own cache, in a folder that bears the commit's name, fetched if need be.
+
+    None where the model has no such file, or the Hub does not answer and the cache does not hold it. Raises StorageError.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def once() -> Path | None:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision))
+        except EntryNotFoundError:
+            return None
+
+    return _ask(f"hf://{repo}{f'@{revision}' if revision else ''}", once)
 
 
 def _path(uri: str) -> str:

@@ -1,0 +1,71 @@
+"""Licences of initial weights: what their card says, and what is known of weights whose card says only "other".
+
+A licence is a JSON-able dict: `name` (an SPDX-like id of the Hub, or the licence's own name), `link` and `note` (None where
+unknown). It travels with the weights: into checkpoints, exports and their cards.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import yaml
+
+Licence = dict[str, Any]
+
+
+def _licence(name: str, link: str | None = None, note: str | None = None) -> Licence:
+    return {"name": name, "link": link, "note": note}
+
+
+_NVIDIA = _licence(
+    "NVIDIA Source Code License for SegFormer",
+    "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+    "research and evaluation only, not for commercial use",
+)
+_APPLE = _licence("Apple Sample Code License", "https://github.com/apple/ml-cvnets/blob/main/LICENSE")
+_APACHE = _licence("apache-2.0")
+KNOWN = {  # repositories of the Hub -> licence, as their cards have it
+    "nvidia/mit-b[0-5]": _NVIDIA,
+    "nvidia/segformer-b[0-5]-*": _NVIDIA,
+    "smp-hub/mit_b[0-5].*": _NVIDIA,  # the same encoders for segmentation-models-pytorch
+    "microsoft/beit-*": _APACHE,
+    "facebook/data2vec-vision-*": _APACHE,
+    "apple/mobilevit-*": _APPLE,
+    "apple/deeplabv3-mobilevit-*": _APPLE,
+}
+
+
+def of(repo: str | None, readme: str | None) -> Licence | None:
+    """The licence of weights from a repository with this README.md; None where neither tells."""
+    known = next((found for pattern, found in KNOWN.items() if fnmatchcase(repo or "", pattern)), None)
+    said = _of_readme(readme) if readme else None
+    if said is None or (said["name"] == "other" and known):
+        return known or said
+    return said | {"note": known["note"]} if known else said
+
+
+def named(name: str | None) -> Licence | None:
+    """The licence of this name; None for none."""
+    return _licence(name) if name else None
+
+
+def _of_readme(text: str) -> Licence | None:
+    """From the YAML between two lines of hyphens at the top of a model card."""
+    parts = text.lstrip().split("---", 2)
+    if len(parts) < 3 or parts[0]:
+        return None
+    try:
+        card = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    if not isinstance(card, dict) or not card.get("license"):
+        return None
+    name = card["license"] if card["license"] != "other" else card.get("license_name") or "other"
+    link = card.get("license_link")
+    return _licence(str(name), link if isinstance(link, str) else None)
+
+
+def shown(licence: Licence) -> str:
+    """In words."""
+    return licence["name"] + (f" ({licence['note']})" if licence["note"] else "")

@@ -1,0 +1,308 @@
+"""Initial weights from everywhere: what is read, what is refused, what becomes of the head, and whose licence they bear."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SEGFORMER, UNET
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+from zoo import SMP, ZOO
+
+from segdist import checkpoint, config, models, record, storage, trained
+from segdist.config import Config
+from segdist.errors import ConfigError, UserError
+from segdist.export import export
+from segdist.models import licences
+from segdist.models.head import match
+from segdist.models.segmenter import NOWHERE, Segmenter
+from segdist.train import fit
+from segdist.trained import load_trained
+from segdist.world import World
+
+Make = Callable[..., Config]
+ALONE = World(0, 1, torch.device("cpu"))
+THEIRS = ["wall", "Traffic Light", "sky", "road", "car"]
+OURS = ["sky", "traffic_light", "dog"]
+NVIDIA = "---\nlicense: other\ntags:\n- vision\n---\n# SegFormer"
+
+
+def build(tree: dict[str, Any], names: list[str] = OURS) -> Segmenter:
+    return trained.build(TypeAdapter(config.Model).validate_python(tree), names)
+
+
+def given(tree: dict[str, Any], weights: str, **more: Any) -> dict[str, Any]:
+    """The same model with weights, whose own config says how large it is."""
+    rest = {k: v for k, v in tree.items() if k != "size" and (k != "options" or "encoder" in tree)}
+    return {**rest, "weights": weights, **more}
+
+
+def saved(tree: dict[str, Any], folder: Path, names: list[str] = THEIRS, seed: int = 1) -> Segmenter:
+    """A network as its library saves it, with segdist's own note of the classes where the library has none."""
+    torch.manual_seed(seed)
+    donor = models.build(TypeAdapter(config.Model).validate_python(tree), names)
+    donor.net.to(memory_format=torch.contiguous_format).save_pretrained(str(folder))
+    if "encoder" in tree:
+        about = {"classes": [{"name": n} for n in names], "mean": donor.arch["mean"], "std": donor.arch["std"]}
+        (folder / "segdist.json").write_text(json.dumps(about))
+    return donor
+
+
+def same(model: Segmenter, donor: Segmenter) -> set[str]:
+    """Tensors that are alike in both."""
+    ours, theirs = model.state_dict(), donor.state_dict()
+    return {k for k in ours if k in theirs and ours[k].shape == theirs[k].shape and torch.equal(ours[k], theirs[k])}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_classifiers_of_a_model_are_what_depends_on_the_number_of_classes(name: str) -> None:
+    for aux in (
+        (False, True) if name in SMP or ZOO[name]["name"] in ("beit", "dpt", "upernet", "segformer") else (False,)
+    ):
+        few, many = (build({**ZOO[name], "aux_head": aux}, names) for names in (OURS, THEIRS))
+        a, b = few.state_dict(), many.state_dict()
+        changed = {k for k in a if a[k].shape != b[k].shape}
+        parts = {f"{head}.{part}" for head in few.classifiers for part in ("weight", "bias")}
+        assert changed == parts & set(a)
+        assert len(few.classifiers) == 1 + aux
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_rows_of_classes_with_the_same_name_stay_and_all_else_is_loaded(name: str, tmp_path: Path) -> None:
+    donor = saved(ZOO[name], tmp_path)
+    for transfer in ("none", "by_name"):
+        model = build(given(ZOO[name], str(tmp_path), transfer_head=transfer))
+        classifier = model.get_submodule(model.classifiers[0])
+        heads = {f"{model.classifiers[0]}.{part}" for part, _ in classifier.named_parameters()}
+        assert set(model.state_dict()) - same(model, donor) == heads
+        old, new = donor.state_dict()[f"{model.classifiers[0]}.weight"], classifier.weight
+        rows = {(k, j) for k in range(3) for j in range(5) if torch.equal(new[k], old[j])}
+        assert rows == ({(0, 2), (1, 1)} if transfer == "by_name" else set())
+        plain = sorted(key.removeprefix("net.") for key in heads)
+        assert model.tensors["partly" if transfer == "by_name" else "new"] == plain
+        kept = ", 2 rows kept by name: sky, traffic_light" if transfer == "by_name" else ""
+        assert model.notes[1] == f"head replaced: 5 -> 3 classes{kept}"
+        if "encoder" not in ZOO[name]:
+            assert model.net.config.id2label == dict(enumerate(OURS))
+    assert models.rebuild(json.loads(json.dumps(model.arch))).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("tree", [SEGFORMER, UNET], ids=lambda t: t["name"])
+def test_a_head_for_the_same_classes_is_kept_and_one_for_others_is_not(tree: dict[str, Any], tmp_path: Path) -> None:
+    donor = saved(tree, tmp_path, OURS)
+    assert same(build(given(tree, str(tmp_path))), donor) == set(donor.state_dict())
+    other = build(given(tree, str(tmp_path)), ["dog", "sky", "road"])  # as many
+    heads = {f"{other.classifiers[0]}.{part}" for part in ("weight", "bias")}
+    assert f"{other.classifiers[0]}.weight" in set(donor.state_dict()) - same(other, donor) <= heads
+
+
+def test_what_becomes_of_a_head_is_one_sentence() -> None:
+    def said(theirs: list[str] | None, num: int | None, ours: list[str], by_name: bool = True) -> str:
+        return match(theirs, num, ours, by_name, "weights X").sentence
+
+    assert (
+        said(THEIRS, 5, ["a"] * 2)
+        == "head replaced: 5 -> 2 classes, no row kept: it knows wall, Traffic Light, sky, road, car"
+    )
+    assert said(["SKY", "sky ", "dog"], 3, OURS) == (
+        "head replaced: 3 -> 3 classes, 1 row kept by name: dog; not kept, since several classes bear the name: sky"
+    )
+    assert match(["dog"], 1, ["Dog", "dog"], True, "").rows == {}
+    assert said(None, 3, OURS, by_name=False) == "head kept: it has 3 classes too, but does not name them"
+    assert said(None, None, OURS, by_name=False) == "head new, for 3 classes: the weights have none"
+    with pytest.raises(UserError, match="by_name: weights X has no head"):
+        said(None, None, OURS)
+    with pytest.raises(UserError, match="weights X does not name its classes"):
+        said(None, 5, OURS)
+
+
+def test_names_that_are_numbers_alone_are_no_names(tmp_path: Path) -> None:
+    saved(SEGFORMER, tmp_path, [f"LABEL_{i}" for i in range(5)])
+    with pytest.raises(UserError, match="does not name its classes"):
+        build(given(SEGFORMER, str(tmp_path), transfer_head="by_name"))
+
+
+@pytest.mark.parametrize("tree", [SEGFORMER, UNET], ids=lambda t: t["name"])
+def test_a_pytorch_bin_is_read_but_never_its_code(tree: dict[str, Any], tmp_path: Path) -> None:
+    donor = saved(tree, tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(held, tmp_path / "pytorch_model.bin")
+    assert len(same(build(given(tree, str(tmp_path))), donor)) == len(donor.state_dict()) - 2
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    for write in (torch.save, lambda tree, path: path.write_bytes(pickle.dumps(tree))):
+        write({**held, "bomb": Bomb()}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError, match=r"model.weights .* could not be loaded"):
+            build(given(tree, str(tmp_path)))
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("tree", [SEGFORMER, UNET], ids=lambda t: t["name"])
+@pytest.mark.parametrize("name", ["tf_model.h5", "model.pt", "weights.ckpt"])
+def test_weights_of_other_kinds_are_refused(tree: dict[str, Any], name: str, tmp_path: Path) -> None:
+    saved(tree, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(UserError, match=rf"it holds .*{name}.*but neither model.safetensors nor pytorch_model.bin"):
+        build(given(tree, str(tmp_path)))
+
+
+def test_code_of_a_repository_is_not_run(tmp_path: Path) -> None:
+    saved(SEGFORMER, tmp_path)
+    library = json.loads((tmp_path / "config.json").read_text())
+    library["auto_map"] = {"AutoModelForSemanticSegmentation": "own.Own", "AutoConfig": "own.OwnConfig"}
+    (tmp_path / "config.json").write_text(json.dumps(library))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    build(given(SEGFORMER, str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("tree", [SEGFORMER, UNET], ids=lambda t: t["name"])
+def test_weights_in_several_files_are_put_together(tree: dict[str, Any], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    donor = saved(tree, tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    shards = {f"model-{i}.safetensors": {k: held[k] for k in sorted(held)[i::2]} for i in (0, 1)}
+    for name, part in shards.items():
+        save_file(part, tmp_path / name, {"format": "pt"})
+    place = {key: name for name, part in shards.items() for key in part}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": place}))
+    assert len(same(build(given(tree, str(tmp_path))), donor)) == len(donor.state_dict()) - 2
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(held, "../elsewhere.safetensors")}))
+    with pytest.raises(UserError, match="lies outside its folder"):
+        build(given(tree, str(tmp_path)))
+
+
+def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder, and it is no Hub id"):
+        build(given(SEGFORMER, str(tmp_path / "a" / "b")))
+    saved(UNET, tmp_path)
+    with pytest.raises(UserError, match=r"model\.revision 'v1' pins a Hub id"):
+        build(given(UNET, str(tmp_path), revision="v1"))
+    with pytest.raises(UserError, match="hold no encoder of a Segformer"):
+        build(given(SEGFORMER, str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match=r"could not be loaded: model\.safetensors"):
+        build(given(UNET, str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="names no encoder_name"):
+        build(given(UNET, str(tmp_path)))
+
+
+@pytest.mark.parametrize("tree", [SEGFORMER, {**UNET, "aux_head": True}], ids=lambda t: t["name"])
+def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began(
+    tree: dict[str, Any], make_config: Make, tmp_path: Path
+) -> None:
+    """The first run begins from a folder whose card has a licence; the last one's checkpoint still names it."""
+    saved(tree | {"aux_head": False}, tmp_path / "donor")
+    (tmp_path / "donor" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    first = make_config(model=given(tree, str(tmp_path / "donor")), train={"num_steps": 2})
+    fit(first, ALONE)
+    origin = {
+        "source": str(tmp_path / "donor"), "revision": None, "through": [],
+        "licence": {"name": "cc-by-4.0", "link": None, "note": None},
+    }  # fmt: skip
+    state = record.load(first.run.uri)
+    assert state is not None and state["initial"] == origin
+    best = checkpoint.resolve(first.run.uri)
+    assert checkpoint.load_state(best)["initial"] == origin
+    log = "".join(p.read_text() for p in (Path(first.run.uri) / "logs").iterdir())
+    assert "head replaced: 5 -> " in log and "tensors loaded (" in log and "tensors unused (2): " in log
+
+    model = load_trained(first.run.uri, ALONE.device)
+    export(model, str(tmp_path / "export"))
+    for weights, through in ((first.run.uri, best), (best, best), (str(tmp_path / "export"), str(tmp_path / "export"))):
+        begun = build(given({**tree, "aux_head": False}, weights), model.labels.names)
+        assert same(begun, model.model) == {k for k in model.model.state_dict() if k.startswith("net.")}
+        assert begun.origin == origin | {"through": [through]}
+        assert begun.notes[1] == f"head kept: it knows these {model.labels.num_classes} classes"
+    second = make_config(
+        run={"uri": str(tmp_path / "second")}, model=tree, train={"num_steps": 3, "init_from": first.run.uri}
+    )
+    wishes = iter(["stop"])
+    fit(second, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
+    fit(second, ALONE)  # what continues remembers it, too
+    assert checkpoint.load_state(checkpoint.resolve(second.run.uri))["initial"] == origin | {"through": [best]}
+    with pytest.raises(UserError, match=r"model\.revision pins a Hub id"):
+        build(given(tree, first.run.uri, revision="main"))
+
+
+def test_a_parents_head_keeps_rows_by_name(make_config: Make, tmp_path: Path) -> None:
+    old = make_config(train={"num_steps": 2})
+    fit(old, ALONE)
+    parent = load_trained(old.run.uri, ALONE.device)
+    names = ["moon", *reversed(parent.labels.names)]
+    child = make_config(
+        run={"uri": str(tmp_path / "child")},
+        model={**SEGFORMER, "transfer_head": "by_name"},
+        train={"init_from": old.run.uri},
+    )
+    model = trained.begin(child, names, checkpoint.resolve(old.run.uri))
+    new, before = (m.net.decode_head.classifier.weight for m in (model, parent.model))
+    assert torch.equal(new[1:], before.flip(0))
+    assert not (new[0] == before).flatten(1).all(1).any()
+    assert f"{len(names) - 1} rows kept by name" in model.notes[1]
+    assert model.origin == NOWHERE | {"through": [checkpoint.resolve(old.run.uri)]}
+
+
+def test_a_run_that_recorded_no_origin_is_asked_what_its_config_says() -> None:
+    state = {"config": {"model": {"name": "segformer", "weights": "nvidia/mit-b2"}}}
+    assert trained.initial_of(state)["licence"]["note"] == "research and evaluation only, not for commercial use"
+    assert trained.initial_of({"config": {"model": {"name": "unet", "weights": None}}}) == NOWHERE
+
+
+@pytest.mark.parametrize("weights", [None, "imagenet"])
+def test_rows_by_name_need_weights_with_a_head(weights: str | None, make_config: Make) -> None:
+    with pytest.raises(ConfigError, match="by_name needs weights that have a head"):
+        make_config(model={**UNET, "weights": weights, "transfer_head": "by_name"})
+    make_config(model={**UNET, "weights": weights, "transfer_head": "by_name"}, train={"init_from": "there"})
+
+
+@pytest.mark.parametrize(
+    ("repo", "readme", "name", "note"),
+    [
+        ("nvidia/mit-b0", NVIDIA, "NVIDIA Source Code License for SegFormer", "research and evaluation only"),
+        ("nvidia/mit-b0", None, "NVIDIA Source Code License for SegFormer", "research and evaluation only"),
+        ("smp-hub/mit_b3.imagenet", "# no card", "NVIDIA Source Code License for SegFormer", "research and evaluation"),
+        (
+            "nvidia/mit-b0",
+            "---\nlicense: other\nlicense_name: nv\nlicense_link: L\n---",
+            "nv",
+            "research and evaluation",
+        ),
+        ("someone/copy", "---\nlicense: mit\n---\n", "mit", None),
+        ("someone/copy", "---\nlicense: other\n---\n", "other", None),
+        ("someone/copy", "---\nlicense: [\n---\n", None, None),
+        ("someone/copy", "a --- b --- c", None, None),
+        ("someone/copy", None, None, None),
+    ],
+)
+def test_a_licence_is_read_from_the_card_or_known(
+    repo: str, readme: str | None, name: str | None, note: str | None
+) -> None:
+    found = licences.of(repo, readme)
+    assert (found and found["name"]) == name
+    assert ((found and found["note"]) or "").startswith(note or "") and bool(found and found["note"]) == bool(note)
+
+
+def test_only_what_is_needed_is_taken_from_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    donor = saved(SEGFORMER, tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "optimizer.safetensors").write_bytes(b"huge")
+    asked: list[str] = []
+    read = storage.read
+    monkeypatch.setattr(storage, "read", lambda uri: asked.append(uri.rsplit("/", 1)[1]) or read(uri))
+    assert len(same(build(given(SEGFORMER, f"file://{tmp_path}")), donor)) == len(donor.state_dict()) - 2
+    assert set(asked) == {"config.json", "model.safetensors"}
