@@ -146,11 +146,12 @@ def catalogue(entries: list[Entry]) -> Group:
 def _common(entries: list[Entry]) -> str:
     """What holds for all models of a library."""
     corners = {entry.align_corners for entry in entries}
-    formats = [f for f in entries[0].exports if all(f in entry.exports for entry in entries)]
+    fixed = [entry.name for entry in entries if entry.one_size]
+    only = f"; graphs of {', '.join(fixed)} are for one size of image" if fixed else ""
     lines = [
         "* needs two images or more in a micro-batch",
         f"stride: px per logit; logits are {_resize(corners.pop())}",
-        f"exports that verify: {', '.join(formats)}",
+        f"exports that verify: {', '.join(entries[0].exports)}{only}",
     ]
     if not entries[0].weights:
         encoders = ", ".join(dict.fromkeys(name for entry in entries for name in entry.parameters))
@@ -171,7 +172,7 @@ def model(entry: Entry) -> Group:
         "logits": f"one per {entry.stride}x{entry.stride} px; {_resize(entry.align_corners)}",
         "images": entry.images + ("; two or more in a micro-batch" if entry.needs_pairs else ""),
         "aux head": "model.aux_head=true adds one" if entry.aux_head else "none",
-        "exports": ", ".join(entry.exports),
+        "exports": ", ".join(entry.exports) + ("; graphs for one size of image" if entry.one_size else ""),
         "weights": "\n".join(f"{w['repo']}: {_licence(w)}" for w in entry.weights)
         or "imagenet, for the encoder; see the encoder's page for its licence",
     }

@@ -10,6 +10,7 @@ import torch
 
 from segdist.config import NEEDS_PAIRS
 from segdist.models import hf, licences, segformer, smp
+from segdist.models.formats import FORMATS
 
 _HUB = {  # the best-known weights
     "segformer": ["nvidia/mit-b0", "nvidia/segformer-b0-finetuned-ade-512-512"],
@@ -37,7 +38,6 @@ _MEASURED: dict[
         "auxiliary_in_channels": 384,
     },
 }
-EXPORTS: dict[str, tuple[str, ...]] = {}  # further formats of an architecture whose exports verify
 _NUM_CLASSES = 19  # of the networks whose parameters are counted: as many as Cityscapes has
 
 
@@ -54,6 +54,7 @@ class Entry:
     needs_pairs: bool  # two images or more in a micro-batch
     aux_head: bool  # whether it can have one
     exports: list[str]  # formats that verify
+    one_size: bool  # whether those of them that are graphs take images of one size alone
     weights: list[dict[str, Any]]  # of the Hub: {"repo", "licence"}; None: see its page
 
 
@@ -68,20 +69,20 @@ def _entry(name: str) -> Entry:
         return _of_smp(name)
     weights = [{"repo": repo, "licence": licences.of(repo, None)} for repo in _HUB[name]]
     example = f"{{name: {name}, weights: {_HUB[name][0]}}}"
-    exports = ["transformers", *EXPORTS.get(name, ())]
+    exports = _exports(name)
     if name == "segformer":
         source, traits = "SegFormer (Xie et al. 2021, arXiv:2105.15203)", segformer.TRAITS
         sizes = {size: _count(segformer.outline(size, _NUM_CLASSES)) for size in ("b0", "b1", "b2", "b3", "b4", "b5")}
         return Entry(
             name, source, "transformers", example, sizes, traits.stride, traits.align_corners,
-            f"sides of any size from {traits.least} px", False, True, exports, weights,
+            f"sides of any size from {traits.least} px", False, True, *exports, weights,
         )  # fmt: skip
     family = hf.FAMILIES[name]
     net, stride = hf.outline(name, _MEASURED.get(name, {}), _NUM_CLASSES)
     called = {"upernet": "ConvNeXt-T"}.get(name, "default")
     return Entry(
         name, family.source, "transformers", example, {called: _count(net)}, stride, False,
-        hf.sides(family), name in NEEDS_PAIRS, family.own_aux, exports, weights,
+        hf.sides(family), name in NEEDS_PAIRS, family.own_aux, *exports, weights,
     )  # fmt: skip
 
 
@@ -93,8 +94,14 @@ def _of_smp(name: str) -> Entry:
         name, family.source, "segmentation-models-pytorch", f"{{name: {name}, encoder: {encoder}, weights: imagenet}}",
         {encoder: _count(smp.outline(name, encoder, _NUM_CLASSES))}, 1, True,
         f"padded to {'twice ' if family.strides > 1 else ''}the encoder's stride{least}", name in NEEDS_PAIRS, True,
-        ["segmentation_models_pytorch", *EXPORTS.get(name, ())], [],
+        *_exports(name), [],
     )  # fmt: skip
+
+
+def _exports(name: str) -> tuple[list[str], bool]:
+    """(formats that verify, whether graphs are for one size of image alone)."""
+    formats = FORMATS[name]
+    return [formats.native, "onnx", "torch.export"], "fixed" in (formats.onnx, formats.torch)
 
 
 def _count(net: torch.nn.Module) -> int:

@@ -33,11 +33,13 @@ FORMATS = {
     "manet": Formats(_SMP, "any size", "any size"),
     "smp_upernet": Formats(_SMP, "any size", "any size"),
     "smp_segformer": Formats(_SMP, "any size", "any size"),
+    "smp_dpt": Formats(_SMP, "any size", "any size"),
     "beit": Formats(_HF, "fixed", "fixed"),
     "data2vec_vision": Formats(_HF, "fixed", "fixed"),
     "dpt": Formats(_HF, "fixed", "fixed"),
     "mobilenet_v2": Formats(_HF, "fixed", "fixed"),
     "mobilevit": Formats(_HF, "fixed", "fixed"),
     "mobilevitv2": Formats(_HF, "any size", "any size"),
+    "sapiens2": Formats(_HF, "any size", "any size"),
     "upernet": Formats(_HF, "any size", "any size"),
 }
