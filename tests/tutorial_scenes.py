@@ -152,7 +152,7 @@ def pet(size: Size, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]
         ex, ey, r = x + eye * unit * 0.28, y - unit * 1.25, unit * 0.1
         on_image.ellipse([ex - r, ey - r, ex + r, ey + r], fill=(20, 40, 20))
     on_image.ellipse([x - unit * 0.1, y - unit, x + unit * 0.1, y - unit * 0.85], fill=(60, 30, 30))
-    reach = 2 * (max(2, round(min(size) * 0.018)) // 2) + 1
+    reach = 2 * (max(2, round(min(size) * 0.04)) // 2) + 1
     inner, outer = (np.asarray(mask.filter(kind(reach))) for kind in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
     trimap = np.where(inner == 1, 1, np.where(outer == 1, 3, 2)).astype(np.uint8)
     noisy = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)), np.float32) + rng.normal(0, 5, (height, width, 3))

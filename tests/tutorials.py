@@ -55,7 +55,11 @@ _SAME = ("data.image_size=null",)
 TUTORIALS = {
     "scene_parse150": Tutorial((*_SMALL, *_SEGFORMER), (*_LARGE, *_SEGFORMER)),
     "sidewalk": Tutorial((*_SMALL, *_SEGFORMER, *_SAME), (*_LARGE, *_SEGFORMER, *_SAME)),
-    "pets": Tutorial((*_SMALL, *_SEGFORMER, *_SAME), (*_LARGE, *_SEGFORMER, *_SAME), curves=True),
+    "pets": Tutorial(
+        (*_SMALL, *_SEGFORMER, *_SAME),
+        (*_LARGE, *_SEGFORMER, *_SAME, "train.num_steps=600", "eval.every_steps=60"),
+        curves=True,
+    ),
     "voc2007": Tutorial((*_SMALL, *_UNET, *_SAME), (*_LARGE, *_UNET, *_SAME), curves=True),
 }
 
@@ -170,8 +174,7 @@ def keep_pictures(name: str, folder: Path, into: Path) -> None:
 
     Image.open(folder / f"{name}.png").convert("RGB").save(into / f"{name}.jpg", quality=80, optimize=True)
     if TUTORIALS[name].curves:
-        curves = Image.open(folder / f"{name}-curves.png").convert("RGB")
-        curves.quantize(32, dither=Image.Dither.NONE).save(into / f"{name}-curves.png", optimize=True)
+        shutil.copy(folder / f"{name}-curves.png", into)
 
 
 def main(name: str, folder: Path, pictures: Path | None) -> None:
