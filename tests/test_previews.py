@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from segdist import figures, log, previews, storage
+from segdist.cli import app
 from segdist.config import Config
 from segdist.data.labels import plain
 from segdist.data.stream import EvalBatch
@@ -128,3 +130,13 @@ def test_evaluate_draws_chosen_samples_of_a_checkpoint(make_config: Make, tmp_pa
     with pytest.raises(UserError, match="'nobody'"):
         evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=str(out), preview_ids=["nobody"])
     assert previews.FOLDER not in [p.name for p in Path(cfg.run.uri).iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(["--previews", "val.jpg"], "it will be a PNG"), (["--preview-ids", "a,b"], "needs --previews FILE.png")],
+)
+def test_options_that_draw_nothing_are_told_before_the_work(options: list[str], text: str) -> None:
+    error = CliRunner().invoke(app, ["evaluate", "nowhere", *options]).exception
+    assert isinstance(error, UserError)
+    assert text in str(error)
