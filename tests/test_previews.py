@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,3 +141,16 @@ def test_options_that_draw_nothing_are_told_before_the_work(options: list[str], 
     error = CliRunner().invoke(app, ["evaluate", "nowhere", *options]).exception
     assert isinstance(error, UserError)
     assert text in str(error)
+
+
+def test_slow_storage_gets_every_picture(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = storage.write
+
+    def dawdle(uri: str, data: bytes) -> None:
+        time.sleep(0.3 if "/previews/" in uri else 0)
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write", dawdle)
+    cfg = make_config(train={"num_steps": 6}, eval={"every_steps": 1, "num_previews": 1})
+    fit(cfg, ALONE)
+    assert len(list((Path(cfg.run.uri) / "previews").iterdir())) == 6

@@ -102,13 +102,14 @@ def draw(name: str, folder: Path, web: web_server.Web, num: int, size: tuple[int
 
 
 def publish_weights(hub: Path) -> None:
-    """Random weights of small models, by the names that the configs ask for."""
+    """Random weights of small models, always the same, by the names that the configs ask for."""
     import torch
     from safetensors.torch import save_file
 
     from segdist import models
     from segdist.config import Segformer, Smp
 
+    torch.manual_seed(0)
     models.build(Segformer(size="tiny"), ["x", "y"]).net.save_pretrained(hub / "nvidia" / "mit-b0")
     encoder = models.build(Smp(encoder="resnet18"), ["x", "y"]).net.encoder.state_dict()
     repo = hub / "smp-hub" / "resnet18.imagenet"
