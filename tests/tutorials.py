@@ -173,7 +173,9 @@ def keep_pictures(name: str, folder: Path, into: Path) -> None:
     """The page's pictures, small enough for a repository."""
     from PIL import Image
 
-    Image.open(folder / f"{name}.png").convert("RGB").save(into / f"{name}.jpg", quality=75, optimize=True)
+    drawn = Image.open(folder / f"{name}.png").convert("RGB")
+    drawn.thumbnail((drawn.width, 1150))
+    drawn.save(into / f"{name}.jpg", quality=75, optimize=True)
     if TUTORIALS[name].curves:
         shutil.copy(folder / f"{name}-curves.png", into)
 
