@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -231,8 +231,16 @@ _PANELS = {
     ),
     "learning rate": (("train", "lr", "", (90, 90, 90)),),
 }  # title -> (kind of record, field, its name, colour)
+_NUM_MARKS = 40  # of a curve of evaluations; one of more points has none
 _PLOT_PX = (640, 190)  # width and height of a panel
 _SHARPER = 3  # drawn so much larger first, which makes lines smooth
+
+
+class _Curve(NamedTuple):
+    points: list[tuple[int, float]]  # (step, value)
+    text: str  # beside it; the last value follows
+    ink: tuple[int, int, int]
+    marked: bool  # point by point, where they are few
 
 
 def learning_curve(records: Sequence[dict[str, Any]], title: str = "") -> Image.Image:
@@ -250,17 +258,18 @@ def learning_curve(records: Sequence[dict[str, Any]], title: str = "") -> Image.
     draw.text((12, 8), title, fill="black", font=ImageFont.load_default(17))
     top = gap + 12
     for (name, lines), tall in zip(_PANELS.items(), heights):
-        curves = [(_points(records, kind, field), text, ink) for kind, field, text, ink in lines]
-        high = 1.0 if name == "scores" else _top([value for points, *_ in curves for _, value in points])
+        found = [_Curve(_points(records, kind, field), text, ink, kind == "eval") for kind, field, text, ink in lines]
+        curves = [curve for curve in found if curve.points]
+        high = 1.0 if name == "scores" else _top([value for curve in curves for _, value in curve.points])
         draw.text((left, top - 21), name, fill="black", font=font)
         for i in range(5):
             y = top + tall * i // 4
             draw.line([left, y, left + width, y], fill=_ABSENT)
             draw.text((left - 8, y), f"{high * (4 - i) / 4:.3g}", fill=_GREY, font=font, anchor="rm")
         canvas.paste(_plotted(canvas.crop((left, top, left + width, top + tall)), curves, last, high), (left, top))
-        for i, (points, text, ink) in enumerate((points, text, ink) for points, text, ink in curves if text and points):
-            value = f"{text} {points[-1][1]:.3g}"
-            draw.text((left + width + 10, top + 8 + 22 * i), value, fill=ink, font=font, anchor="lm")
+        for i, curve in enumerate(curve for curve in curves if curve.text):
+            value = f"{curve.text} {curve.points[-1][1]:.3g}"
+            draw.text((left + width + 10, top + 8 + 22 * i), value, fill=curve.ink, font=font, anchor="lm")
         top += tall + gap
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         text = f"{round(last * share):,}" + (" steps" if share == 1 else "")
@@ -283,15 +292,13 @@ def _top(values: list[float]) -> float:
     return next(4 * n * power for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if 4 * n * power >= high)
 
 
-def _plotted(
-    panel: Image.Image, curves: list[tuple[list[tuple[int, float]], str, tuple[int, int, int]]], last: int, high: float
-) -> Image.Image:
-    """The panel with its curves; few points are marked."""
+def _plotted(panel: Image.Image, curves: list[_Curve], last: int, high: float) -> Image.Image:
+    """The panel with its curves; the first lies above the others."""
     large = panel.resize((panel.width * _SHARPER, panel.height * _SHARPER), Image.Resampling.NEAREST)
     draw, (width, height) = ImageDraw.Draw(large), large.size
-    for points, _, ink in reversed([curve for curve in curves if curve[0]]):
-        line = [(x / last * width, height * (1 - max(0.0, min(1.0, y / high)))) for x, y in points]
-        draw.line(line, fill=ink, width=2 * _SHARPER, joint="curve")
-        for x, y in line if len(line) <= 40 else []:
-            draw.ellipse([x - 3 * _SHARPER, y - 3 * _SHARPER, x + 3 * _SHARPER, y + 3 * _SHARPER], fill=ink)
+    for curve in reversed(curves):
+        line = [(x / last * width, height * (1 - max(0.0, min(1.0, y / high)))) for x, y in curve.points]
+        draw.line(line, fill=curve.ink, width=2 * _SHARPER, joint="curve")
+        for x, y in line if curve.marked and len(line) <= _NUM_MARKS else []:
+            draw.ellipse([x - 3 * _SHARPER, y - 3 * _SHARPER, x + 3 * _SHARPER, y + 3 * _SHARPER], fill=curve.ink)
     return large.resize(panel.size, Image.Resampling.LANCZOS)

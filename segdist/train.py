@@ -193,7 +193,7 @@ def put_previews(
             log.say(f"warning: the previews of step {step} are missing: {error}")
 
     if book.active:
-        book.outbox.put("previews", draw)
+        book.outbox.put(f"previews of step {step}", draw)
 
 
 def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:

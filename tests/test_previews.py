@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from segdist import figures, log, previews, storage
+from segdist.cli import app
 from segdist.config import Config
 from segdist.data.labels import plain
 from segdist.data.stream import EvalBatch
@@ -128,3 +131,26 @@ def test_evaluate_draws_chosen_samples_of_a_checkpoint(make_config: Make, tmp_pa
     with pytest.raises(UserError, match="'nobody'"):
         evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=str(out), preview_ids=["nobody"])
     assert previews.FOLDER not in [p.name for p in Path(cfg.run.uri).iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(["--previews", "val.jpg"], "it will be a PNG"), (["--preview-ids", "a,b"], "needs --previews FILE.png")],
+)
+def test_options_that_draw_nothing_are_told_before_the_work(options: list[str], text: str) -> None:
+    error = CliRunner().invoke(app, ["evaluate", "nowhere", *options]).exception
+    assert isinstance(error, UserError)
+    assert text in str(error)
+
+
+def test_slow_storage_gets_every_picture(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = storage.write
+
+    def dawdle(uri: str, data: bytes) -> None:
+        time.sleep(0.3 if "/previews/" in uri else 0)
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write", dawdle)
+    cfg = make_config(train={"num_steps": 6}, eval={"every_steps": 1, "num_previews": 1})
+    fit(cfg, ALONE)
+    assert len(list((Path(cfg.run.uri) / "previews").iterdir())) == 6

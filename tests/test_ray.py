@@ -136,6 +136,9 @@ def test_1_2_and_3_ray_ranks_are_one_local_process_bit_for_bit(
         assert rows(run, "train", "loss", "grad_norm") == rows(local, "train", "loss", "grad_norm")
         exact = ("miou", "iou", "accuracy", "num_samples")
         assert rows(run, "eval", *exact) == rows(local, "eval", *exact)
+        for step in (2, 4, 5):
+            picture = f"previews/step-{step:08d}.png"
+            assert storage.read(f"{run}/{picture}") == storage.read(f"{local}/{picture}")
         assert said.count("SUCCEEDED at step 5") == 1  # nothing doubled, nothing of Ray's
         assert "(pid=" not in said and "INFO" not in said
 

@@ -383,7 +383,7 @@ def test_a_run_on_s3_is_the_run_on_files_bit_for_bit(on_s3: str, street_data: st
     ours, theirs = checkpoint.load_model(a["best_checkpoint"]), checkpoint.load_model(b["best_checkpoint"])
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert fit(there, ALONE) == b  # finished: left alone
-    assert {"run.json", "config.yaml", "metrics", "logs", "checkpoints", "best.json", "attempts"} == set(
+    assert {"run.json", "config.yaml", "metrics", "logs", "checkpoints", "best.json", "attempts", "previews"} == set(
         storage.names(f"{on_s3}/run")
     )
 

@@ -12,13 +12,13 @@ import streets
 from PIL import Image, ImageDraw, ImageFilter
 from web_server import Answer, Web
 
-from segdist.data.presets import voc_colors
+from segdist.data.presets import CONTRACTS, voc_colors
 
 Size = tuple[int, int]  # width, height
 _ADE = {streets.SKY: 3, streets.BUILDING: 2, streets.ROAD: 7, streets.PAVEMENT: 12, streets.TREE: 5, streets.CAR: 21,
         streets.PERSON: 13}  # fmt: skip
 _VOC = {streets.CAR: 7, streets.PERSON: 15, streets.VOID: 255}  # the rest is background
-_SIDEWALK = {  # object and category id by class; Segments.ai's 0 is what nobody labelled
+_SIDEWALK = {  # by class; Segments.ai's 0 is what nobody labelled
     streets.SKY: "sky", streets.BUILDING: "construction-building", streets.ROAD: "flat-road",
     streets.PAVEMENT: "flat-sidewalk", streets.TREE: "nature-vegetation", streets.CAR: "vehicle-car",
     streets.PERSON: "human-person",
@@ -71,9 +71,9 @@ def draw_voc(root: Path, num: int, size: Size) -> None:
 
 def draw_release(path: Path, web: Web, num: int, size: Size) -> None:
     """A release of Segments.ai whose images and bitmaps `web` serves."""
-    categories = [
-        {"id": k + 1, "name": name, "color": list(voc_colors(64)[3 * k + 2])} for k, name in _SIDEWALK.items()
-    ]
+    colors = ("sky", "building", "road", "sidewalk", "vegetation", "car", "person")
+    looks = {c.name: list(c.color) for c in CONTRACTS["cityscapes"].classes}
+    categories = [{"id": k + 1, "name": name, "color": looks[colors[k]]} for k, name in _SIDEWALK.items()]
     annotations = [{"id": 10 + k, "category_id": k + 1} for k in _SIDEWALK]
     samples = []
     for i, (image, mask) in enumerate(scenes(num, size, 6)):
@@ -152,7 +152,7 @@ def pet(size: Size, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]
         ex, ey, r = x + eye * unit * 0.28, y - unit * 1.25, unit * 0.1
         on_image.ellipse([ex - r, ey - r, ex + r, ey + r], fill=(20, 40, 20))
     on_image.ellipse([x - unit * 0.1, y - unit, x + unit * 0.1, y - unit * 0.85], fill=(60, 30, 30))
-    reach = 2 * (max(2, round(min(size) * 0.018)) // 2) + 1
+    reach = 2 * (max(2, round(min(size) * 0.04)) // 2) + 1
     inner, outer = (np.asarray(mask.filter(kind(reach))) for kind in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
     trimap = np.where(inner == 1, 1, np.where(outer == 1, 3, 2)).astype(np.uint8)
     noisy = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)), np.float32) + rng.normal(0, 5, (height, width, 3))
