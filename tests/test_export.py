@@ -23,7 +23,7 @@ from segdist import export as exports
 from segdist.errors import ConfigError, UserError
 from segdist.export import export, graph, onnx, proof
 from segdist.export.graph import Graph, Shape, program
-from segdist.models.formats import FORMATS
+from segdist.models.formats import FORMATS, formats_of
 from segdist.models.segmenter import Segmenter, infer
 from segdist.ops.resize import predict
 from segdist.predict import classify
@@ -71,7 +71,7 @@ def test_the_formats_of_every_architecture_verify_as_they_are_listed(
     name: str, form: exports.Format, tmp_path: Path
 ) -> None:
     model = settled(name)
-    listed = FORMATS[model.arch["name"]]
+    listed = formats_of(model.arch)
     assert listed.native == ("segmentation_models_pytorch" if name in SMP else "transformers")
     side = model.traits.most or 96
     shape = Shape(None if getattr(listed, form) == "any size" else (side, side))
