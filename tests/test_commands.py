@@ -457,6 +457,6 @@ def test_models_are_listed_in_80_columns_and_shown_one_by_one() -> None:
     assert "nvidia/mit-b0: NVIDIA Source Code License for SegFormer (research and evaluation only" in one.stderr
     (entry,) = json.loads(one.stdout)
     assert (entry["name"], entry["stride"], entry["align_corners"]) == ("segformer", 4, False)
-    assert entry["exports"] == ["transformers"] and entry["parameters"]["b5"] > 80e6
+    assert entry["exports"] == ["transformers", "onnx", "torch.export"] and entry["parameters"]["b5"] > 80e6
     refused = segdist("models", "mask2former", code=2).stderr
     assert "mask2former is not supported, because it predicts a set of masks" in refused

@@ -17,13 +17,13 @@ from conftest import SEGFORMER, UNET, tree
 from pydantic import TypeAdapter
 from zoo import SMP, ZOO
 
-import segdist
 from segdist import config, models
 from segdist import export as exports
+from segdist.cli import app
 from segdist.errors import ConfigError, UserError
 from segdist.export import export, graph, onnx, proof
 from segdist.export.graph import Graph, Shape, program
-from segdist.models.formats import FORMATS
+from segdist.models.formats import FORMATS, formats_of
 from segdist.models.segmenter import Segmenter, infer
 from segdist.ops.resize import predict
 from segdist.predict import classify
@@ -71,7 +71,7 @@ def test_the_formats_of_every_architecture_verify_as_they_are_listed(
     name: str, form: exports.Format, tmp_path: Path
 ) -> None:
     model = settled(name)
-    listed = FORMATS[model.arch["name"]]
+    listed = formats_of(model.arch)
     assert listed.native == ("segmentation_models_pytorch" if name in SMP else "transformers")
     side = model.traits.most or 96
     shape = Shape(None if getattr(listed, form) == "any size" else (side, side))
@@ -248,7 +248,7 @@ def test_what_cannot_be_asked_for_is_refused(
         with pytest.raises(UserError, match="give --format onnx or --format torch"):
             export(trained["unet"], str(tmp_path), **asked)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--size '64': give 2 numbers"):
-        segdist.cli.app(["export", trained["unet"].uri, str(tmp_path), "--size", "64"], standalone_mode=False)
+        app(["export", trained["unet"].uri, str(tmp_path), "--size", "64"], standalone_mode=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else builtins)
     with pytest.raises(UserError, match=r"--format onnx needs onnxscript: pip install 'segdist\[onnx\]'"):
         export(trained["unet"], str(tmp_path), form="onnx")

@@ -17,7 +17,7 @@ from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
 from segdist.export import native, onnx, proof
 from segdist.export.graph import INPUT, Graph, Shape, program
-from segdist.models.formats import FORMATS
+from segdist.models.formats import formats_of
 from segdist.models.segmenter import Traits
 from segdist.trained import Trained, initial_of
 
@@ -178,7 +178,7 @@ def _measured(found: proof.Found) -> dict[str, Any]:
 
 def _shapes(trained: Trained, form: Format, size: tuple[int, int] | None) -> list[Shape]:
     """What to try, the most useful first."""
-    known = getattr(FORMATS[trained.model.arch["name"]], form)
+    known = getattr(formats_of(trained.model.arch), form)
     most, data = trained.model.traits.most, trained.cfg.data
     usual = data.image_size if isinstance(data.image_size, tuple) else data.crop_size
     only = size or ((most, most) if most else usual)

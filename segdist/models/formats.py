@@ -6,8 +6,8 @@ since the library's code turns an image's sides into constants as it is traced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 Sizes = Literal["any size", "fixed"]
 
@@ -17,6 +17,7 @@ class Formats:
     native: str
     onnx: Sizes
     torch: Sizes
+    note: str = ""
 
 
 _SMP, _HF = "segmentation_models_pytorch", "transformers"
@@ -41,5 +42,15 @@ FORMATS = {
     "mobilevit": Formats(_HF, "fixed", "fixed"),
     "mobilevitv2": Formats(_HF, "any size", "any size"),
     "sapiens2": Formats(_HF, "any size", "any size"),
-    "upernet": Formats(_HF, "any size", "any size"),
+    "upernet": Formats(_HF, "any size", "any size", "on ConvNeXt; fixed on other backbones"),
 }
+
+
+def formats_of(arch: dict[str, Any]) -> Formats:
+    """Those of one model, by what its checkpoint remembers of it (Segmenter.arch)."""
+    found = FORMATS[arch["name"]]
+    if arch["name"] == "upernet" and arch["config"]["backbone_config"]["model_type"] != "convnext":
+        return replace(
+            found, onnx="fixed", torch="fixed"
+        )  # Swin's windows keep torch.export's solver busy for many minutes
+    return found
