@@ -27,9 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo"), str(Path(__file__).parent)]
 import hub_server
 import web_server
 
-# JOIN AFTER THE MERGE of `segdist prepare --push` and `segdist push`: empty both, and serve a Hub that takes uploads.
-NOT_YET_OPTIONS = ("--push",)  # of a command, with their value
-NOT_YET_COMMANDS = ("push",)
+TOKEN = "hf_of_a_test"
 
 
 @dataclass(frozen=True)
@@ -72,17 +70,6 @@ def commands(name: str) -> list[list[str]]:
     """The arguments of the `segdist` commands of a page's first block of sh."""
     block = re.findall(r"```sh\n(.*?)```", page(name), re.DOTALL)[0]
     return [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("segdist ")]
-
-
-def possible(arguments: list[str]) -> list[str] | None:
-    """The command as far as it exists on this branch; None where it does not."""
-    if arguments[0] in NOT_YET_COMMANDS:
-        return None
-    for option in NOT_YET_OPTIONS:
-        if option in arguments:
-            at = arguments.index(option)
-            arguments = arguments[:at] + arguments[at + 2 :]
-    return arguments
 
 
 def draw(name: str, folder: Path, web: web_server.Web, num: int, size: tuple[int, int]) -> None:
@@ -160,7 +147,7 @@ def walk(name: str, folder: Path, overrides: tuple[str, ...], interrupt: bool) -
     """Every command of the page, in `folder`; the training is stopped once and goes on, if `interrupt`."""
     shutil.copytree(ROOT / "configs", folder / "configs")
     os.chdir(folder)
-    for arguments in filter(None, map(possible, commands(name))):
+    for arguments in commands(name):
         if arguments[0] == "train":
             arguments = [*arguments, *overrides]
             if interrupt:
@@ -186,9 +173,11 @@ def main(name: str, folder: Path, pictures: Path | None) -> None:
         if variable.lower() in ("http_proxy", "https_proxy", "all_proxy"):
             del os.environ[variable]
     (folder / "hub").mkdir()
-    with hub_server.serving(folder / "hub") as (url, _), web_server.serving({}) as web:
+    with hub_server.serving(folder / "hub", {TOKEN: {"name": "OWNER"}}) as (url, _), web_server.serving({}) as web:
         places = {"HF_HOME": str(folder / "cache" / "hf"), "XDG_CACHE_HOME": str(folder / "cache")}
-        os.environ.update({"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", **places})
+        os.environ.update(
+            {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, **places}
+        )
         publish_weights(folder / "hub")  # its libraries read the environment as they are imported
         draw(name, folder, web, *((160, (144, 96)) if pictures else (32, (96, 64))))
         tutorial = TUTORIALS[name]
