@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: demo demo-local test check format clean
+.PHONY: demo demo-local test test-all check format clean
 
 demo: .ready
 	$(BIN)/python demo/demo.py $(if $(DATA),--data "$(DATA)")
@@ -13,6 +13,9 @@ demo-local: .ready
 
 test: .ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: .ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ''
 
 check: .ready
 	$(BIN)/ruff format --check .

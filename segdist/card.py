@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -89,10 +90,17 @@ class About:
     report: dict[str, Any] | None = None  # an evaluation
     versions: dict[str, str] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)  # file in the card's folder: what it shows
+    examples: tuple[str, ...] = ()  # files of images for the Hub's page to try the model on
 
 
 def about(
-    trained: Trained, name: str, place: str, layout: str, takes: str, images: dict[str, str] | None = None
+    trained: Trained,
+    name: str,
+    place: str,
+    layout: str,
+    takes: str,
+    images: dict[str, str] | None = None,
+    examples: tuple[str, ...] = (),
 ) -> About:
     """What a checkpoint and its run have recorded."""
     state = checkpoint.load_state(trained.uri)
@@ -112,6 +120,7 @@ def about(
         report=scored,
         versions=state.get("versions", {}),
         images=images or {},
+        examples=examples,
     )
 
 
@@ -139,6 +148,9 @@ def metadata(about: About) -> dict[str, Any]:
         tree["base_model"] = about.initial["source"]
     if data := _hub_data(about.data):
         tree["datasets"] = [data]
+    if about.examples:
+        address = f"https://huggingface.co/{about.place}/resolve/main"
+        tree["widget"] = [{"src": f"{address}/{file}", "example_title": Path(file).stem} for file in about.examples]
     if results := _results(about):
         tree["model-index"] = [{"name": about.name, "results": results}]
     return tree

@@ -144,7 +144,8 @@ def check_weights(cfg: Config) -> None:
     parent, weights = cfg.train.init_from, cfg.model.weights
     if parent and not storage.exists(parent):
         raise CheckpointError(f"train.init_from {parent!r}: there is nothing; give the run.uri of a training")
-    if weights and "://" in weights and not storage.exists(weights):
+    is_place = weights and ("://" in weights or weights.startswith((".", "/", "~")))  # others may be Hub ids or names
+    if weights and is_place and not storage.exists(weights):
         raise ConfigError(
             f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights, or a run"
         )

@@ -9,17 +9,23 @@ import contextlib
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from segdist import checkpoint, config, figures, previews, record, storage
+from segdist import checkpoint, config, figures, log, previews, record, storage
 from segdist.card import about, model_card
+from segdist.data import codec
+from segdist.data import index as indices
+from segdist.data.source import Source
 from segdist.errors import MissingError, UserError
 from segdist.export import export
 from segdist.hub import MARK, Repo
 from segdist.trained import Trained, load_trained
+
+_EXAMPLES = 2  # images that the Hub's page offers
 
 
 def open_model(repo_id: str, private: bool, run_uri: str, overwrite: bool = False) -> tuple[Repo, str]:
@@ -84,7 +90,8 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: boo
     run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
     told = json.loads((folder / MARK).read_text(encoding="utf-8"))
     images = draw(trained, run_uri, folder, show_samples)
-    card = model_card(about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images))
+    examples = tuple(keep_examples(trained, folder)) if show_samples else ()
+    card = model_card(about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images, examples))
     (folder / "README.md").write_text(card, encoding="utf-8")
     settings = config.explain(trained.cfg)
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
@@ -93,6 +100,22 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: boo
     told |= {"checkpoint": trained.uri.rsplit("/", 1)[-1]}
     told["files"] = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     (folder / MARK).write_text(record.to_json(told, indent=1), encoding="utf-8")
+
+
+def keep_examples(trained: Trained, folder: Path) -> Iterator[str]:
+    """Validation images for the Hub's page to try the model on, as files in FOLDER; none where the data are out of reach."""
+    cfg = trained.cfg.data
+    try:
+        group = Source(cfg.uri, indices.load(cfg.uri), cfg.val_split).fetch(0)
+    except UserError as error:
+        log.say(f"no example images in the card: {error}")
+        return
+    for row in range(min(_EXAMPLES, group.num_rows)):
+        data = group.sample(row).image.to_pybytes()
+        name = f"images/example-{row}.{'jpg' if data[:2] == codec.JPEG else 'png'}"
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+        yield name
 
 
 def draw(trained: Trained, run_uri: str, folder: Path, show_samples: bool) -> dict[str, str]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from segdist.errors import DataError
 
+JPEG = b"\xff\xd8"  # the first bytes of such a file
 PNG = "png-uint8"  # for those who want to see masks: 20 times the decoding
 MASK_CODECS: dict[str, np.dtype[Any]] = {
     "zstd-uint8": np.dtype("<u1"), "zstd-uint16": np.dtype("<u2"), PNG: np.dtype("<u1"),
@@ -80,7 +81,7 @@ def decode_image(data: pa.Buffer | bytes) -> torch.Tensor:
 
 
 def _is_jpeg(view: memoryview) -> bool:
-    return bytes(view[:2]) == b"\xff\xd8"
+    return bytes(view[:2]) == JPEG
 
 
 def opened(view: memoryview) -> Image.Image:
