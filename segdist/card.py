@@ -115,13 +115,22 @@ def about(
         cfg=trained.cfg,
         step=state["step"],
         num_parameters=sum(p.numel() for p in trained.model.net.parameters()),
-        initial=initial_of(state),
+        initial=published_origin(initial_of(state)),
         data=state.get("data", {}),
         report=scored,
         versions=state.get("versions", {}),
         images=images or {},
         examples=examples,
     )
+
+
+def published_origin(initial: dict[str, Any]) -> dict[str, Any]:
+    """Where weights began, for everybody: of paths and addresses the last part alone."""
+    source = initial["source"]
+    if source is not None and initial["revision"] is None:  # nothing of the Hub
+        source = source.rstrip("/").rsplit("/", 1)[-1]
+    through = [uri.rstrip("/").rsplit("/checkpoints/", 1)[0].rsplit("/", 1)[-1] for uri in initial["through"]]
+    return initial | {"source": source, "through": through}
 
 
 def model_card(about: About) -> str:
@@ -166,7 +175,7 @@ def _results(about: About) -> list[dict[str, Any]]:
         for key, text, kind in _HEADLINES
         if _is_number(report.get(key))
     ]
-    data = {"name": name, "type": _hub_data(about.data) or name or "unknown", "split": about.cfg.data.val_split}
+    data = {"name": name, "type": _hub_data(about.data) or "custom", "split": about.cfg.data.val_split}
     task = {"type": "image-segmentation", "name": "Semantic segmentation"}
     return [{"task": task, "dataset": data, "metrics": metrics}]
 
@@ -192,7 +201,9 @@ def _data(about: About) -> str:
         return ""
     counts = ", ".join(f"{num} samples in `{split}`" for split, num in data.get("samples", {}).items())
     licence = data.get("licence") or "not stated by its source"
-    return f"## Data\n\n{data['name']} ({data['source']}): {counts}. Licence of the data: {licence}."
+    digests = ", ".join(f"{split} `{digest}`" for split, digest in data.get("digest", {}).items())
+    told = f" Digest of what was prepared: {digests}." if digests else ""
+    return f"## Data\n\n{data['name']} ({data['source']}): {counts}. Licence of the data: {licence}.{told}"
 
 
 def _training(about: About) -> str:
@@ -212,8 +223,11 @@ def _training(about: About) -> str:
         ("versions", ", ".join(f"{k} {v}" for k, v in about.versions.items())),
     ]  # fmt: skip
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rows if v)])
-    command = "```\nsegdist train config.yaml data.uri=YOUR_COPY run.uri=YOUR_RUN\n```"
-    text = f"## Training\n\n{table}\n\nEvery setting is in [`config.yaml`](config.yaml), and this trains it again:\n\n{command}"
+    command = "```\nsegdist train config.yaml data.uri=YOUR_DATA run.uri=YOUR_RUN\n```"
+    settings = (
+        "Every setting is in [`config.yaml`](config.yaml); with data and weights in their places this trains it again:"
+    )
+    text = f"## Training\n\n{table}\n\n{settings}\n\n{command}"
     return "\n\n".join([text, *_pictures(about, "curve")])
 
 

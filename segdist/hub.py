@@ -7,9 +7,9 @@ since a commit that changes nothing is not made again.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from segdist.errors import StorageError, UnavailableError, UserError
 
 T = TypeVar("T")
 MARK = "segdist.json"  # in every repository that segdist has written: {"run_id", "files", ...}
-_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_TIMEOUT_SECONDS = 120.0  # without an answer, or without a byte going either way
 _OTHERS = {".gitattributes", "README.md", "LICENSE"}  # what a repository made by hand may hold
 
 
@@ -26,24 +26,37 @@ class Repo:
     """A model or data set of the Hub. Nothing is asked before a method is called; all raise UserError with a remedy."""
 
     def __init__(self, repo_id: str, kind: Literal["model", "dataset"] = "model") -> None:
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub import HfApi, get_session
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise UserError(f"{repo_id!r} is no repository of the Hub; give OWNER/NAME ({error})") from None
+        if "/" not in repo_id:
+            raise UserError(f"{repo_id!r} is no repository of the Hub; give OWNER/NAME")
         if not log.console.is_terminal:
             disable_progress_bars()
-        if not _NAME.fullmatch(repo_id) or len(repo_id) > 96:
-            raise UserError(f"{repo_id!r} is no repository of the Hub; give OWNER/NAME")
+        get_session().timeout = _TIMEOUT_SECONDS  # the library's own waits for ever
         self.repo_id, self._kind, self._api = repo_id, kind, HfApi()
+        self._uploads: dict[str, Any] = {}  # by name: files of the next commit that are there already
 
     def open(self, private: bool) -> str:
-        """Its address; it is created where it does not exist, and keeps its visibility where it does.
+        """Its address; it is created where it does not exist.
 
-        Asks whether the token there is may do that: whoever calls it before a long work does not work in vain.
+        Asks whether the token there is may do that: whoever calls it before a long work does not work in vain. Raises
+        UserError, too, where it should be private, and everybody sees it.
         """
         self._ask(self._api.whoami)
-        return str(
-            self._ask(lambda: self._api.create_repo(self.repo_id, repo_type=self._kind, private=private, exist_ok=True))
-        )
+        made = lambda: self._api.create_repo(self.repo_id, repo_type=self._kind, private=private, exist_ok=True)  # noqa: E731
+        url = str(self._ask(made))
+        if private and not self.is_private():
+            raise UserError(
+                f"{self.repo_id} on the Hub is public; give another name, or say --public (in a config: hub.private=false) if "
+                "everybody may see what you put there"
+            )
+        return url
 
     def check(self) -> bool:
         """Whether it exists; changes nothing. Raises UserError when the token there is plainly may not write it."""
@@ -67,7 +80,7 @@ class Repo:
         """
         _, files = self._head()
         if MARK in files:
-            return self._read_mark()
+            return self._ask(self._read_mark)
         if files - _OTHERS:
             raise UserError(
                 f"{self.repo_id} on the Hub holds files that segdist did not write ({', '.join(sorted(files - _OTHERS)[:3])}); "
@@ -75,22 +88,43 @@ class Repo:
             )
         return None
 
-    def commit(self, folder: Path, message: str) -> str:
-        """Makes the repository hold the files of a folder, and none of an earlier commit by segdist; the commit's id.
+    def upload(self, name: str, data: bytes) -> None:
+        """Sends a file of the next commit ahead, so that neither disk nor memory need hold all of them."""
+        from huggingface_hub import CommitOperationAdd
 
-        Files that segdist did not write stay as they are, but for those of the same names.
+        def once() -> Any:
+            added = CommitOperationAdd(name, data)
+            self._api.preupload_lfs_files(self.repo_id, [added], repo_type=self._kind)
+            return added
+
+        self._uploads[name] = self._ask(once)
+
+    def commit(self, folder: Path, message: str) -> str:
+        """Makes the repository hold the files of a folder, and what was uploaded before; the commit's id.
+
+        Of an earlier commit by segdist nothing else stays; files that segdist did not write stay as they are, but for those of
+        the same names. The folder's segdist.json tells this commit from others.
         """
         mine = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        tried = False
 
         def once() -> str:
+            nonlocal tried
             from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
             head, there = self._head_now()
-            stale = sorted(there & set(self._read_mark().get("files", [])) - set(mine)) if MARK in there else []
+            held = self._read_mark() if MARK in there else {}
+            if tried and MARK in mine and held == json.loads(mine[MARK].read_bytes()):
+                return str(head)  # it was made, and its answer lost
+            tried = True
+            stale = sorted(there & set(held.get("files", [])) - set(mine) - set(self._uploads))
             add = [CommitOperationAdd(name, path) for name, path in mine.items()]
-            delete = [CommitOperationDelete(name) for name in stale]
             made = self._api.create_commit(
-                self.repo_id, [*add, *delete], repo_type=self._kind, commit_message=message, parent_commit=head
+                self.repo_id,
+                [*add, *self._uploads.values(), *map(CommitOperationDelete, stale)],
+                repo_type=self._kind,
+                commit_message=message,
+                parent_commit=head,
             )
             return made.oid
 
@@ -107,9 +141,10 @@ class Repo:
     def _read_mark(self) -> dict[str, Any]:
         """segdist.json as it is; {} where it is damaged."""
         kind = "datasets/" if self._kind == "dataset" else ""
+        data = storage.read(f"hf://{kind}{self.repo_id}/{MARK}")
         try:
-            tree = json.loads(storage.read(f"hf://{kind}{self.repo_id}/{MARK}"))
-        except ValueError:
+            tree = json.loads(data)
+        except (json.JSONDecodeError, UnicodeDecodeError):
             return {}
         return tree if isinstance(tree, dict) else {}
 
@@ -122,6 +157,8 @@ class Repo:
 
         try:
             return work()
+        except UserError:
+            raise
         except LocalTokenNotFoundError:
             raise UserError(
                 f"{self.repo_id}: writing to the Hub needs a token; make one with write access at "
@@ -135,8 +172,12 @@ class Repo:
                 raise
             answer = cause.response if isinstance(cause, HfHubHTTPError) else None
             raise self._explained(cause, 0 if answer is None else answer.status_code) from None
-        except OSError as error:
+        except (ConnectionError, TimeoutError) as error:
             raise UnavailableError(f"{self.repo_id}: the Hub does not answer ({error})") from None
+        except OSError as error:
+            raise StorageError(f"{self.repo_id}: {error}; mend that on this machine") from None
+        except ValueError as error:
+            raise UserError(f"{self.repo_id}: the Hub does not take it ({error}); please report this") from None
 
     def _explained(self, error: BaseException, status: int) -> StorageError | UserError:
         said = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
@@ -155,3 +196,14 @@ class Repo:
         if status in (0, 408, 429) or status >= 500:
             return UnavailableError(f"{self.repo_id}: the Hub does not answer ({status or said})")
         return UserError(f"{self.repo_id}: the Hub refuses ({status}: {said})")
+
+
+def seal(folder: Path, told: dict[str, Any], elsewhere: Iterable[str] = ()) -> None:
+    """Writes segdist.json into a folder that is to be committed: what is told, its files and those `elsewhere`, a digest."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MARK)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    names = [path.relative_to(folder).as_posix() for path in files]
+    tree = {**told, "files": [*names, *elsewhere, MARK], "content": digest.hexdigest()[:16]}
+    (folder / MARK).write_text(json.dumps(tree, indent=1), encoding="utf-8")

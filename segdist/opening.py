@@ -144,8 +144,7 @@ def check_weights(cfg: Config) -> None:
     parent, weights = cfg.train.init_from, cfg.model.weights
     if parent and not storage.exists(parent):
         raise CheckpointError(f"train.init_from {parent!r}: there is nothing; give the run.uri of a training")
-    is_place = weights and ("://" in weights or weights.startswith((".", "/", "~")))  # others may be Hub ids or names
-    if weights and is_place and not storage.exists(weights):
+    if weights and config.is_place(weights) and not storage.exists(weights):
         raise ConfigError(
             f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights, or a run"
         )
@@ -181,7 +180,14 @@ def about_data(cfg: Config, index: Index) -> dict[str, Any]:
     """What a run's record says of its data."""
     samples = {split: index.split(split).num_samples for split in (cfg.data.train_split, cfg.data.val_split)}
     uri = storage.shown(cfg.data.uri)
-    return {"uri": uri, "name": index.name, "source": index.source, "licence": index.licence, "samples": samples}
+    return {
+        "uri": uri,
+        "name": index.name,
+        "source": index.source,
+        "licence": index.licence,
+        "samples": samples,
+        "digest": {split: index.digest(split)[:16] for split in samples},
+    }
 
 
 def check_health(cfg: Config, index: Index) -> None:

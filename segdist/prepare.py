@@ -219,7 +219,7 @@ def _write_split(dest: str, split: str, pairs: list[Pair], rules: Rules, seed: i
     stored = ahead(pool, files.stored_bytes, (p.image for p in pairs), 64)
     largest = max(image + p.mask.num_bytes for image, p in zip(stored, pairs))
     rows = write.rows_per_group(largest, len(pairs), shuffle)
-    writer = ShardWriter(dest, split, rows)
+    writer = ShardWriter(write.below(dest), split, rows)
     raw: dict[int, int] = {}
     sizes = set()
     progress, advance = log.bar(f"preparing {split}", len(pairs))

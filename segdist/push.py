@@ -22,7 +22,7 @@ from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.errors import MissingError, UserError
 from segdist.export import export
-from segdist.hub import MARK, Repo
+from segdist.hub import MARK, Repo, seal
 from segdist.trained import Trained, load_trained
 
 _EXAMPLES = 2  # images that the Hub's page offers
@@ -71,7 +71,7 @@ def push(
         folder = Path(place)
         write_folder(trained, repo_id, folder, shown, verify)
         step = checkpoint.step_of(trained.uri)
-        commit = repo.commit(folder, f"{run_uri.rstrip('/').rsplit('/', 1)[-1]}, after step {step}")
+        commit = repo.commit(folder, f"{name_of(run_uri)}, after step {step}")
     return {"repo_id": repo_id, "url": url, "commit": commit, "checkpoint": trained.uri}
 
 
@@ -93,13 +93,15 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: boo
     examples = tuple(keep_examples(trained, folder)) if show_samples else ()
     card = model_card(about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images, examples))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    settings = config.explain(trained.cfg)
-    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    (folder / "config.yaml").write_text(config.explain(config.published(trained.cfg)), encoding="utf-8")
     run = record.load(run_uri) or {}
-    told |= {"run_id": run_id(run_uri), "run_state": run.get("state"), "run": run_uri.rstrip("/").rsplit("/", 1)[-1]}
-    told |= {"checkpoint": trained.uri.rsplit("/", 1)[-1]}
-    told["files"] = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    (folder / MARK).write_text(record.to_json(told, indent=1), encoding="utf-8")
+    told |= {"run_id": run_id(run_uri), "run_state": run.get("state"), "run": name_of(run_uri)}
+    seal(folder, told | {"checkpoint": name_of(trained.uri), "step": checkpoint.step_of(trained.uri)})
+
+
+def name_of(uri: str) -> str:
+    """The last part, which may be told to everybody."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
 def keep_examples(trained: Trained, folder: Path) -> Iterator[str]:

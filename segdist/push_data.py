@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +30,11 @@ from segdist.data.labels import Class, Labels, hex_of
 from segdist.data.source import Sample, Source
 from segdist.data.write import Row, ShardWriter
 from segdist.errors import UserError
-from segdist.hub import MARK, Repo
+from segdist.hub import Repo, seal
 from segdist.models import licences
 from segdist.ops import IGNORE
 from segdist.threads import ahead
 
-_ROOM = 1.5  # times the data set, of disk; masks as PNG may be larger than at rest here
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"), (10**18, "n>1M"))
 _COLUMNS = {
     "sample_id": "string",
@@ -68,54 +66,41 @@ def open_data(index: Index, repo_id: str, private: bool, overwrite: bool) -> tup
 def push_data(uri: str, repo_id: str, private: bool = True, overwrite: bool = False) -> dict[str, Any]:
     """Makes a data set of the Hub hold the prepared one at `uri`; {"repo_id", "url", "commit", "data"}.
 
-    Raises UserError before any work when it may not be written, or the disk has no room for a copy.
+    Raises UserError before any work when it may not be written.
     """
     index = indices.load(uri)
     for split in index.splits:
         Source(uri, index, split).check()
     repo, url = open_data(index, repo_id, private, overwrite)
     with tempfile.TemporaryDirectory() as place:
-        check_room(index, place)
-        write_folder(uri, index, repo_id, Path(place))
-        log.say(f"copying to {url}")
+        write_folder(uri, index, repo, Path(place))
         commit = repo.commit(
             Path(place), f"{index.name}: {', '.join(f'{s.num_samples} {n}' for n, s in index.splits.items())}"
         )
     return {"repo_id": repo_id, "url": url, "commit": commit, "data": uri}
 
 
-def check_room(index: Index, place: str) -> None:
-    """Raises UserError when the disk could not hold a copy."""
-    need = int(_ROOM * sum(shard.bytes for split in index.splits.values() for shard in split.shards))
-    if need > (free := shutil.disk_usage(place).free):
-        raise UserError(
-            f"a copy of the data set takes up to {need / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB; set TMPDIR to a "
-            "folder with more room"
-        )
-
-
-def write_folder(uri: str, index: Index, repo_id: str, folder: Path) -> None:
-    """All that the repository will hold."""
+def write_folder(uri: str, index: Index, repo: Repo, folder: Path) -> None:
+    """All that the repository will hold: its shards, sent ahead one by one, and in FOLDER the rest."""
     shared = Labels(tuple(Class(c.name, (k,), c.color) for k, c in enumerate(index.labels.classes)), (IGNORE,))
-    splits = {name: _copy_split(uri, index, name, folder) for name in index.splits}
+    splits = {name: _copy_split(uri, index, name, repo) for name in index.splits}
     fields = {"contract": shared.to_json(), "meaning": shared.meaning(), "splits": splits}
     there = index.model_copy(update=fields)
     indices.save(str(folder), there)
     id2label = {str(k): name for k, name in enumerate(shared.names)}
     (folder / "id2label.json").write_text(json.dumps(id2label, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / "images").mkdir()
-    (folder / "images" / "samples.png").write_bytes(figures.png(_samples(str(folder), there)))
-    (folder / "README.md").write_text(data_card(index, repo_id), encoding="utf-8")
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    (folder / MARK).write_text(json.dumps({"name": index.name, "files": files}, indent=1), encoding="utf-8")
+    (folder / "images" / "samples.png").write_bytes(figures.png(_samples(uri, index)))
+    (folder / "README.md").write_text(data_card(index, repo.repo_id), encoding="utf-8")
+    seal(folder, {"name": index.name}, [shard.file for split in splits.values() for shard in split.shards])
 
 
-def _copy_split(uri: str, index: Index, name: str, folder: Path) -> Split:
+def _copy_split(uri: str, index: Index, name: str, repo: Repo) -> Split:
     split, source = index.split(name), Source(uri, index, name)
     tables = {np.dtype(t): index.labels.table(t) for t in (np.uint8, np.uint16)}
     palette = index.labels.palette().tobytes()
-    writer = ShardWriter(str(folder), name, split.rows_per_group)
-    progress, advance = log.bar(f"writing {name}", split.num_samples)
+    writer = ShardWriter(repo.upload, name, split.rows_per_group)
+    progress, advance = log.bar(f"copying {name}", split.num_samples)
     with progress, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for row in ahead(pool, partial(_row, tables=tables, palette=palette), samples(source), 64):
             writer.add(row)
@@ -160,7 +145,8 @@ def _samples(uri: str, index: Index) -> Image.Image:
 def _column(sample: Sample, labels: Labels) -> tuple[Image.Image, Image.Image]:
     """(image, its classes in their colours), small."""
     pixels = codec.decode_image(sample.image).permute(1, 2, 0).numpy()
-    classes = codec.decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
+    raw = codec.decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
+    classes = labels.table(raw.dtype)[raw]
     scale = _SIDE / max(sample.height, sample.width)
     size = max(1, round(sample.width * scale)), max(1, round(sample.height * scale))
     shown = Image.fromarray(labels.palette()[classes]).resize(size, Image.Resampling.NEAREST)

@@ -22,7 +22,7 @@ class Fault:
     """What happens to requests of `method` whose path and query match `path`: to the `times` that follow the first `skip`.
 
     do: a status with an error code ("503 SlowDown"); "cut" sends half of the body, "lost" drops the answer of a request that
-    was carried out, "change" turns over a bit of the body that is sent up, "etag" answers with another ETag,
+    was carried out, "reset" that of one that was not, "change" turns over a bit of the body that is sent up, "etag" answers with another ETag,
     "unconditional" forgets If-None-Match.
     """
 
@@ -32,6 +32,9 @@ class Fault:
     times: int = 10**9
     skip: int = 0
     met: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        assert self.do[:1].isdigit() or self.do in ("cut", "lost", "reset", "change", "etag", "unconditional"), self.do
 
     def meets(self, request: web.Request) -> bool:
         if request.method != self.method or not re.search(self.path, request.path_qs):
@@ -47,6 +50,10 @@ async def _handle(request: web.Request, target: str, session: ClientSession, fau
     if do[:1].isdigit():
         status, code = do.split()
         return web.Response(status=int(status), text=ERROR.format(code=code), content_type="application/xml")
+    if do == "reset":
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
     if do == "change":
         body = bytes([body[0] ^ 1]) + body[1:]
     headers = {k: v for k, v in request.headers.items() if k.lower() not in ("content-length", "transfer-encoding")}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from fault_proxy import Fault, spoiling
 from hub_server import history, serving
 from PIL import Image
 
-from segdist import checkpoint, config, hub, push, push_data, storage
+from segdist import checkpoint, config, hub, push, push_data, storage, train
 from segdist.data import index as indices
 from segdist.doctor import run as doctor_run
 from segdist.errors import UnavailableError, UserError
@@ -141,7 +144,8 @@ def test_a_pushed_model_is_read_by_its_library_and_its_card_by_the_hub(site: Sit
         "me/streets"
     )
     again = config.load(str(site.folder / "me/streets/config.yaml"), [])
-    assert again == push.load_trained(trained_run, torch.device("cpu")).cfg
+    assert again == config.published(push.load_trained(trained_run, torch.device("cpu")).cfg)
+    assert again.data.crop_size == (32, 48) and again.data.uri == "YOUR_DATA"
 
 
 def test_an_smp_model_is_pushed_in_its_own_layout(site: Site, other_run: str) -> None:
@@ -218,6 +222,7 @@ FAULTS = [
     Fault("PUT", "/lfs/", "500 x", times=1),
     Fault("POST", "/commit/", "503 x", times=1),
     Fault("POST", "/commit/", "lost", times=1),
+    Fault("POST", "/commit/", "reset", times=1),
     Fault("POST", "/commit/", "412 x", times=1),
     Fault("POST", "/commit/", "409 x", times=1),
 ]
@@ -229,12 +234,16 @@ def test_a_fault_on_the_way_costs_a_moment_and_no_commit(site: Site, tmp_path: P
     (folder / "images").mkdir(parents=True)
     for name, data in (("model.safetensors", os.urandom(5000)), ("README.md", b"# it\n"), ("images/a.png", b"png")):
         (folder / name).write_bytes(data)
+    hub.seal(folder, {})
+    shard = os.urandom(1000)
     with spoiling(site.address, fault) as address:
         site.point(address)
         repo = hub.Repo("me/streets")
         repo.open(private=True)
+        repo.upload("train/0.parquet", shard)
         repo.commit(folder, "an export")
     assert fault.met > 0
+    assert (site.folder / "me/streets/train/0.parquet").read_bytes() == shard
     assert site.titles("me/streets") == ["initial commit", "an export"]
     for path in ("model.safetensors", "README.md", "images/a.png"):
         assert (site.folder / "me/streets" / path).read_bytes() == (folder / path).read_bytes()
@@ -271,45 +280,153 @@ def test_a_hub_that_stays_away_is_given_up(site: Site, tmp_path: Path, monkeypat
             hub.Repo("me/streets").open(private=True)
 
 
+def mirrored(street_data: str, tmp_path: Path, **hub_fields: object) -> config.Config:
+    return config.from_tree(
+        tree(street_data, str(tmp_path / "run"), hub={"repo_id": "me/streets", **hub_fields}), "test"
+    )
+
+
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    told: list[str] = []
+    monkeypatch.setattr(mirror.log, "say", told.append)
+    return told
+
+
 def test_a_run_is_mirrored_while_it_trains_and_at_its_end(
     site: Site, street_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The first copy is refused, and tried again; the run waits at its first evaluation until one is there."""
     monkeypatch.setattr(mirror, "_LOOK_SECONDS", 0.2)
-    copied: list[str] = []
-    real = mirror.Mirror._copy
-
-    def copy(self: mirror.Mirror, uri: str, ended: object) -> str | None:
-        problem = real(self, uri, ended)  # type: ignore[arg-type]
-        copied.append(f"{uri.rsplit('/', 1)[-1]}: {problem}")
-        return problem
-
-    monkeypatch.setattr(mirror.Mirror, "_copy", copy)
-    cfg = config.from_tree(tree(street_data, str(tmp_path / "run"), hub={"repo_id": "me/streets"}), "test")
-    told: list[str] = []
-    monkeypatch.setattr(mirror.log, "say", told.append)
-    summary, _ = run(cfg)
-    held = json.loads((site.folder / "me/streets/segdist.json").read_text(encoding="utf-8"))
-    assert summary["state"] == held["run_state"] == "SUCCEEDED"
-    assert copied[-1] == "run: None"
-    assert held["checkpoint"] == summary["best_checkpoint"].rsplit("/", 1)[-1]
-    assert f"copying the best model to {site.address}/me/streets" in told
-    before = len(copied)
-    run(cfg)  # it is finished, and there
-    assert len(copied) == before
-    assert told[-1] == f"the best model is at {site.address}/me/streets"
-
-
-def test_a_dead_hub_harms_no_run(site: Site, street_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "_PAUSES", (0.1,))
-    cfg = config.from_tree(tree(street_data, str(tmp_path / "run"), hub={"repo_id": "me/streets"}), "test")
-    told: list[str] = []
-    monkeypatch.setattr(mirror.log, "say", told.append)
-    monkeypatch.setattr(mirror.Mirror, "_is_there", lambda self, summary: monkeypatch.setenv("HF_TOKEN", "hf_revoked"))
-    summary, _ = run(cfg)
+    told, score = heard(monkeypatch), train.score
+
+    def slow(*arguments: Any) -> float | None:
+        best = score(*arguments)
+        arguments[4].outbox.flush()
+        until = time.monotonic() + 200
+        while len(site.titles("me/streets")) == 1 and time.monotonic() < until:
+            time.sleep(0.1)
+        return best
+
+    monkeypatch.setattr(train, "score", slow)
+    with spoiling(site.address, Fault("POST", "/commit/", "403 x", times=1)) as address:
+        site.point(address)
+        summary, _ = run(mirrored(street_data, tmp_path))
+        assert site.titles("me/streets")[1] == "run, after step 2"
+        assert any("your token may not write there" in line and "the run goes on" in line for line in told)
+        held = json.loads((site.folder / "me/streets/segdist.json").read_text(encoding="utf-8"))
+        assert summary["state"] == held["run_state"] == "SUCCEEDED"
+        assert held["checkpoint"] == summary["best_checkpoint"].rsplit("/", 1)[-1]
+        assert told[-1] == "the best model is at me/streets on the Hub"
+        before = len(site.titles("me/streets"))
+        monkeypatch.setattr(mirror.Mirror, "_copy", None)  # it is finished, and there
+        run(mirrored(street_data, tmp_path))
+        assert len(site.titles("me/streets")) == before
+
+
+def test_a_hub_that_is_away_at_the_start_stops_no_run(
+    site: Site, street_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "_LEAST_TRIES", 1)
+    told = heard(monkeypatch)
+    with spoiling(site.address, Fault("GET", "whoami", "503 x", times=1)) as address:
+        site.point(address)
+        summary, _ = run(mirrored(street_data, tmp_path))
+    assert summary["state"] == "SUCCEEDED"
+    assert "the Hub does not answer (503); the run begins" in told[0]
+    assert site.titles("me/streets")[-1].startswith("run, after step ")
+
+
+def test_a_hub_that_refuses_in_the_end_harms_no_run(
+    site: Site, street_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "_PAUSES", (0.1,))
+    told = heard(monkeypatch)
+    monkeypatch.setattr(mirror.Mirror, "_held", lambda self: monkeypatch.setenv("HF_TOKEN", "hf_revoked"))
+    summary, _ = run(mirrored(street_data, tmp_path))
     assert summary["state"] == "SUCCEEDED"
     assert "does not know the token" in told[-1]
     assert f"`segdist push {tmp_path}/run me/streets`" in told[-1]
     assert "hf_revoked" not in "".join(told)
+
+
+def test_a_full_disk_and_a_copy_that_is_stopped_leave_nothing(
+    site: Site, street_data: str, trained_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    one = mirror.Mirror(mirrored(street_data, tmp_path))
+    ended, children = threading.Event(), []
+    popen = subprocess.Popen
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        children.append(popen(*arguments, **options))
+        threading.Timer(3, ended.set).start()
+        return children[-1]
+
+    monkeypatch.setattr(mirror.subprocess, "Popen", remember)
+    before = set(tmp_path.iterdir())
+    assert one._copy(trained_run, ended) == "stopped, since the run has ended"
+    assert children[0].poll() is not None
+    assert set(tmp_path.iterdir()) == before
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(mirror.subprocess, "Popen", lambda *a, **o: (_ for _ in ()).throw(full))
+    assert "No space left" in str(one._copy(trained_run, threading.Event()))
+
+
+def test_what_is_pushed_tells_nobody_where_it_came_from(
+    site: Site, street_data: str, trained_run: str, tmp_path: Path
+) -> None:
+    """A run that began from another one, in folders with telling names."""
+    place = tmp_path / "home-of-alice"
+    cfg = tree(street_data, str(place / "secret-client" / "run"), model={"name": "segformer", "weights": trained_run})
+    fit(config.from_tree(cfg, "test"), World(0, 1, torch.device("cpu")))
+    push.push(str(place / "secret-client" / "run"), "me/streets", private=False, verify=False)
+    for path in (site.folder / "me/streets").rglob("*"):
+        if path.is_file() and path.name != "HISTORY":
+            data = path.read_bytes()
+            for told in ("secret-client", "home-of-alice", str(tmp_path), trained_run, street_data):
+                assert told.encode() not in data, (path.name, told)
+
+
+@pytest.mark.parametrize("repo", ["me/foo..bar", "me/-x", "me/x.git", "me/a--b", "-me/x", "me/x.", "a/b/c"])
+def test_names_that_the_hub_would_not_take_are_refused(repo: str) -> None:
+    with pytest.raises(UserError, match="give OWNER/NAME"):
+        hub.Repo(repo)
+
+
+def test_what_should_be_private_is_not_put_where_everybody_sees_it(site: Site, trained_run: str) -> None:
+    push.push(trained_run, "me/open", private=False, verify=False)
+    with pytest.raises(UserError, match="is public; give another name, or say --public"):
+        push.push(trained_run, "me/open", verify=False)
+
+
+def test_a_mark_that_cannot_be_read_is_no_other_runs(site: Site, tmp_path: Path, trained_run: str) -> None:
+    push.push(trained_run, "me/streets", verify=False)
+    stale = site.folder / "me/streets/old.bin"
+    stale.write_bytes(b"old")
+    told = json.loads((site.folder / "me/streets/segdist.json").read_text(encoding="utf-8"))
+    told["files"].append("old.bin")
+    (site.folder / "me/streets/segdist.json").write_text(json.dumps(told), encoding="utf-8")
+    with spoiling(site.address, Fault("GET", "segdist.json", "503 x", times=2)) as address:
+        site.point(address)
+        push.push(trained_run, "me/streets", verify=False)
+    assert not stale.exists()
+
+
+def test_a_long_try_does_not_use_up_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.2)
+    tries: list[float] = []
+
+    def upload() -> str:
+        tries.append(time.monotonic())
+        time.sleep(0.3)
+        if len(tries) == 1:
+            raise UnavailableError("reset")
+        return "there"
+
+    assert storage.patiently(upload, print) == "there"
 
 
 def test_a_run_that_could_not_be_mirrored_does_not_begin(
@@ -402,12 +519,6 @@ def test_another_data_set_is_not_replaced(site: Site, street_data: str, tmp_path
     push_data.push_data(str(tmp_path / "data"), "me/streets", overwrite=True)
     shards = {f for f in site.files("datasets/me/streets") if f.endswith(".parquet")}
     assert len(shards) == 2 and not shards & first
-
-
-def test_a_full_disk_is_told_before_the_copy(site: Site, street_data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_data.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="set TMPDIR to a folder with more room"):
-        push_data.push_data(street_data, "me/streets")
 
 
 def test_the_command_pushes_runs_and_data(site: Site, street_data: str, trained_run: str, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def prepare(
     if push:
         from segdist.hub import Repo
 
-        Repo(push, "dataset").open(not public)  # before the work
+        repo = Repo(push, "dataset")  # before the work
+        repo.open(not public)
+        repo.mark()
     summary = run(source, dest, format, declared, ask, overwrite, max_megapixels)
     for name, split in summary["splits"].items():
         say(f"{name}: {split['samples']} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:.1f} MB")
@@ -120,7 +122,7 @@ def prepare(
     if push:
         from segdist.push_data import push_data
 
-        summary["pushed"] = push_data(dest, push, not public, overwrite)
+        summary["pushed"] = push_data(dest, push, not public)
         say(f"pushed: {summary['pushed']['url']}; to train on it: data.uri=hf://datasets/{push}")
     machine(json, summary)
 

@@ -2,9 +2,9 @@
 
 from segdist.config.fields import Section, Size, fields, identity_of, is_identity, to_tree
 from segdist.config.models import NEEDS_PAIRS, Model, Segformer, Smp, Transformers
-from segdist.config.reading import changed, explain, from_tree, load, loads
+from segdist.config.reading import changed, explain, from_tree, is_place, load, loads, published
 from segdist.config.recipe import Data, Loss, Optim, Train
-from segdist.config.tree import DEFAULTS, Checkpoint, Config, Eval, Io, Log, Run, Scale
+from segdist.config.tree import DEFAULTS, Checkpoint, Config, Eval, Hub, Io, Log, Run, Scale
 
 __all__ = [
     "DEFAULTS",
@@ -13,6 +13,7 @@ __all__ = [
     "Config",
     "Data",
     "Eval",
+    "Hub",
     "Io",
     "Log",
     "Loss",
@@ -32,7 +33,9 @@ __all__ = [
     "from_tree",
     "identity_of",
     "is_identity",
+    "is_place",
     "load",
     "loads",
+    "published",
     "to_tree",
 ]  # fmt: skip

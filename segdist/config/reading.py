@@ -172,3 +172,21 @@ def explain(cfg: Config) -> str:
         shown = f"  {name}: {json.dumps(value)}"
         lines.append(f"{shown:<36} # {'* ' if is_identity(field) else ''}{field.description}")
     return "\n".join(lines)
+
+
+def published(cfg: Config) -> Config:
+    """The same recipe without places, which may be private or hold a credential: of them only Hub ids and names stay."""
+    tree = to_tree(cfg)
+    tree["run"]["uri"] = "YOUR_RUN"
+    if not tree["data"]["uri"].startswith("hf://"):
+        tree["data"]["uri"] = "YOUR_DATA"
+    if tree["train"]["init_from"]:
+        tree["train"]["init_from"] = "YOUR_PARENT_RUN"
+    if is_place(tree["model"]["weights"]):
+        tree["model"]["weights"] = "YOUR_WEIGHTS"
+    return from_tree(tree, "the published config")
+
+
+def is_place(weights: str | None) -> bool:
+    """Whether model.weights is a path or address rather than a name or what may be a Hub id."""
+    return weights is not None and ("://" in weights or weights.startswith((".", "/", "~")) or weights.count("/") > 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -107,19 +106,13 @@ class Hub(Section):
     repo_id: str | None = free(
         None, "OWNER/NAME on the Hugging Face Hub that mirrors the best model so far; null: none. Its token: HF_TOKEN."
     )
-    private: bool = free(True, "Only you see that repository, where it does not exist yet.")
+    private: bool = free(True, "It is created so that only you see it; false: everybody may.")
     show_samples: bool | None = free(
         None,
         "Its card shows validation images with truth and prediction (eval.num_previews); null: where it is private.",
     )
 
     overwrite: bool = free(False, "Replace what that repository holds of another run.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Hub:
-        if self.repo_id is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.repo_id):
-            raise ValueError(f"hub.repo_id {self.repo_id!r} is no repository of the Hub; give OWNER/NAME")
-        return self
 
 
 class Run(Section):

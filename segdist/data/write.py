@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +56,11 @@ def rows_per_group(largest_bytes: int, num_samples: int, shuffled: bool) -> int:
 class ShardWriter:
     """Takes rows in their final order and leaves shards behind; `close` writes the last one."""
 
-    def __init__(self, uri: str, split: str, rows_per_group: int, shard_bytes: int = SHARD_BYTES) -> None:
-        self._uri, self._split, self._rows_per_group, self._shard_bytes = uri, split, rows_per_group, shard_bytes
+    def __init__(
+        self, put: Callable[[str, bytes], object], split: str, rows_per_group: int, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        """`put` is given each shard's name, below the data set, and its bytes."""
+        self._put, self._split, self._rows_per_group, self._shard_bytes = put, split, rows_per_group, shard_bytes
         self._rows: list[Row] = []
         self.shards: list[Shard] = []
         self._open()
@@ -101,8 +105,7 @@ class ShardWriter:
         footer = data[offset:]
         digest = hashlib.sha256(footer).hexdigest()
         file = f"{self._split}/{len(self.shards):05d}-{digest[:12]}.parquet"
-        address = storage.join(self._uri, file)
-        storage.patiently(lambda: storage.write(address, data), log.say)
+        self._put(file, data)
         self.shards.append(
             Shard(
                 file=file,
@@ -114,6 +117,16 @@ class ShardWriter:
                 group_pixels=tuple(self._pixels),
             )
         )
+
+
+def below(uri: str) -> Callable[[str, bytes], None]:
+    """What puts shards below a URI."""
+
+    def put(name: str, data: bytes) -> None:
+        address = storage.join(uri, name)
+        storage.patiently(lambda: storage.write(address, data), log.say)
+
+    return put
 
 
 def sparse_counts(counts: np.ndarray) -> dict[int, int]:

@@ -6,40 +6,50 @@ own, of low priority and without a GPU. Whatever happens to it, the run goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from segdist import log, record, storage
 from segdist.checkpoint import BEST
 from segdist.config import Config
-from segdist.errors import StorageError, UserError
+from segdist.errors import UnavailableError, UserError
 
 _LOOK_SECONDS = 15.0
 _PAUSES = (30, 120, 600)  # seconds before a copy that failed is tried again; the last one as often as need be
+_COPY_SECONDS = 3600.0  # that a copy may take
 
 
 class Mirror:
-    """Open it around a run. Raises UserError at once when the Hub would not take the run's model."""
+    """Open it around a run. Raises UserError at once when the Hub would not take the run's model.
+
+    Where the Hub does not answer, the run begins all the same.
+    """
 
     def __init__(self, cfg: Config) -> None:
         from segdist.push import open_model
 
         assert cfg.hub.repo_id is not None
         self._cfg, self._repo_id = cfg, cfg.hub.repo_id
-        self._repo, self._url = open_model(self._repo_id, cfg.hub.private, cfg.run.uri, cfg.hub.overwrite)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="mirror", daemon=True)
+        try:
+            _, url = open_model(self._repo_id, cfg.hub.private, cfg.run.uri, cfg.hub.overwrite)
+            log.say(f"the best model so far goes to {url}")
+        except UnavailableError as error:
+            log.say(f"warning: {error}; the run begins, and its best model goes there when it does")
 
     def __enter__(self) -> Mirror:
-        log.say(f"the best model so far goes to {self._url}")
         self._thread.start()
         return self
 
@@ -54,46 +64,48 @@ class Mirror:
         self._ended.set()
         self._thread.join()
         if summary["state"] != record.SUCCEEDED:
-            log.say(f"{self._url} gets the best model when the run goes on; or now, by {self._by_hand()}")
+            log.say(f"{self._repo_id} gets the best model when the run goes on; or now, by {self._by_hand()}")
             return
-        if self._is_there(summary):
-            log.say(f"the best model is at {self._url}")
+        held = self._held() or {}
+        if held.get("run_state") == record.SUCCEEDED and held.get("checkpoint") == _name(summary["best_checkpoint"]):
+            log.say(f"the best model is at {self._repo_id} on the Hub")
             return
-        log.say(f"copying the best model to {self._url}")
-        problem = None
-        for pause in (*_PAUSES[:1], None):
+        log.say(f"copying the best model to {self._repo_id} on the Hub")
+        with _terminable():
             problem = self._copy(self._cfg.run.uri, threading.Event())
-            if problem is None or pause is None:
-                break
-            log.say(f"warning: {problem}; trying again in {pause} s")
-            time.sleep(pause)
+            if problem:
+                log.say(f"warning: {problem}; trying again in {_PAUSES[0]} s")
+                time.sleep(_PAUSES[0])
+                problem = self._copy(self._cfg.run.uri, threading.Event())
         if problem:
             log.say(f"warning: {problem}. The run is whole, but not on the Hub: {self._by_hand()}")
+        else:
+            log.say(f"the best model is at {self._repo_id} on the Hub")
 
     def _by_hand(self) -> str:
         return f"`segdist push {self._cfg.run.uri} {self._repo_id}`"
 
-    def _is_there(self, summary: dict[str, Any]) -> bool:
-        """Whether the Hub holds what the run ended with."""
+    def _held(self) -> dict[str, Any] | None:
+        """What the Hub holds of this run; None where that is nothing, or not to be known."""
+        from segdist.hub import Repo
         from segdist.push import run_id
 
         try:
-            held = self._repo.mark() or {}
+            held = Repo(self._repo_id).mark()
+            return held if held and held.get("run_id") == run_id(self._cfg.run.uri) else None
         except UserError:
-            return False
-        same = held.get("run_id") == run_id(self._cfg.run.uri) and held.get("run_state") == record.SUCCEEDED
-        return same and held.get("checkpoint") == str(summary["best_checkpoint"]).rsplit("/", 1)[-1]
+            return None
 
     def _watch(self) -> None:
         """Copies each new best checkpoint, the newest first, until the run has ended."""
-        copied, failures, not_before = self._best(), 0, 0.0
+        failures, not_before, copied = 0, 0.0, (self._held() or {}).get("checkpoint")
         while not self._ended.wait(_LOOK_SECONDS):
             best = self._best()
-            if best is None or best == copied or time.monotonic() < not_before:
+            if best is None or _name(best) == copied or time.monotonic() < not_before:
                 continue
             problem = self._copy(storage.join(self._cfg.run.uri, best), self._ended)
             if problem is None:
-                copied, failures, not_before = best, 0, 0.0
+                copied, failures, not_before = _name(best), 0, 0.0
             elif not self._ended.is_set() and self._best() == best:  # else a better one replaced it on the way
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures, not_before = failures + 1, time.monotonic() + pause
@@ -103,30 +115,70 @@ class Mirror:
         """The best checkpoint, below the run; None where there is none, or storage does not say."""
         try:
             return json.loads(storage.read(storage.join(self._cfg.run.uri, BEST)))["checkpoint"]
-        except (StorageError, ValueError, KeyError):
+        except (ValueError, KeyError):
             return None
 
     def _copy(self, uri: str, ended: threading.Event) -> str | None:
         """`segdist push` of a run or checkpoint; what went wrong, or None. It is stopped when the event is set."""
+        single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
+        deadline = time.monotonic() + _COPY_SECONDS
+        try:
+            with tempfile.TemporaryDirectory() as room, tempfile.TemporaryFile() as told:
+                env = alone | single | {"TMPDIR": room}  # so that nothing stays of one that is stopped
+                process = subprocess.Popen(
+                    self._command(uri), env=env, stdout=told, stderr=told, start_new_session=True
+                )
+                try:
+                    while process.poll() is None:
+                        if ended.wait(0.2):
+                            return "stopped, since the run has ended"
+                        if time.monotonic() > deadline:
+                            return f"given up after {_COPY_SECONDS / 60:.0f} minutes"
+                finally:
+                    _end(process)
+                told.seek(0)
+                lines = told.read().decode(errors="replace").strip().splitlines()
+        except OSError as error:
+            return str(error)
+        return None if process.returncode == 0 else " ".join(_last_message(lines)) or "segdist push said nothing"
+
+    def _command(self, uri: str) -> list[str]:
         hub = self._cfg.hub
         command = [sys.executable, "-m", "segdist", "push", uri, self._repo_id]
         command += ["--private" if hub.private else "--public"]
         command += {None: [], True: ["--samples"], False: ["--no-samples"]}[hub.show_samples]
         command += ["--overwrite"] if hub.overwrite else []
-        if shutil.which("nice"):
-            command = ["nice", "-n", "10", *command]
-        single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
-        with tempfile.TemporaryFile() as told:
-            process = subprocess.Popen(command, env=alone | single, stdout=told, stderr=told, start_new_session=True)
-            while process.poll() is None:
-                if ended.wait(0.2):
-                    process.terminate()
-                    process.wait()
-                    return "stopped, since the run has ended"
-            told.seek(0)
-            lines = told.read().decode(errors="replace").strip().splitlines()
-        return None if process.returncode == 0 else " ".join(_last_message(lines)) or "segdist push said nothing"
+        return ["nice", "-n", "10", *command] if shutil.which("nice") else command
+
+
+def _name(uri: str | None) -> str | None:
+    """Of a checkpoint."""
+    return uri and uri.rsplit("/", 1)[-1]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends it, gently for ten seconds."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, so that no copy goes on without it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _last_message(lines: list[str]) -> list[str]:

@@ -29,6 +29,7 @@ hub_file = hf.cached
 _STORES = {"": local, "file": local, "s3": s3, "hf": hf, "http": http, "https": http}
 _READ_ONLY = {"hf", "http", "https"}
 _PATIENCE_SECONDS = 120.0
+_LEAST_TRIES = 3
 _WARN_SECONDS = 30.0
 _warned = -_WARN_SECONDS  # when; many threads meet the same outage
 
@@ -165,18 +166,22 @@ def download(uri: str, folder: Path) -> Path:
 
 
 def patiently(work: Callable[[], T], warn: Callable[[str], None]) -> T:
-    """work(), tried again while storage does not answer, for two minutes; `warn` hears of it now and then."""
+    """work(), tried again while storage does not answer: for two minutes from the first failure, and three times at least.
+
+    `warn` hears of it now and then. What takes long before it fails, as an upload does, is so tried again, too.
+    """
     global _warned
-    pause, deadline = 1.0, time.monotonic() + _PATIENCE_SECONDS
+    pause, num_tries, deadline = 1.0, 0, 0.0
     while True:
         try:
             return work()
         except UnavailableError as error:
-            now = time.monotonic()
-            if now + pause > deadline:
+            now, num_tries = time.monotonic(), num_tries + 1
+            deadline = deadline or now + _PATIENCE_SECONDS
+            if now + pause > deadline and num_tries >= _LEAST_TRIES:
                 raise
             if now - _warned > _WARN_SECONDS:
                 _warned = now
-                warn(f"warning: {error}; trying again for {deadline - now:.0f} s")
+                warn(f"warning: {error}; trying again for {max(deadline - now, pause):.0f} s")
             time.sleep(pause)
             pause = min(2 * pause, 16.0)
