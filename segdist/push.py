@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from segdist import checkpoint, config, figures, log, previews, record, storage
-from segdist.card import about, model_card
+from segdist.card import about, model_card, published_origin
 from segdist.data import codec
 from segdist.data import index as indices
 from segdist.data.source import Source
@@ -96,6 +96,7 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: boo
     (folder / "config.yaml").write_text(config.explain(config.published(trained.cfg)), encoding="utf-8")
     run = record.load(run_uri) or {}
     told |= {"run_id": run_id(run_uri), "run_state": run.get("state"), "run": name_of(run_uri)}
+    told["initial"] = published_origin(told["initial"])
     seal(folder, told | {"checkpoint": name_of(trained.uri), "step": checkpoint.step_of(trained.uri)})
 
 

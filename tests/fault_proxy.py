@@ -22,8 +22,8 @@ class Fault:
     """What happens to requests of `method` whose path and query match `path`: to the `times` that follow the first `skip`.
 
     do: a status with an error code ("503 SlowDown"); "cut" sends half of the body, "lost" drops the answer of a request that
-    was carried out, "reset" that of one that was not, "change" turns over a bit of the body that is sent up, "etag" answers with another ETag,
-    "unconditional" forgets If-None-Match.
+    was carried out, "reset" that of one that was not, "change" turns over a bit of the body that is sent up, "etag" answers
+    with another ETag, "unconditional" forgets If-None-Match.
     """
 
     method: str

@@ -186,7 +186,7 @@ def test_what_another_run_or_somebody_else_put_there_stays(site: Site, trained_r
     foreign.mkdir()
     (foreign / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=r"holds files that segdist did not write \(pytorch_model.bin\)"):
-        push.push(trained_run, "me/foreign", verify=False)
+        push.push(trained_run, "me/foreign", private=False, verify=False)
 
 
 @pytest.mark.parametrize(
