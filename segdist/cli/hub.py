@@ -44,15 +44,18 @@ def push(
     """
     from segdist import storage
     from segdist.data.index import NAME
+    from segdist.launch.stop import terminable
 
     if storage.exists(storage.join(source, NAME)):
         from segdist.push_data import push_data
 
-        summary = push_data(source, repo_id, private, overwrite)
+        with terminable():
+            summary = push_data(source, repo_id, private, overwrite)
         say(f"pushed {source}: {summary['url']}; to train on it: data.uri=hf://datasets/{repo_id}")
     else:
         from segdist.push import push as run
 
-        summary = run(source, repo_id, private, samples, overwrite, verify)
+        with terminable():
+            summary = run(source, repo_id, private, samples, overwrite, verify)
         say(f"pushed {summary['checkpoint']}: {summary['url']}")
     machine(json, summary)

@@ -6,17 +6,14 @@ own, of low priority and without a GPU. Whatever happens to it, the run goes on.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +21,7 @@ from segdist import log, record, storage
 from segdist.checkpoint import BEST
 from segdist.config import Config
 from segdist.errors import UnavailableError, UserError
+from segdist.launch.stop import terminable
 
 _LOOK_SECONDS = 15.0
 _PAUSES = (30, 120, 600)  # seconds before a copy that failed is tried again; the last one as often as need be
@@ -71,7 +69,7 @@ class Mirror:
             log.say(f"the best model is at {self._repo_id} on the Hub")
             return
         log.say(f"copying the best model to {self._repo_id} on the Hub")
-        with _terminable():
+        with terminable():
             problem = self._copy(self._cfg.run.uri, threading.Event())
             if problem:
                 log.say(f"warning: {problem}; trying again in {_PAUSES[0]} s")
@@ -166,19 +164,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that no copy goes on without it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _last_message(lines: list[str]) -> list[str]:

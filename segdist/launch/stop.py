@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from segdist import log
@@ -36,3 +39,16 @@ class StopSignal:
         self._asked = True
         if os.environ.get("RANK", "0") == "0":
             log.say("stopping: a checkpoint is committed after this step; ask again to stop at once")
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, so that nothing of it stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
