@@ -212,7 +212,7 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
     fit(first, ALONE)
     origin = {
         "source": str(tmp_path / "donor"), "revision": None, "through": [],
-        "licence": {"name": "cc-by-4.0", "link": None, "note": None},
+        "licence": {"name": "cc-by-4.0", "link": None, "note": None, "id": None},
     }  # fmt: skip
     state = record.load(first.run.uri)
     assert state is not None and state["initial"] == origin
@@ -295,6 +295,32 @@ def test_a_licence_is_read_from_the_card_or_known(
     found = licences.of(repo, readme)
     assert (found and found["name"]) == name
     assert ((found and found["note"]) or "").startswith(note or "") and bool(found and found["note"]) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("repo", "said", "name", "hub_id"),
+    [
+        ("me/net", "mit", "mit", "mit"),
+        ("me/net", "[mit]", "mit", "mit"),
+        ("me/net", "[mit, apache-2.0]", "mit and apache-2.0", None),
+        ("me/net", "[mit, other]\nlicense_name: own", "mit and own", None),
+        ("me/net", "other\nlicense_name: own", "own", None),
+        ("me/net", "other\nlicense_name: [own]", "other", None),
+        ("me/net", "[mit, null, 3]", "mit", "mit"),
+        ("microsoft/beit-base", "other", "apache-2.0", "apache-2.0"),
+        (None, "mit", "mit", None),  # a folder's card: the Hub never saw it
+    ],
+)
+def test_licences_of_a_card_are_taken_one_by_one_and_an_id_of_the_hub_is_known_as_one(
+    repo: str | None, said: str, name: str, hub_id: str | None
+) -> None:
+    found = licences.of(repo, f"---\nlicense: {said}\n---\n")
+    assert found is not None and (found["name"], found["id"]) == (name, hub_id)
+
+
+@pytest.mark.parametrize("said", ["{a: b}", "[]", "[[mit]]", "3", "' '"])
+def test_what_is_no_licence_in_a_card_is_none(said: str) -> None:
+    assert licences.of("me/net", f"---\nlicense: {said}\n---\n") is None
 
 
 def test_only_what_is_needed_is_taken_from_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
