@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SEGFORMER, UNET
+from fault_proxy import Fault, spoiling
+from hub_server import serving
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
+from test_push import Site
 from zoo import SMP, ZOO
 
 from segdist import checkpoint, config, models, record, storage, trained
 from segdist.config import Config
-from segdist.errors import ConfigError, UserError
+from segdist.errors import ConfigError, UnavailableError, UserError
 from segdist.export import export
 from segdist.models import licences
 from segdist.models.head import match
@@ -332,3 +336,91 @@ def test_only_what_is_needed_is_taken_from_an_address(tmp_path: Path, monkeypatc
     monkeypatch.setattr(storage, "read", lambda uri: asked.append(uri.rsplit("/", 1)[1]) or read(uri))
     assert len(same(build(given(SEGFORMER, f"file://{tmp_path}")), donor)) == len(donor.state_dict()) - 2
     assert set(asked) == {"config.json", "model.safetensors"}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A Hub for the clients of this process, with an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving(tmp_path / "hub") as (address, _):
+        yield Site(tmp_path / "hub", address, monkeypatch)
+    storage.hf._hub_of.cache_clear()
+
+
+BY_ID = {"name": "segformer", "weights": "me/net"}
+
+
+def published(site: Site, seed: int = 1) -> Segmenter:
+    """A network on the Hub, as me/net, with all files that tell something of it."""
+    folder = site.folder / "me" / "net"
+    donor = saved(SEGFORMER, folder, OURS, seed)
+    about = {"classes": [{"name": name} for name in reversed(OURS)]}  # against config.json: who reads it is seen
+    scale = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "do_normalize": True}
+    for name, tree in (("segdist.json", about), ("preprocessor_config.json", scale)):
+        (folder / name).write_text(json.dumps(tree), encoding="utf-8")
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
+    return donor
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "segdist.json", "preprocessor_config.json", "README.md", "model.safetensors"]
+)
+def test_a_file_that_the_hub_did_not_give_is_not_one_that_is_not_there(site: Site, name: str) -> None:
+    """Once it answers with an error that huggingface_hub itself does not try again."""
+    published(site)
+    with spoiling(site.address, fault := Fault("HEAD", f"/{name}", "520 x", times=1)) as address:
+        site.point(address)
+        model = build(BY_ID)
+    assert fault.met > 1
+    assert model.traits.mean == (0.5, 0.5, 0.5)
+    assert model.notes[1] == "head replaced: 3 -> 3 classes"  # the names of segdist.json are in another order
+    assert (model.origin["licence"] or {})["id"] == "cc-by-4.0"
+
+
+def test_an_outage_of_the_hub_is_told_as_one_and_its_cache_serves_without_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    donor = published(site)
+    (site.folder / "me" / "net" / "segdist.json").unlink()
+    monkeypatch.setattr("segdist.storage._PATIENCE_SECONDS", 0.0)
+    with spoiling(site.address, Fault("HEAD", "/README.md", "520 x")) as address:
+        site.point(address)
+        with pytest.raises(
+            UnavailableError, match=r"model\.weights 'me/net' could not be loaded: .*does not answer \(520\)"
+        ):
+            build(BY_ID)
+        (site.folder / "me" / "net" / "README.md").unlink()
+    site.point(site.address)
+    assert build(BY_ID).notes[1] == "head kept: it knows these 3 classes"
+    with spoiling(
+        site.address, Fault("HEAD", ".", "520 x")
+    ) as address:  # what is known not to exist is no question then
+        site.point(address)
+        assert same(build(BY_ID), donor) == set(donor.state_dict())
+        with pytest.raises(UnavailableError, match="does not answer"):
+            build({**BY_ID, "weights": "me/other"})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert same(build(BY_ID), donor) == set(donor.state_dict())
+    shutil.rmtree(Path(constants.HF_HUB_CACHE) / "models--me--net" / ".no_exist")  # as snapshot_download leaves it
+    assert same(build(BY_ID), donor) == set(donor.state_dict())
+    with pytest.raises(UserError, match=r"me/other.*cannot be reached"):
+        build({**BY_ID, "weights": "me/other"})
+
+
+def test_the_licence_of_an_encoder_may_be_missing_and_then_somebody_hears_of_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segdist.models.weights import origin_of_hub
+
+    published(site)
+    monkeypatch.setattr("segdist.storage._PATIENCE_SECONDS", 0.0)
+    with spoiling(site.address, Fault("HEAD", "/README.md", "520 x")) as address:
+        site.point(address)
+        assert origin_of_hub("me/net", None)["licence"] is None
+    assert "the licence of me/net may be missing" in capsys.readouterr().err
+    site.point(site.address)
+    assert origin_of_hub("me/net", None)["licence"]["name"] == "cc-by-4.0"

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from segdist import storage
-from segdist.errors import StorageError, UserError
+from segdist import log, storage
+from segdist.errors import StorageError, UnavailableError, UserError
 from segdist.models import licences
 from segdist.models.head import Loaded, short
 from segdist.models.segmenter import Segmenter
@@ -59,7 +59,7 @@ class Weights:
 def fetched(said: str, revision: str | None) -> Iterator[Weights]:
     """The weights that a config means, in a folder that is there while this is open.
 
-    Raises UserError when they are not to be had.
+    Raises UserError when they are not to be had; it is an UnavailableError when that may be different later.
     """
     local = "://" not in said and Path(said).expanduser().is_dir()
     hub = "://" not in said and not local and _HUB_ID.fullmatch(said) is not None
@@ -149,8 +149,9 @@ def config_of(found: Weights) -> dict[str, Any]:
 def origin_of_hub(repo: str, revision: str | None, licence: licences.Licence | None = None) -> dict[str, Any]:
     """Where weights began that another library has fetched from the Hub; `licence` stands in where the card tells none."""
     try:
-        card = storage.hub_file(repo, CARD, revision)
-    except StorageError:  # the weights are there, and what their card says is not worth a run
+        card = _hub_file(repo, CARD, revision)
+    except StorageError as error:  # the weights are there, and what their card says is not worth a run
+        log.say(f"warning: {error}; the licence of {repo} may be missing from the record of these weights")
         card = None
     said = licences.of(repo, _text(card) if card else None) or licence
     return origin_of(repo, revision or (card.parent.name if card else None), said)
@@ -187,9 +188,10 @@ def _of_hub(repo: str, revision: str | None) -> Path:
 
     def ask(name: str, at: str | None) -> Path | None:
         try:
-            return storage.hub_file(repo, name, at)
+            return _hub_file(repo, name, at)
         except StorageError as error:
-            raise UserError(f"model.weights {repo!r} could not be loaded: {error}") from None
+            kind = UnavailableError if isinstance(error, UnavailableError) else UserError
+            raise kind(f"model.weights {repo!r} could not be loaded: {error}") from None
 
     first = ask(CONFIG, revision)
     if first is None:
@@ -204,13 +206,19 @@ def _of_hub(repo: str, revision: str | None) -> Path:
     return folder
 
 
+def _hub_file(repo: str, name: str, revision: str | None) -> Path | None:
+    """storage.hub_file, waited for while the Hub is away."""
+    return storage.patiently(lambda: storage.hub_file(repo, name, revision), log.say)
+
+
 def _download(uri: str, folder: Path) -> None:
     """Puts config, card and weights of an address into a folder; nothing else of what lies there."""
-    there = set(storage.names(uri))
+    there = set(storage.patiently(lambda: storage.names(uri), log.say))
 
     def get(name: str) -> bool:
         if name in there:
-            (folder / name).write_bytes(storage.read(storage.join(uri, name)))
+            data = storage.patiently(lambda: storage.read(storage.join(uri, name)), log.say)
+            (folder / name).write_bytes(data)
         return name in there
 
     if not get(CONFIG):
