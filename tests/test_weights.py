@@ -184,9 +184,14 @@ def test_weights_in_several_files_are_put_together(tree: dict[str, Any], tmp_pat
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": place}))
     assert len(same(build(given(tree, str(tmp_path))), donor)) == len(donor.state_dict()) - 2
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(held, "../elsewhere.safetensors")}))
-    with pytest.raises(UserError, match="lies outside its folder"):
-        build(given(tree, str(tmp_path)))
+    for outside in ("../elsewhere.safetensors", str(tmp_path.parent / "elsewhere.safetensors"), "..", ".", ""):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(held, outside)}))
+        with pytest.raises(UserError, match="lies outside its folder"):
+            build(given(tree, str(tmp_path)))
+    for nothing in ({}, {"weight_map": [1]}, {"weight_map": {"a": 1}}):
+        index.write_text(json.dumps(nothing))
+        with pytest.raises(UserError, match="has no weight_map"):
+            build(given(tree, str(tmp_path)))
 
 
 def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:

@@ -177,8 +177,13 @@ def _chosen(said: str, names: set[str]) -> str:
 
 def _shards(index: dict[str, Any]) -> list[str]:
     """Files that a list of shards names. Raises UserError when one lies elsewhere."""
-    names = sorted(set(index.get("weight_map", {}).values()))
-    if odd := [name for name in names if Path(name).name != name]:
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError(
+            "a list of weights of model.weights has no weight_map of tensors to files; save the weights again"
+        )
+    names = sorted(set(listed.values()))
+    if odd := [name for name in names if Path(name).name != name or name in ("", "..")]:  # ".." is its own name
         raise UserError(f"a list of weights names {odd[0]!r}, which lies outside its folder")
     return names
 
