@@ -16,7 +16,7 @@ from segdist import checkpoint, config, models, storage
 from segdist.config import Config
 from segdist.data.labels import Labels
 from segdist.errors import CheckpointError, UserError
-from segdist.models import head, licences
+from segdist.models import head, licences, smp
 from segdist.models.segmenter import NOWHERE, Segmenter
 from segdist.models.weights import Weights, inherited, origin_of, tell
 
@@ -96,7 +96,7 @@ def as_folder(uri: str, folder: Path) -> Weights:
     save_file(held, folder / "model.safetensors")
     about = {"classes": state["labels"]["classes"], "mean": arch["mean"], "std": arch["std"]}
     scale = {"image_mean": arch["mean"], "image_std": arch["std"], "do_normalize": True}
-    library = {"encoder_name": arch["encoder"]} if "encoder" in arch else arch["config"]
+    library = smp.library_config(arch) if "encoder" in arch else arch["config"]
     for name, tree in (("config.json", library), ("segdist.json", about), ("preprocessor_config.json", scale)):
         (folder / name).write_text(json.dumps(tree), encoding="utf-8")
     return Weights(uri, folder, inherited(initial_of(state), uri))

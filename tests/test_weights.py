@@ -248,6 +248,33 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
         build(given(tree, first.run.uri, revision="main"))
 
 
+NARROW = {"decoder_channels": [64, 48, 32, 16, 16], "decoder_attention_type": "scse"}
+
+
+def test_weights_of_smp_bring_the_options_that_their_network_was_made_with(make_config: Make, tmp_path: Path) -> None:
+    tree = {**UNET, "options": NARROW}
+    run = make_config(model=tree, train={"num_steps": 2}, eval={"num_samples": 1})
+    fit(run, ALONE)
+    model = load_trained(run.run.uri, ALONE.device)
+    export(model, str(tmp_path / "export"))
+    donor = saved(tree, tmp_path / "donor", OURS)
+    for weights, theirs, names in (
+        (run.run.uri, model.model, model.labels.names),
+        (str(tmp_path / "export"), model.model, model.labels.names),
+        (str(tmp_path / "donor"), donor, OURS),
+    ):
+        for options in ({}, {"decoder_attention_type": "scse"}):
+            begun = build({**UNET, "weights": weights, "options": options}, names)
+            assert same(begun, theirs) == set(theirs.state_dict()) and not begun.tensors["new"]
+            assert begun.arch["options"] == NARROW
+        models.rebuild(json.loads(json.dumps(begun.arch))).load_state_dict(begun.state_dict())
+        for key, value in (("decoder_channels", [256, 128, 64, 32, 16]), ("decoder_interpolation", "bilinear")):
+            with pytest.raises(UserError, match=rf"model\.options\.{key} is .* have .*; leave it out"):
+                build({**UNET, "weights": weights, "options": {key: value}}, names)
+        with pytest.raises(UserError, match=r"hold a Unet; set model\.name=unet"):
+            build({**UNET, "name": "unetplusplus", "weights": weights}, names)
+
+
 def test_a_parents_head_keeps_rows_by_name(make_config: Make, tmp_path: Path) -> None:
     old = make_config(train={"num_steps": 2})
     fit(old, ALONE)
