@@ -81,6 +81,17 @@ def build(cfg: config.Model, class_names: Sequence[str]) -> Segmenter:
         return models.build(cfg, class_names, as_folder(uri, Path(place)))
 
 
+def pinned(cfg: config.Model) -> dict[str, str]:
+    """What model.weights means now, as fields of `model` that go on meaning it: a run's checkpoint, a Hub id's commit.
+
+    Empty where nothing can be pinned: random weights, a folder, an encoder's. Raises UserError when they are not to be had.
+    """
+    if cfg.weights is not None and cfg.revision is None and is_run(cfg.weights):
+        return {"weights": checkpoint.resolve(cfg.weights)}
+    commit = models.pinned(cfg)
+    return {"revision": commit} if commit else {}
+
+
 def is_run(uri: str) -> bool:
     """Whether a run or a checkpoint lies there."""
     if "://" in uri and not uri.lower().startswith(("s3://", "file://")):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import SEGFORMER, UNET
 from fault_proxy import Fault, spoiling
-from hub_server import serving
+from hub_server import COMMIT, serving
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from test_push import Site
@@ -26,7 +26,8 @@ from segdist.export import export
 from segdist.models import licences
 from segdist.models.head import match
 from segdist.models.segmenter import NOWHERE, Segmenter
-from segdist.train import fit
+from segdist.opening import look, open_run, settle
+from segdist.train import fit, starting_model
 from segdist.trained import load_trained
 from segdist.world import World
 
@@ -384,6 +385,18 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 BY_ID = {"name": "segformer", "weights": "me/net"}
 
 
+def renewed(site: Site) -> Segmenter:
+    """Other weights in me/net, by a commit of their own; the older ones stay at theirs."""
+    folder = site.folder / "me" / "net"
+    older = {"private": False, "commits": [{"id": COMMIT, "title": "first"}]}
+    shutil.copytree(folder, kept := folder.with_name(f"net@{COMMIT}"))
+    (kept / "HISTORY").write_text(json.dumps(older), encoding="utf-8")
+    donor = published(site, seed=2)
+    newer = {"private": False, "commits": [*older["commits"], {"id": "f" * 40, "title": "second"}]}
+    (folder / "HISTORY").write_text(json.dumps(newer), encoding="utf-8")
+    return donor
+
+
 def published(site: Site, seed: int = 1) -> Segmenter:
     """A network on the Hub, as me/net, with all files that tell something of it."""
     folder = site.folder / "me" / "net"
@@ -456,3 +469,69 @@ def test_the_licence_of_an_encoder_may_be_missing_and_then_somebody_hears_of_it(
     assert "the licence of me/net may be missing" in capsys.readouterr().err
     site.point(site.address)
     assert origin_of_hub("me/net", None)["licence"]["name"] == "cc-by-4.0"
+
+
+def dies(cfg: Config) -> None:
+    """An attempt at a run that ends in its second step, before its first commit."""
+    asked: list[None] = []
+
+    def notice() -> None:
+        asked.append(None)
+        if len(asked) == 2:
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        fit(cfg, ALONE, notice=notice)
+    assert checkpoint.newest(cfg.run.uri, print) is None
+
+
+LATE = {"checkpoint": {"every_steps": 100}, "eval": {"every_steps": 100, "num_samples": 1}}
+
+
+def test_all_ranks_and_later_attempts_begin_from_the_commit_that_the_first_rank_saw(
+    site: Site, make_config: Make
+) -> None:
+    donor = published(site)
+    cfg = make_config(model=BY_ID, **LATE)
+    found = look(cfg, 2)
+    run = open_run(settle(found.cfg, found.index, ALONE), found, ALONE)
+    dies(cfg)
+    other = renewed(site)
+    rank = starting_model(cfg, run, None)  # as one that comes late
+    changed = {k for k in set(donor.state_dict()) - same(donor, other) if k.startswith(donor.traits.encoder_prefix)}
+    assert changed and changed <= same(build(BY_ID), other)  # who asks anew gets the new ones
+    assert changed <= same(rank, donor) and rank.origin["revision"] == COMMIT
+    fit(cfg, ALONE)
+    state = checkpoint.load_state(checkpoint.resolve(cfg.run.uri))
+    assert (state["initial"]["revision"], state["pinned"]) == (COMMIT, {"revision": COMMIT})
+
+
+@pytest.mark.parametrize("field", ["model.weights", "train.init_from"])
+def test_later_attempts_begin_from_the_checkpoint_that_was_the_best_one_then(
+    field: str, make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = make_config(run={"uri": str(tmp_path / "old")})
+    fit(old, ALONE)
+    second, first = checkpoint.committed(old.run.uri)[:2]  # after steps 4 and 3
+
+    def best(uri: str) -> None:
+        told = {"step": 4, "miou": 0.5, "checkpoint": f"checkpoints/{uri.rsplit('/', 1)[1]}"}
+        storage.write(f"{old.run.uri}/best.json", json.dumps(told).encode())
+
+    def begun(name: str, again: bool) -> str:
+        by_weights = {"model": given(SEGFORMER, old.run.uri)}
+        cfg = make_config(
+            run={"uri": str(tmp_path / name)},
+            **(by_weights if field == "model.weights" else {"train": {"init_from": old.run.uri}}), **LATE,
+        )  # fmt: skip
+        best(first)
+        dies(cfg)
+        best(second)
+        if not again:
+            storage.delete(first)
+        fit(cfg, ALONE)
+        return checkpoint.load_state(checkpoint.resolve(cfg.run.uri))["initial"]["through"][-1]
+
+    assert begun("new", again=True) == first
+    assert begun("newer", again=False) == second  # a run does not end with what it began from
+    assert "begins anew from what is there now" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def fetched(said: str, revision: str | None) -> Iterator[Weights]:
     Raises UserError when they are not to be had; it is an UnavailableError when that may be different later.
     """
     local = "://" not in said and Path(said).expanduser().is_dir()
-    hub = "://" not in said and not local and _HUB_ID.fullmatch(said) is not None
+    hub = is_hub_id(said)
     if revision is not None and not hub:
         raise UserError(f"model.revision {revision!r} pins a Hub id, and model.weights {said!r} is none; leave it out")
     with tempfile.TemporaryDirectory() as place:
@@ -81,6 +81,16 @@ def fetched(said: str, revision: str | None) -> Iterator[Weights]:
         files(found)
         before = found.about.get("initial")  # an export of ours
         yield replace(found, origin=inherited(before, said)) if before else found
+
+
+def is_hub_id(said: str) -> bool:
+    """Whether model.weights means a model on the Hub, and not a folder or an address."""
+    return "://" not in said and not Path(said).expanduser().is_dir() and _HUB_ID.fullmatch(said) is not None
+
+
+def commit_of(repo: str, revision: str | None) -> str:
+    """The commit that a Hub id means now. Raises as `fetched`."""
+    return _config_of_hub(repo, revision).parent.name
 
 
 def origin_of(source: str, revision: str | None, licence: licences.Licence | None) -> dict[str, Any]:
@@ -190,25 +200,31 @@ def _shards(index: dict[str, Any]) -> list[str]:
 
 def _of_hub(repo: str, revision: str | None) -> Path:
     """The folder in huggingface_hub's cache, which bears the name of the commit."""
+    folder = _config_of_hub(repo, revision).parent
+    for name in (CARD, ABOUT, "preprocessor_config.json"):
+        _of_model(repo, name, folder.name)
+    _fetch(repo, lambda name: _of_model(repo, name, folder.name) is not None, folder)
+    return folder
 
-    def ask(name: str, at: str | None) -> Path | None:
-        try:
-            return _hub_file(repo, name, at)
-        except StorageError as error:
-            kind = UnavailableError if isinstance(error, UnavailableError) else UserError
-            raise kind(f"model.weights {repo!r} could not be loaded: {error}") from None
 
-    first = ask(CONFIG, revision)
-    if first is None:
+def _config_of_hub(repo: str, revision: str | None) -> Path:
+    """config.json in that folder. Raises as `fetched`."""
+    found = _of_model(repo, CONFIG, revision)
+    if found is None:
         raise UserError(
             f"model.weights {repo!r} could not be loaded: the Hub has no {CONFIG} there, or cannot be reached. Give a Hub id "
             "that this machine can reach, or a local folder with config.json and model.safetensors"
         )
-    folder, commit = first.parent, first.parent.name
-    for name in (CARD, ABOUT, "preprocessor_config.json"):
-        ask(name, commit)
-    _fetch(repo, lambda name: ask(name, commit) is not None, folder)
-    return folder
+    return found
+
+
+def _of_model(repo: str, name: str, revision: str | None) -> Path | None:
+    """As `_hub_file`, with errors that say what it was for."""
+    try:
+        return _hub_file(repo, name, revision)
+    except StorageError as error:
+        kind = UnavailableError if isinstance(error, UnavailableError) else UserError
+        raise kind(f"model.weights {repo!r} could not be loaded: {error}") from None
 
 
 def _hub_file(repo: str, name: str, revision: str | None) -> Path | None:
