@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from segdist import checkpoint, config, health, log, loss, probe, record, storage
+from segdist import checkpoint, config, health, log, loss, probe, record, storage, trained
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.index import Index
@@ -37,6 +37,7 @@ class Opening:
     best: dict[str, Any] | None = None
     unscored: bool = False  # the checkpoint was due for an evaluation that never ended
     parent: str | None = None  # checkpoint whose weights begin a new run
+    pinned: dict[str, str] = field(default_factory=dict)  # of `model`, in its stead: see trained.pinned
     val_digest: str = ""  # of the split that scores are made on, and how
     contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
     facts: dict[str, Any] = field(default_factory=dict)  # into run.json
@@ -161,9 +162,11 @@ def open_run(cfg: Config, found: Found, world: World) -> Opening:
         )
     check_health(cfg, index)
     identity = identity_of(cfg, index)
-    parent = checkpoint.resolve(cfg.train.init_from) if cfg.train.init_from and not newest else None
+    before = known or {}
+    parent, pinned = (None, {}) if newest else begins_from(cfg, before)
     attempt = record.claim_attempt(cfg.run.uri)
-    facts = {"identity": identity, "parent": parent or (known or {}).get("parent"), "versions": record.versions()}
+    facts = {"identity": identity, "parent": parent or before.get("parent"), "versions": record.versions()}
+    facts |= {"pinned": pinned or before.get("pinned", {})}
     facts |= {"launch": world.launch, "data": about_data(cfg, index)}
     text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
     storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
@@ -173,7 +176,24 @@ def open_run(cfg: Config, found: Found, world: World) -> Opening:
     step = checkpoint.step_of(newest)
     due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
     unscored = newest is not None and due and checkpoint.scores_of(newest) is None
-    return Opening(cfg, index, attempt, newest, best, unscored, parent, val_digest, contract, facts)
+    return Opening(cfg, index, attempt, newest, best, unscored, parent, pinned, val_digest, contract, facts)
+
+
+def begins_from(cfg: Config, before: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """(the checkpoint of train.init_from, see trained.pinned for model.weights) at step 0, settled once for all ranks.
+
+    `before`: run.json; an earlier attempt, whose steps were lost, had settled it for all that follow.
+    """
+    parent, pinned = before.get("parent"), before.get("pinned") or {}
+    try:
+        for uri in filter(None, (parent, pinned.get("weights"))):
+            checkpoint.resolve(uri)
+    except CheckpointError as error:
+        log.say(f"warning: {error}; this run began from it, and begins anew from what is there now")
+        parent, pinned = None, {}
+    if cfg.train.init_from and not parent:
+        parent = checkpoint.resolve(cfg.train.init_from)
+    return parent, pinned or trained.pinned(cfg.model)
 
 
 def about_data(cfg: Config, index: Index) -> dict[str, Any]:

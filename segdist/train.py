@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from segdist import checkpoint, figures, log, loss, models, optim, previews, record, storage
+from segdist import checkpoint, config, figures, log, loss, models, optim, previews, record, storage
 from segdist.alarm import DeadClasses
 from segdist.config import Config
 from segdist.data.augment import model_size
@@ -138,7 +138,7 @@ def starting_model(cfg: Config, run: Opening, before: checkpoint.Snapshot | None
         model.load_state_dict(before.model)
         model.notes, model.origin = [f"continues {run.checkpoint}"], initial_of(before.state)
         return model
-    return begin(cfg, run.index.labels.names, run.parent)
+    return begin(config.changed(cfg, "model", run.pinned), run.index.labels.names, run.parent)
 
 
 def agree(wish: str | None, tally: torch.Tensor, world: World) -> tuple[torch.Tensor, bool, bool]:

@@ -16,7 +16,7 @@ from segdist import checkpoint, config, models, storage
 from segdist.config import Config
 from segdist.data.labels import Labels
 from segdist.errors import CheckpointError, UserError
-from segdist.models import head, licences
+from segdist.models import head, licences, smp
 from segdist.models.segmenter import NOWHERE, Segmenter
 from segdist.models.weights import Weights, inherited, origin_of, tell
 
@@ -81,6 +81,17 @@ def build(cfg: config.Model, class_names: Sequence[str]) -> Segmenter:
         return models.build(cfg, class_names, as_folder(uri, Path(place)))
 
 
+def pinned(cfg: config.Model) -> dict[str, str]:
+    """What model.weights means now, as fields of `model` that go on meaning it: a run's checkpoint, a Hub id's commit.
+
+    Empty where nothing can be pinned: random weights, a folder, an encoder's. Raises UserError when they are not to be had.
+    """
+    if cfg.weights is not None and cfg.revision is None and is_run(cfg.weights):
+        return {"weights": checkpoint.resolve(cfg.weights)}
+    commit = models.pinned(cfg)
+    return {"revision": commit} if commit else {}
+
+
 def is_run(uri: str) -> bool:
     """Whether a run or a checkpoint lies there."""
     if "://" in uri and not uri.lower().startswith(("s3://", "file://")):
@@ -96,7 +107,7 @@ def as_folder(uri: str, folder: Path) -> Weights:
     save_file(held, folder / "model.safetensors")
     about = {"classes": state["labels"]["classes"], "mean": arch["mean"], "std": arch["std"]}
     scale = {"image_mean": arch["mean"], "image_std": arch["std"], "do_normalize": True}
-    library = {"encoder_name": arch["encoder"]} if "encoder" in arch else arch["config"]
+    library = smp.library_config(arch) if "encoder" in arch else arch["config"]
     for name, tree in (("config.json", library), ("segdist.json", about), ("preprocessor_config.json", scale)):
         (folder / name).write_text(json.dumps(tree), encoding="utf-8")
     return Weights(uri, folder, inherited(initial_of(state), uri))

@@ -77,7 +77,7 @@ def test_unet_comes_by_hub_id_at_a_revision_with_its_licence_and_again_from_the_
     assert result["encoder"] == pytest.approx([total + n for total, n in zip(expected, sizes)], rel=1e-4)
     assert result["origin"] == {
         "source": "someone/unet", "revision": commit_of(older), "through": [],
-        "licence": {"name": "own", "link": "L", "note": None},
+        "licence": {"name": "own", "link": "L", "note": None, "id": None},
     }  # fmt: skip
     assert json.loads(again.stdout.splitlines()[-1]) == result, again.stderr
     assert missing.returncode != 0 and "cannot be reached" in missing.stderr

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SEGFORMER, UNET
+from fault_proxy import Fault, spoiling
+from hub_server import COMMIT, serving
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
+from test_push import Site
 from zoo import SMP, ZOO
 
 from segdist import checkpoint, config, models, record, storage, trained
 from segdist.config import Config
-from segdist.errors import ConfigError, UserError
+from segdist.errors import ConfigError, UnavailableError, UserError
 from segdist.export import export
 from segdist.models import licences
 from segdist.models.head import match
 from segdist.models.segmenter import NOWHERE, Segmenter
-from segdist.train import fit
+from segdist.opening import look, open_run, settle
+from segdist.train import fit, starting_model
 from segdist.trained import load_trained
 from segdist.world import World
 
@@ -180,9 +185,14 @@ def test_weights_in_several_files_are_put_together(tree: dict[str, Any], tmp_pat
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": place}))
     assert len(same(build(given(tree, str(tmp_path))), donor)) == len(donor.state_dict()) - 2
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(held, "../elsewhere.safetensors")}))
-    with pytest.raises(UserError, match="lies outside its folder"):
-        build(given(tree, str(tmp_path)))
+    for outside in ("../elsewhere.safetensors", str(tmp_path.parent / "elsewhere.safetensors"), "..", ".", ""):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(held, outside)}))
+        with pytest.raises(UserError, match="lies outside its folder"):
+            build(given(tree, str(tmp_path)))
+    for nothing in ({}, {"weight_map": [1]}, {"weight_map": {"a": 1}}):
+        index.write_text(json.dumps(nothing))
+        with pytest.raises(UserError, match="has no weight_map"):
+            build(given(tree, str(tmp_path)))
 
 
 def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
@@ -212,7 +222,7 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
     fit(first, ALONE)
     origin = {
         "source": str(tmp_path / "donor"), "revision": None, "through": [],
-        "licence": {"name": "cc-by-4.0", "link": None, "note": None},
+        "licence": {"name": "cc-by-4.0", "link": None, "note": None, "id": None},
     }  # fmt: skip
     state = record.load(first.run.uri)
     assert state is not None and state["initial"] == origin
@@ -237,6 +247,33 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
     assert checkpoint.load_state(checkpoint.resolve(second.run.uri))["initial"] == origin | {"through": [best]}
     with pytest.raises(UserError, match=r"model\.revision pins a Hub id"):
         build(given(tree, first.run.uri, revision="main"))
+
+
+NARROW = {"decoder_channels": [64, 48, 32, 16, 16], "decoder_attention_type": "scse"}
+
+
+def test_weights_of_smp_bring_the_options_that_their_network_was_made_with(make_config: Make, tmp_path: Path) -> None:
+    tree = {**UNET, "options": NARROW}
+    run = make_config(model=tree, train={"num_steps": 2}, eval={"num_samples": 1})
+    fit(run, ALONE)
+    model = load_trained(run.run.uri, ALONE.device)
+    export(model, str(tmp_path / "export"))
+    donor = saved(tree, tmp_path / "donor", OURS)
+    for weights, theirs, names in (
+        (run.run.uri, model.model, model.labels.names),
+        (str(tmp_path / "export"), model.model, model.labels.names),
+        (str(tmp_path / "donor"), donor, OURS),
+    ):
+        for options in ({}, {"decoder_attention_type": "scse"}):
+            begun = build({**UNET, "weights": weights, "options": options}, names)
+            assert same(begun, theirs) == set(theirs.state_dict()) and not begun.tensors["new"]
+            assert begun.arch["options"] == NARROW
+        models.rebuild(json.loads(json.dumps(begun.arch))).load_state_dict(begun.state_dict())
+        for key, value in (("decoder_channels", [256, 128, 64, 32, 16]), ("decoder_interpolation", "bilinear")):
+            with pytest.raises(UserError, match=rf"model\.options\.{key} is .* have .*; leave it out"):
+                build({**UNET, "weights": weights, "options": {key: value}}, names)
+        with pytest.raises(UserError, match=r"hold a Unet; set model\.name=unet"):
+            build({**UNET, "name": "unetplusplus", "weights": weights}, names)
 
 
 def test_a_parents_head_keeps_rows_by_name(make_config: Make, tmp_path: Path) -> None:
@@ -297,6 +334,32 @@ def test_a_licence_is_read_from_the_card_or_known(
     assert ((found and found["note"]) or "").startswith(note or "") and bool(found and found["note"]) == bool(note)
 
 
+@pytest.mark.parametrize(
+    ("repo", "said", "name", "hub_id"),
+    [
+        ("me/net", "mit", "mit", "mit"),
+        ("me/net", "[mit]", "mit", "mit"),
+        ("me/net", "[mit, apache-2.0]", "mit and apache-2.0", None),
+        ("me/net", "[mit, other]\nlicense_name: own", "mit and own", None),
+        ("me/net", "other\nlicense_name: own", "own", None),
+        ("me/net", "other\nlicense_name: [own]", "other", None),
+        ("me/net", "[mit, null, 3]", "mit", "mit"),
+        ("microsoft/beit-base", "other", "apache-2.0", "apache-2.0"),
+        (None, "mit", "mit", None),  # a folder's card: the Hub never saw it
+    ],
+)
+def test_licences_of_a_card_are_taken_one_by_one_and_an_id_of_the_hub_is_known_as_one(
+    repo: str | None, said: str, name: str, hub_id: str | None
+) -> None:
+    found = licences.of(repo, f"---\nlicense: {said}\n---\n")
+    assert found is not None and (found["name"], found["id"]) == (name, hub_id)
+
+
+@pytest.mark.parametrize("said", ["{a: b}", "[]", "[[mit]]", "3", "' '"])
+def test_what_is_no_licence_in_a_card_is_none(said: str) -> None:
+    assert licences.of("me/net", f"---\nlicense: {said}\n---\n") is None
+
+
 def test_only_what_is_needed_is_taken_from_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     donor = saved(SEGFORMER, tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
@@ -306,3 +369,169 @@ def test_only_what_is_needed_is_taken_from_an_address(tmp_path: Path, monkeypatc
     monkeypatch.setattr(storage, "read", lambda uri: asked.append(uri.rsplit("/", 1)[1]) or read(uri))
     assert len(same(build(given(SEGFORMER, f"file://{tmp_path}")), donor)) == len(donor.state_dict()) - 2
     assert set(asked) == {"config.json", "model.safetensors"}
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A Hub for the clients of this process, with an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving(tmp_path / "hub") as (address, _):
+        yield Site(tmp_path / "hub", address, monkeypatch)
+    storage.hf._hub_of.cache_clear()
+
+
+BY_ID = {"name": "segformer", "weights": "me/net"}
+
+
+def renewed(site: Site) -> Segmenter:
+    """Other weights in me/net, by a commit of their own; the older ones stay at theirs."""
+    folder = site.folder / "me" / "net"
+    older = {"private": False, "commits": [{"id": COMMIT, "title": "first"}]}
+    shutil.copytree(folder, kept := folder.with_name(f"net@{COMMIT}"))
+    (kept / "HISTORY").write_text(json.dumps(older), encoding="utf-8")
+    donor = published(site, seed=2)
+    newer = {"private": False, "commits": [*older["commits"], {"id": "f" * 40, "title": "second"}]}
+    (folder / "HISTORY").write_text(json.dumps(newer), encoding="utf-8")
+    return donor
+
+
+def published(site: Site, seed: int = 1) -> Segmenter:
+    """A network on the Hub, as me/net, with all files that tell something of it."""
+    folder = site.folder / "me" / "net"
+    donor = saved(SEGFORMER, folder, OURS, seed)
+    about = {"classes": [{"name": name} for name in reversed(OURS)]}  # against config.json: who reads it is seen
+    scale = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "do_normalize": True}
+    for name, tree in (("segdist.json", about), ("preprocessor_config.json", scale)):
+        (folder / name).write_text(json.dumps(tree), encoding="utf-8")
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n", encoding="utf-8")
+    return donor
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "segdist.json", "preprocessor_config.json", "README.md", "model.safetensors"]
+)
+def test_a_file_that_the_hub_did_not_give_is_not_one_that_is_not_there(site: Site, name: str) -> None:
+    """Once it answers with an error that huggingface_hub itself does not try again."""
+    published(site)
+    with spoiling(site.address, fault := Fault("HEAD", f"/{name}", "520 x", times=1)) as address:
+        site.point(address)
+        model = build(BY_ID)
+    assert fault.met > 1
+    assert model.traits.mean == (0.5, 0.5, 0.5)
+    assert model.notes[1] == "head replaced: 3 -> 3 classes"  # the names of segdist.json are in another order
+    assert (model.origin["licence"] or {})["id"] == "cc-by-4.0"
+
+
+def test_an_outage_of_the_hub_is_told_as_one_and_its_cache_serves_without_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    donor = published(site)
+    (site.folder / "me" / "net" / "segdist.json").unlink()
+    monkeypatch.setattr("segdist.storage._PATIENCE_SECONDS", 0.0)
+    with spoiling(site.address, Fault("HEAD", "/README.md", "520 x")) as address:
+        site.point(address)
+        with pytest.raises(
+            UnavailableError, match=r"model\.weights 'me/net' could not be loaded: .*does not answer \(520\)"
+        ):
+            build(BY_ID)
+        (site.folder / "me" / "net" / "README.md").unlink()
+    site.point(site.address)
+    assert build(BY_ID).notes[1] == "head kept: it knows these 3 classes"
+    with spoiling(
+        site.address, Fault("HEAD", ".", "520 x")
+    ) as address:  # what is known not to exist is no question then
+        site.point(address)
+        assert same(build(BY_ID), donor) == set(donor.state_dict())
+        with pytest.raises(UnavailableError, match="does not answer"):
+            build({**BY_ID, "weights": "me/other"})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert same(build(BY_ID), donor) == set(donor.state_dict())
+    shutil.rmtree(Path(constants.HF_HUB_CACHE) / "models--me--net" / ".no_exist")  # as snapshot_download leaves it
+    assert same(build(BY_ID), donor) == set(donor.state_dict())
+    with pytest.raises(UserError, match=r"me/other.*cannot be reached"):
+        build({**BY_ID, "weights": "me/other"})
+
+
+def test_the_licence_of_an_encoder_may_be_missing_and_then_somebody_hears_of_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segdist.models.weights import origin_of_hub
+
+    published(site)
+    monkeypatch.setattr("segdist.storage._PATIENCE_SECONDS", 0.0)
+    with spoiling(site.address, Fault("HEAD", "/README.md", "520 x")) as address:
+        site.point(address)
+        assert origin_of_hub("me/net", None)["licence"] is None
+    assert "the licence of me/net may be missing" in capsys.readouterr().err
+    site.point(site.address)
+    assert origin_of_hub("me/net", None)["licence"]["name"] == "cc-by-4.0"
+
+
+def dies(cfg: Config) -> None:
+    """An attempt at a run that ends in its second step, before its first commit."""
+    asked: list[None] = []
+
+    def notice() -> None:
+        asked.append(None)
+        if len(asked) == 2:
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        fit(cfg, ALONE, notice=notice)
+    assert checkpoint.newest(cfg.run.uri, print) is None
+
+
+LATE = {"checkpoint": {"every_steps": 100}, "eval": {"every_steps": 100, "num_samples": 1}}
+
+
+def test_all_ranks_and_later_attempts_begin_from_the_commit_that_the_first_rank_saw(
+    site: Site, make_config: Make
+) -> None:
+    donor = published(site)
+    cfg = make_config(model=BY_ID, **LATE)
+    found = look(cfg, 2)
+    run = open_run(settle(found.cfg, found.index, ALONE), found, ALONE)
+    dies(cfg)
+    other = renewed(site)
+    rank = starting_model(cfg, run, None)  # as one that comes late
+    changed = {k for k in set(donor.state_dict()) - same(donor, other) if k.startswith(donor.traits.encoder_prefix)}
+    assert changed and changed <= same(build(BY_ID), other)  # who asks anew gets the new ones
+    assert changed <= same(rank, donor) and rank.origin["revision"] == COMMIT
+    fit(cfg, ALONE)
+    state = checkpoint.load_state(checkpoint.resolve(cfg.run.uri))
+    assert (state["initial"]["revision"], state["pinned"]) == (COMMIT, {"revision": COMMIT})
+
+
+@pytest.mark.parametrize("field", ["model.weights", "train.init_from"])
+def test_later_attempts_begin_from_the_checkpoint_that_was_the_best_one_then(
+    field: str, make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = make_config(run={"uri": str(tmp_path / "old")})
+    fit(old, ALONE)
+    second, first = checkpoint.committed(old.run.uri)[:2]  # after steps 4 and 3
+
+    def best(uri: str) -> None:
+        told = {"step": 4, "miou": 0.5, "checkpoint": f"checkpoints/{uri.rsplit('/', 1)[1]}"}
+        storage.write(f"{old.run.uri}/best.json", json.dumps(told).encode())
+
+    def begun(name: str, again: bool) -> str:
+        by_weights = {"model": given(SEGFORMER, old.run.uri)}
+        cfg = make_config(
+            run={"uri": str(tmp_path / name)},
+            **(by_weights if field == "model.weights" else {"train": {"init_from": old.run.uri}}), **LATE,
+        )  # fmt: skip
+        best(first)
+        dies(cfg)
+        best(second)
+        if not again:
+            storage.delete(first)
+        fit(cfg, ALONE)
+        return checkpoint.load_state(checkpoint.resolve(cfg.run.uri))["initial"]["through"][-1]
+
+    assert begun("new", again=True) == first
+    assert begun("newer", again=False) == second  # a run does not end with what it began from
+    assert "begins anew from what is there now" in capsys.readouterr().err

@@ -61,7 +61,10 @@ class Smp(Section):
     aux_head: bool = identity(
         False, "An auxiliary head on a middle stage of the encoder, in training (loss.aux_weight)."
     )
-    options: dict[str, Any] = identity({}, "More arguments of the architecture's class, such as decoder_channels.")
+    options: dict[str, Any] = identity(
+        {},
+        "More arguments of the architecture's class, such as decoder_channels; weights of a network bring their own.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Smp:

@@ -17,7 +17,7 @@ def build(cfg: Model, class_names: Sequence[str], found: Weights | None = None) 
     `found` stands for what model.weights says, where that was fetched already. Raises UserError when the weights are not to
     be had or do not fit.
     """
-    if cfg.weights is not None and found is None and not (isinstance(cfg, Smp) and smp.only_encoder(cfg)):
+    if cfg.weights is not None and found is None and not _only_encoder(cfg):
         with weights.fetched(cfg.weights, cfg.revision) as found:
             return build(cfg, class_names, found)
     if isinstance(cfg, Segformer):
@@ -25,6 +25,20 @@ def build(cfg: Model, class_names: Sequence[str], found: Weights | None = None) 
     if isinstance(cfg, Smp):
         return smp.build(cfg, class_names, found)
     return hf.build(cfg, class_names, found)
+
+
+def pinned(cfg: Model) -> str | None:
+    """The commit that model.weights means on the Hub now; None for weights from elsewhere, and for those of an encoder.
+
+    Raises UserError when the Hub does not tell.
+    """
+    if cfg.weights is None or _only_encoder(cfg) or not weights.is_hub_id(cfg.weights):
+        return None
+    return weights.commit_of(cfg.weights, cfg.revision)
+
+
+def _only_encoder(cfg: Model) -> bool:
+    return isinstance(cfg, Smp) and smp.only_encoder(cfg)
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:

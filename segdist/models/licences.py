@@ -1,7 +1,9 @@
 """Licences of initial weights: what their card says, and what is known of weights whose card says only "other".
 
-A licence is a JSON-able dict: `name` (an SPDX-like id of the Hub, or the licence's own name), `link` and `note` (None where
-unknown). It travels with the weights: into checkpoints, exports and their cards.
+A licence is a JSON-able dict: `name` (an SPDX-like id of the Hub, or the licence's own name; several are joined by "and"),
+`link` and `note` (None where unknown), and `id`: what a card on the Hub has as its one `license`, so that another card there
+may say the same; None where it said "other" or several, where no such card told it, and absent in records of before. It
+travels with the weights: into checkpoints, exports and their cards.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import yaml
 Licence = dict[str, Any]
 
 
-def _licence(name: str, link: str | None = None, note: str | None = None) -> Licence:
-    return {"name": name, "link": link, "note": note}
+def _licence(name: str, link: str | None = None, note: str | None = None, hub_id: str | None = None) -> Licence:
+    return {"name": name, "link": link, "note": note, "id": hub_id}
 
 
 _NVIDIA = _licence(
@@ -24,7 +26,7 @@ _NVIDIA = _licence(
     "research and evaluation only, not for commercial use",
 )
 _APPLE = _licence("Apple Sample Code License", "https://github.com/apple/ml-cvnets/blob/main/LICENSE")
-_APACHE = _licence("apache-2.0")
+_APACHE = _licence("apache-2.0", hub_id="apache-2.0")
 KNOWN = {  # repositories of the Hub -> licence, as their cards have it
     "nvidia/mit-b[0-5]": _NVIDIA,
     "nvidia/segformer-b[0-5]-*": _NVIDIA,
@@ -37,9 +39,9 @@ KNOWN = {  # repositories of the Hub -> licence, as their cards have it
 
 
 def of(repo: str | None, readme: str | None) -> Licence | None:
-    """The licence of weights from a repository with this README.md; None where neither tells."""
+    """The licence of weights from a repository of the Hub (None: from elsewhere) with this README.md; None: neither tells."""
     known = next((found for pattern, found in KNOWN.items() if fnmatchcase(repo or "", pattern)), None)
-    said = _of_readme(readme) if readme else None
+    said = _of_readme(readme, on_hub=repo is not None) if readme else None
     if said is None or (said["name"] == "other" and known):
         return known or said
     return said | {"note": known["note"]} if known else said
@@ -50,8 +52,8 @@ def named(name: str | None) -> Licence | None:
     return _licence(name) if name else None
 
 
-def _of_readme(text: str) -> Licence | None:
-    """From the YAML between two lines of hyphens at the top of a model card."""
+def _of_readme(text: str, on_hub: bool) -> Licence | None:
+    """From the YAML between two lines of hyphens at the top of a model card. Its `license` is an id, or a list of them."""
     parts = text.lstrip().split("---", 2)
     if len(parts) < 3 or parts[0]:
         return None
@@ -59,11 +61,21 @@ def _of_readme(text: str) -> Licence | None:
         card = yaml.safe_load(parts[1])
     except yaml.YAMLError:
         return None
-    if not isinstance(card, dict) or not card.get("license"):
+    if not isinstance(card, dict):
         return None
-    name = card["license"] if card["license"] != "other" else card.get("license_name") or "other"
-    link = card.get("license_link")
-    return _licence(str(name), link if isinstance(link, str) else None)
+    said = card.get("license")
+    ids = [one for each in (said if isinstance(said, list) else [said]) if (one := _text(each))]
+    if not ids:
+        return None
+    own = _text(card.get("license_name")) or "other"
+    name = " and ".join(own if each == "other" else each for each in ids)
+    single = on_hub and len(ids) == 1 and ids != ["other"]
+    return _licence(name, _text(card.get("license_link")), hub_id=ids[0] if single else None)
+
+
+def _text(value: Any) -> str | None:
+    """A text that is not blank, without its margins; None for all else."""
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def shown(licence: Licence) -> str:

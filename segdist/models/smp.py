@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,11 +141,20 @@ def rebuild(arch: dict[str, Any]) -> Segmenter:
 
 def _from_folder(arch: dict[str, Any], found: weights.Weights, class_names: Sequence[str], transfer: str) -> Segmenter:
     """Weights in smp's own layout (config.json and weights), whatever their number of classes."""
-    encoder = weights.config_of(found).get("encoder_name")
+    library = weights.config_of(found)
+    encoder = library.get("encoder_name")
     if encoder is None:
         raise weights.unreadable(found, "not in smp's layout: its config.json names no encoder_name")
     if encoder != arch["encoder"]:
         raise UserError(f"model.weights {found.said!r} hold encoder {encoder!r}; set model.encoder={encoder}")
+    kind = library.get("_model_class", FAMILIES[arch["name"]].kind)
+    if kind != FAMILIES[arch["name"]].kind:
+        name = next((name for name, family in FAMILIES.items() if family.kind == kind), None)
+        raise UserError(
+            f"model.weights {found.said!r} hold a {kind}; "
+            + (f"set model.name={name}" if name else "it is not supported")
+        )
+    arch = arch | {"options": _options_of(library, arch["name"], arch["options"], found.said)}
     stored = weights.tensors(found)
     if about := found.about:  # of our own exports: the normalisation belongs to the weights
         arch = arch | {"mean": about["mean"], "std": about["std"]}
@@ -153,13 +163,44 @@ def _from_folder(arch: dict[str, Any], found: weights.Weights, class_names: Sequ
     return weights.start(model, found, done)
 
 
+def library_config(arch: dict[str, Any]) -> dict[str, Any]:
+    """config.json in smp's own layout, as far as `build` reads it."""
+    return {
+        "_model_class": FAMILIES[arch["name"]].kind, "encoder_name": arch["encoder"], **arch.get("options", {}),
+    }  # fmt: skip
+
+
+def _options_of(library: dict[str, Any], name: str, ours: dict[str, Any], said: str) -> dict[str, Any]:
+    """The options of stored weights, by their config.json, but for defaults. Raises UserError where those given differ.
+
+    Otherwise what the weights do not fit would start at random.
+    """
+    defaults = json.loads(json.dumps(_defaults(name)))  # tuples become lists, as they are in config.json
+    theirs = {key: library.get(key, default) for key, default in defaults.items()}
+    for key, value in json.loads(json.dumps(ours)).items():
+        if key in theirs and value != theirs[key]:
+            raise UserError(
+                f"model.options.{key} is {value!r}, and model.weights {said!r} have {theirs[key]!r}; leave it out: the options "
+                "of weights are theirs"
+            )
+    return {key: value for key, value in theirs.items() if value != defaults[key]} | ours
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The options of an architecture, with their defaults."""
+    import segmentation_models_pytorch as smp
+
+    parameters = inspect.signature(getattr(smp, FAMILIES[name].kind)).parameters
+    return {key: parameter.default for key, parameter in parameters.items() if key not in _OWN}
+
+
 def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -> Segmenter:
     import segmentation_models_pytorch as smp
 
     options = arch.get("options", {})
     try:
         kind = getattr(smp, FAMILIES[arch["name"]].kind)
-        if unknown := sorted(set(options) - (known := set(inspect.signature(kind).parameters) - _OWN)):
+        if unknown := sorted(set(options) - (known := set(_defaults(arch["name"])))):
             raise UserError(f"model.options.{unknown[0]}: {arch['name']} takes {', '.join(sorted(known))}")
         always = FAMILIES[arch["name"]].always
         net = kind(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"], **options, **always)

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from segdist import storage
-from segdist.errors import StorageError, UserError
+from segdist import log, storage
+from segdist.errors import StorageError, UnavailableError, UserError
 from segdist.models import licences
 from segdist.models.head import Loaded, short
 from segdist.models.segmenter import Segmenter
@@ -59,10 +59,10 @@ class Weights:
 def fetched(said: str, revision: str | None) -> Iterator[Weights]:
     """The weights that a config means, in a folder that is there while this is open.
 
-    Raises UserError when they are not to be had.
+    Raises UserError when they are not to be had; it is an UnavailableError when that may be different later.
     """
     local = "://" not in said and Path(said).expanduser().is_dir()
-    hub = "://" not in said and not local and _HUB_ID.fullmatch(said) is not None
+    hub = is_hub_id(said)
     if revision is not None and not hub:
         raise UserError(f"model.revision {revision!r} pins a Hub id, and model.weights {said!r} is none; leave it out")
     with tempfile.TemporaryDirectory() as place:
@@ -81,6 +81,16 @@ def fetched(said: str, revision: str | None) -> Iterator[Weights]:
         files(found)
         before = found.about.get("initial")  # an export of ours
         yield replace(found, origin=inherited(before, said)) if before else found
+
+
+def is_hub_id(said: str) -> bool:
+    """Whether model.weights means a model on the Hub, and not a folder or an address."""
+    return "://" not in said and not Path(said).expanduser().is_dir() and _HUB_ID.fullmatch(said) is not None
+
+
+def commit_of(repo: str, revision: str | None) -> str:
+    """The commit that a Hub id means now. Raises as `fetched`."""
+    return _config_of_hub(repo, revision).parent.name
 
 
 def origin_of(source: str, revision: str | None, licence: licences.Licence | None) -> dict[str, Any]:
@@ -149,8 +159,9 @@ def config_of(found: Weights) -> dict[str, Any]:
 def origin_of_hub(repo: str, revision: str | None, licence: licences.Licence | None = None) -> dict[str, Any]:
     """Where weights began that another library has fetched from the Hub; `licence` stands in where the card tells none."""
     try:
-        card = storage.hub_file(repo, CARD, revision)
-    except StorageError:  # the weights are there, and what their card says is not worth a run
+        card = _hub_file(repo, CARD, revision)
+    except StorageError as error:  # the weights are there, and what their card says is not worth a run
+        log.say(f"warning: {error}; the licence of {repo} may be missing from the record of these weights")
         card = None
     said = licences.of(repo, _text(card) if card else None) or licence
     return origin_of(repo, revision or (card.parent.name if card else None), said)
@@ -176,41 +187,59 @@ def _chosen(said: str, names: set[str]) -> str:
 
 def _shards(index: dict[str, Any]) -> list[str]:
     """Files that a list of shards names. Raises UserError when one lies elsewhere."""
-    names = sorted(set(index.get("weight_map", {}).values()))
-    if odd := [name for name in names if Path(name).name != name]:
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError(
+            "a list of weights of model.weights has no weight_map of tensors to files; save the weights again"
+        )
+    names = sorted(set(listed.values()))
+    if odd := [name for name in names if Path(name).name != name or name in ("", "..")]:  # ".." is its own name
         raise UserError(f"a list of weights names {odd[0]!r}, which lies outside its folder")
     return names
 
 
 def _of_hub(repo: str, revision: str | None) -> Path:
     """The folder in huggingface_hub's cache, which bears the name of the commit."""
+    folder = _config_of_hub(repo, revision).parent
+    for name in (CARD, ABOUT, "preprocessor_config.json"):
+        _of_model(repo, name, folder.name)
+    _fetch(repo, lambda name: _of_model(repo, name, folder.name) is not None, folder)
+    return folder
 
-    def ask(name: str, at: str | None) -> Path | None:
-        try:
-            return storage.hub_file(repo, name, at)
-        except StorageError as error:
-            raise UserError(f"model.weights {repo!r} could not be loaded: {error}") from None
 
-    first = ask(CONFIG, revision)
-    if first is None:
+def _config_of_hub(repo: str, revision: str | None) -> Path:
+    """config.json in that folder. Raises as `fetched`."""
+    found = _of_model(repo, CONFIG, revision)
+    if found is None:
         raise UserError(
             f"model.weights {repo!r} could not be loaded: the Hub has no {CONFIG} there, or cannot be reached. Give a Hub id "
             "that this machine can reach, or a local folder with config.json and model.safetensors"
         )
-    folder, commit = first.parent, first.parent.name
-    for name in (CARD, ABOUT, "preprocessor_config.json"):
-        ask(name, commit)
-    _fetch(repo, lambda name: ask(name, commit) is not None, folder)
-    return folder
+    return found
+
+
+def _of_model(repo: str, name: str, revision: str | None) -> Path | None:
+    """As `_hub_file`, with errors that say what it was for."""
+    try:
+        return _hub_file(repo, name, revision)
+    except StorageError as error:
+        kind = UnavailableError if isinstance(error, UnavailableError) else UserError
+        raise kind(f"model.weights {repo!r} could not be loaded: {error}") from None
+
+
+def _hub_file(repo: str, name: str, revision: str | None) -> Path | None:
+    """storage.hub_file, waited for while the Hub is away."""
+    return storage.patiently(lambda: storage.hub_file(repo, name, revision), log.say)
 
 
 def _download(uri: str, folder: Path) -> None:
     """Puts config, card and weights of an address into a folder; nothing else of what lies there."""
-    there = set(storage.names(uri))
+    there = set(storage.patiently(lambda: storage.names(uri), log.say))
 
     def get(name: str) -> bool:
         if name in there:
-            (folder / name).write_bytes(storage.read(storage.join(uri, name)))
+            data = storage.patiently(lambda: storage.read(storage.join(uri, name)), log.say)
+            (folder / name).write_bytes(data)
         return name in there
 
     if not get(CONFIG):

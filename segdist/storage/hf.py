@@ -66,14 +66,20 @@ def walk(uri: str) -> Iterator[Entry]:
 def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a model in huggingface_hub's own cache, in a folder that bears the commit's name, fetched if need be.
 
-    None where the model has no such file, or the Hub does not answer and the cache does not hold it. Raises StorageError.
+    None where the model has no such file, or (HF_HUB_OFFLINE) the cache does not hold it. Raises UnavailableError where the Hub
+    does not answer and the cache does not know either, and StorageError.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     def once() -> Path | None:
         try:
             return Path(hf_hub_download(repo, name, revision=revision))
+        except LocalEntryNotFoundError as error:  # an EntryNotFoundError, though nobody said that there is none
+            offline = isinstance(error.__cause__, OfflineModeIsEnabled)
+            if offline or try_to_load_from_cache(repo, name, revision=revision) is not None:  # known not to exist
+                return None
+            raise error.__cause__ or error from None
         except EntryNotFoundError:
             return None
 
