@@ -128,6 +128,21 @@ def test_logits_of_a_traced_graph_are_the_models(trained: dict[str, Trained], tm
     assert (net(images.float()) - ours).abs().max() < 1e-4 * ours.abs().max()
 
 
+def test_weights_that_no_onnx_file_can_hold_lie_beside_it(
+    trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+        export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx", size=(32, 48))
+    about = json.loads((tmp_path / "x" / "segdist.json").read_text())
+    assert about["files"] == ["README.md", "model.onnx", "model.onnx.data"] and about["verified"]
+    assert (tmp_path / "x" / "model.onnx.data").stat().st_size > (tmp_path / "x" / "model.onnx").stat().st_size
+    session = onnxruntime.InferenceSession(tmp_path / "x" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["names"]) == about["names"]
+    export(trained["segformer"], str(tmp_path / "x"))
+    assert not list((tmp_path / "x").glob("model.onnx*"))
+
+
 def test_a_graph_of_one_size_takes_that_size_alone(trained: dict[str, Trained], tmp_path: Path) -> None:
     summary = export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx", size=(48, 40))
     assert summary["sides"] == "48x40 px"
