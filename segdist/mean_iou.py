@@ -247,7 +247,8 @@ def _as_bytes(array: np.ndarray) -> np.ndarray | None:
     flat = array.ravel()
     small = np.empty(flat.shape, np.uint8)
     signed = flat.dtype.kind == "i"
-    unsigned = flat.view(f"u{flat.itemsize}") if signed else flat  # what is negative becomes larger than any other
+    # what is negative becomes larger than any other; in the same order of bytes
+    unsigned = flat.view(flat.dtype.str.replace("i", "u")) if signed else flat
     most = min(255, np.iinfo(flat.dtype).max) if signed else 255
     for start in range(0, flat.size, _BLOCK_PX):
         block = slice(start, start + _BLOCK_PX)

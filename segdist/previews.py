@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from segdist import log
 from segdist.data.labels import Labels
 from segdist.data.stream import EvalBatch, spread
-from segdist.errors import UserError
 from segdist.figures import blended
 from segdist.ops import IGNORE
 from segdist.world import World
@@ -65,15 +65,16 @@ class Previews:
     def meet(self, world: World) -> list[Preview]:
         """Those of all ranks, in the order of the split, or of the ids that were given. All ranks must call it.
 
-        Raises UserError when a sample was asked for that the evaluation did not see.
+        An id that the evaluation did not see costs its picture and a warning, not the scores: ids are known only once all
+        rows were read.
         """
         found = sorted((one for kept in world.gather(self._kept) for one in kept), key=lambda one: one.row)
         if self._ids is None:
             return found
         by_id = {one.sample_id: one for one in found}
-        if lost := [sample_id for sample_id in self._ids if sample_id not in by_id]:
-            raise UserError(f"no sample of the split is called {', '.join(map(repr, lost))}")
-        return [by_id[sample_id] for sample_id in self._ids]
+        if world.is_first and (lost := [sample_id for sample_id in self._ids if sample_id not in by_id]):
+            log.say(f"warning: no sample of the split is called {', '.join(map(repr, lost))}; the previews are without")
+        return [by_id[sample_id] for sample_id in self._ids if sample_id in by_id]
 
 
 def _shrunk(row: int, sample_id: str, image: torch.Tensor, mask: torch.Tensor, pred: torch.Tensor) -> Preview:

@@ -57,8 +57,8 @@ def evaluate_checkpoint(
 
     `changes` (and `batch_size`, when given) replace fields of the run's own `eval` section. Under torchrun, all its ranks
     take part and get the same. `raw`: see checkpoint.load_model. `previews`: where to draw `num_previews` samples, or those of
-    `preview_ids`, as a PNG. Raises LabelError when the data set's classes are not the checkpoint's, UserError when a sample of
-    `preview_ids` is not in the split.
+    `preview_ids`, as a PNG; ids that are not in the split are warned of. Raises LabelError when the data set's classes are not
+    the checkpoint's.
     """
     with joined(device) as world:
         wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
@@ -82,9 +82,10 @@ def evaluate_checkpoint(
         "split": split,
         "data_digest": index.digest(split),
     }
-    if previews and world.is_first:
+    if previews and drawn and world.is_first:
         title = f"{index.name}, {split}: mIoU {result.scores.miou:.4f}"
         storage.write(previews, png(grid(drawn, trained.labels, title)))
+        log.say(f"written: {previews}")
     return report(result, trained.labels.names) | about
 
 

@@ -23,6 +23,7 @@ from segdist.cli import app
 from segdist.errors import ConfigError, UserError
 from segdist.export import export, graph, onnx, proof
 from segdist.export.graph import Graph, Shape, program
+from segdist.models import weights
 from segdist.models.formats import FORMATS, formats_of
 from segdist.models.segmenter import Segmenter, infer
 from segdist.ops.resize import predict
@@ -125,6 +126,21 @@ def test_logits_of_a_traced_graph_are_the_models(trained: dict[str, Trained], tm
     images = torch.randint(0, 256, (3, 3, 96, 71), dtype=torch.uint8)
     ours = infer(trained["unet"].model, images)
     assert (net(images.float()) - ours).abs().max() < 1e-4 * ours.abs().max()
+
+
+def test_weights_that_no_onnx_file_can_hold_lie_beside_it(
+    trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+        export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx", size=(32, 48))
+    about = json.loads((tmp_path / "x" / "segdist.json").read_text())
+    assert about["files"] == ["README.md", "model.onnx", "model.onnx.data"] and about["verified"]
+    assert (tmp_path / "x" / "model.onnx.data").stat().st_size > (tmp_path / "x" / "model.onnx").stat().st_size
+    session = onnxruntime.InferenceSession(tmp_path / "x" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["names"]) == about["names"]
+    export(trained["segformer"], str(tmp_path / "x"))
+    assert not list((tmp_path / "x").glob("model.onnx*"))
 
 
 def test_a_graph_of_one_size_takes_that_size_alone(trained: dict[str, Trained], tmp_path: Path) -> None:
@@ -241,6 +257,57 @@ def test_another_format_takes_the_place_of_the_one_before(trained: dict[str, Tra
     (tmp_path / "segdist.json").write_text(json.dumps({**about, "files": ["../precious", "model.pt2"]}))
     export(trained["unet"], str(tmp_path))
     assert (tmp_path.parent / "precious").exists() and not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    ("earlier", "again"),
+    [(False, "the same run"), (True, "the same run"), (False, "another run"), (True, "another format")],
+)
+def test_an_export_that_was_cut_off_is_never_taken_as_whole_and_gives_way_to_another(
+    trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool, again: str
+) -> None:
+    if earlier:
+        export(trained["segformer"], str(tmp_path))
+    honest = exports.storage.write
+
+    def cut(uri: str, data: bytes) -> None:
+        honest(uri, data)
+        if uri.endswith("model.safetensors"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exports.storage, "write", cut)
+        with pytest.raises(KeyboardInterrupt):
+            export(trained["segformer"], str(tmp_path))
+    with (
+        pytest.raises(UserError, match=r"could not be loaded: its export was cut off; export .*segformer there again"),
+        weights.fetched(str(tmp_path), None),
+    ):
+        pass
+    if again == "another run":
+        with pytest.raises(UserError, match=r"holds the export of .*segformer; give another place, or --overwrite"):
+            export(trained["unet"], str(tmp_path))
+        export(trained["unet"], str(tmp_path), overwrite=True)
+    elif again == "another format":
+        export(trained["segformer"], str(tmp_path), form="torch", size=(32, 32))
+    else:
+        export(trained["segformer"], str(tmp_path))
+    about = json.loads((tmp_path / "segdist.json").read_text())
+    assert {p.name for p in tmp_path.iterdir()} == {*about["files"], "segdist.json"}
+    if again != "another format":
+        with weights.fetched(str(tmp_path), None) as found:
+            assert found.names == trained["segformer"].labels.names
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": [3]}', '{"files": 3}', '{"files": null}', "\xff"])
+def test_a_damaged_mark_is_told_with_a_remedy_that_works(
+    trained: dict[str, Trained], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "segdist.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"segdist\.json is damaged; --overwrite writes the export anew"):
+        export(trained["unet"], str(tmp_path))
+    export(trained["unet"], str(tmp_path), overwrite=True)
+    assert json.loads((tmp_path / "segdist.json").read_text())["layout"] == "segmentation_models_pytorch"
 
 
 def test_what_cannot_be_asked_for_is_refused(

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from segdist.errors import UserError
+from segdist.mean_iou import _as_bytes
 from segdist.metric import MeanIoU, pair_table, scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]
@@ -100,6 +101,23 @@ def test_2000_random_evaluations_agree_with_the_reference_to_the_last_bit() -> N
         assert same(got, slow_scores.mean_iou(preds, refs, **options)), (i, options)
         used |= options.keys()
     assert used == {"num_labels", "ignore_index", "nan_to_num", "label_map", "reduce_labels"}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"])
+def test_bytes_are_taken_of_values_that_fit_whatever_the_type_and_order_of_bytes(kind: str, order: str) -> None:
+    low, high = int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+    values = {sign * 2**i + j for i in range(64) for sign in (1, -1) for j in (-1, 0, 1)} | {
+        256 * i for i in range(256)
+    }
+    for value in (v for v in values if low <= v <= high):
+        found = _as_bytes(np.array([[0, value]], order + kind))
+        assert (found is None) == (not 0 <= value <= 255), value
+        assert found is None or found.tolist() == [[0, value]]
+    if high > 600:
+        given = np.array([[0, 256, 512]], order + kind)
+        found = MeanIoU().compute(predictions=[given], references=[given], num_labels=600, ignore_index=None)
+        assert np.flatnonzero(~np.isnan(found["per_category_iou"])).tolist() == [0, 256, 512]
 
 
 def test_all_forms_of_pictures_give_the_same() -> None:

@@ -76,11 +76,14 @@ def test_a_picture_that_cannot_be_written_is_a_warning_and_ends_no_run(
     assert f"warning: the previews of step 4 are missing: {error}" in said
 
 
-def test_ids_choose_samples_in_their_order_and_an_unknown_one_is_named() -> None:
+def test_ids_choose_samples_in_their_order_and_an_unknown_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "say", said.append)
     drawn = shown(5, Previews(5, 4, None, ["s3", "s1"])).meet(ALONE)
-    assert [one.sample_id for one in drawn] == ["s3", "s1"]
-    with pytest.raises(UserError, match="no sample of the split is called 's9'"):
-        shown(5, Previews(5, 4, None, ["s3", "s9"])).meet(ALONE)
+    assert [one.sample_id for one in drawn] == ["s3", "s1"] and not said
+    drawn = shown(5, Previews(5, 4, None, ["s3", "s9"])).meet(ALONE)
+    assert [one.sample_id for one in drawn] == ["s3"]
+    assert said == ["warning: no sample of the split is called 's9'; the previews are without"]
 
 
 def test_without_ids_so_many_of_those_that_are_scored_are_kept() -> None:
@@ -117,7 +120,9 @@ def test_three_columns_show_image_truth_and_prediction(size: tuple[int, int]) ->
         assert (picture[top : top + tile.shape[0], 12 + 2 * column : 12 + 2 * column + tile.shape[1]] == tile).all()
 
 
-def test_evaluate_draws_chosen_samples_of_a_checkpoint(make_config: Make, tmp_path: Path) -> None:
+def test_evaluate_draws_chosen_samples_of_a_checkpoint(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = make_config(eval={"num_previews": 0})
     fit(cfg, ALONE)
     out = tmp_path / "out" / "val.png"
@@ -128,8 +133,11 @@ def test_evaluate_draws_chosen_samples_of_a_checkpoint(make_config: Make, tmp_pa
     one = Image.open(io.BytesIO(out.read_bytes()))
     evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=str(out), preview_ids=ids[:2])
     assert Image.open(out).height > one.height
-    with pytest.raises(UserError, match="'nobody'"):
-        evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=str(out), preview_ids=["nobody"])
+    typo, said = str(tmp_path / "typo.png"), []
+    monkeypatch.setattr(log, "say", said.append)
+    scored = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=typo, preview_ids=["nobody"])
+    assert scored["confusion"] == result["confusion"] and not Path(typo).exists()
+    assert said == ["warning: no sample of the split is called 'nobody'; the previews are without"]
     assert previews.FOLDER not in [p.name for p in Path(cfg.run.uri).iterdir()]
 
 

@@ -119,8 +119,6 @@ def evaluate(
     if not is_first:
         return
     console.print(scores(result))
-    if previews:
-        say(f"written: {previews}")
     if out:
         storage.write(out, to_json(result, indent=1).encode())
         say(f"written: {out}")

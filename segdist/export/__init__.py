@@ -5,6 +5,7 @@ An export is read and run in a process of its own before anything is written, an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from segdist.models.segmenter import Traits
 from segdist.trained import Trained, initial_of
 
 Format = Literal["native", "onnx", "torch"]
-MARK = "segdist.json"  # written last: an export without it is not whole
+MARK = "segdist.json"  # written last; until then it says {"run", "files", "whole": false}
 _LAYOUTS = {"onnx": "onnx", "torch": "torch.export"}  # of graphs
 
 
@@ -49,7 +50,7 @@ def export(
     if size:
         trained.model.traits.check(*size)
     run = trained.uri.rsplit("/checkpoints/", 1)[0]
-    before = _before(dest)
+    before = _before(dest, overwrite)
     if before is not None and not overwrite and before.get("run") != run:
         raise UserError(f"{dest} holds the export of {before.get('run')}; give another place, or --overwrite")
     storage.check_writable(dest)
@@ -62,12 +63,14 @@ def export(
             about, measured = _graph(trained, form, folder, about, size, argmax, verify)
         told = card.about(trained, run.rsplit("/", 1)[-1], "THIS_FOLDER", about["layout"], about["sides"])
         (folder / "README.md").write_text(card.model_card(told), encoding="utf-8")
-        storage.delete(storage.join(dest, MARK))  # while files are exchanged, it is no export
         files = sorted(p for p in folder.iterdir() if p.is_file())
-        for name in {*(before or {}).get("files", ())} - {path.name for path in files}:  # of another format
+        about["files"] = [path.name for path in files]
+        others = {*(before or {}).get("files", ())} - {*about["files"]}  # of another format
+        half = {"run": run, "files": sorted([*about["files"], *others]), "whole": False}
+        storage.write(storage.join(dest, MARK), json.dumps(half).encode())  # whoever cuts this off can begin again
+        for name in others:
             if name == Path(name).name and name != "..":
                 storage.delete(storage.join(dest, name))
-        about["files"] = [path.name for path in files]
         for path in files:
             storage.write(storage.join(dest, path.name), path.read_bytes())
     storage.write(storage.join(dest, MARK), json.dumps(about | measured, indent=1).encode())
@@ -205,11 +208,22 @@ def _sides(traits: Traits) -> str:
     return f"square images, {each}" if traits.square else each
 
 
-def _before(dest: str) -> dict[str, Any] | None:
-    """What DEST's earlier export says of itself. Raises UserError when DEST holds something else."""
+def _before(dest: str, overwrite: bool) -> dict[str, Any] | None:
+    """What DEST's earlier export says of itself; {} where it is damaged and `overwrite`. Raises UserError.
+
+    It does so when DEST holds something else.
+    """
+    address = storage.join(dest, MARK)
     try:
-        return json.loads(storage.read(storage.join(dest, MARK)))
+        said = storage.read(address)
     except MissingError:
         if storage.names(dest):
             raise UserError(f"{dest} exists and is no export of segdist; give an empty place") from None
         return None
+    with contextlib.suppress(ValueError, TypeError, AttributeError):  # no JSON, no mapping, no names
+        tree = json.loads(said)
+        if all(isinstance(name, str) for name in tree.get("files", ())):
+            return tree
+    if overwrite:
+        return {}
+    raise UserError(f"{address} is damaged; --overwrite writes the export anew, or give another place")

@@ -30,7 +30,10 @@ def check_installed() -> None:
 
 
 def write(traced: torch.export.ExportedProgram, shape: Shape, output: str, about: dict[str, Any], path: Path) -> None:
-    """Writes the file, with `about` in its metadata_props: text as it is, everything else as JSON."""
+    """Writes the file, with `about` in its metadata_props: text as it is, everything else as JSON.
+
+    Protobuf holds 2 GB: torch puts larger weights (from 1.5 GB) into PATH.data beside it, and runtimes find them there.
+    """
     axes = {0: "batch"} if shape.any_batch else {}
     axes |= {} if shape.size else {2: "height", 3: "width"}
     loud = logging.getLogger("torch.onnx"), logging.getLogger("onnxscript"), logging.getLogger("onnx_ir")

@@ -45,8 +45,11 @@ class Weights:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What segdist wrote beside weights of its own; empty for others. Raises UserError when it is damaged."""
-        return _json(self.folder / ABOUT) if (self.folder / ABOUT).is_file() else {}
+        """What segdist wrote beside weights of its own; empty for others. Raises UserError when it is damaged, or not whole."""
+        about = _json(self.folder / ABOUT) if (self.folder / ABOUT).is_file() else {}
+        if about.get("whole") is False:
+            raise unreadable(self, f"its export was cut off; export {about.get('run')} there again")
+        return about
 
     @property
     def names(self) -> list[str] | None:
