@@ -287,6 +287,8 @@ def licence_fields(licence: dict[str, Any] | None) -> dict[str, Any]:
     """`license`, and for one of no standard name `license_name` and `license_link`, as the Hub wants them."""
     if licence is None or not licence["name"].strip():
         return {}
+    if licence.get("id"):
+        return {"license": licence["id"]}
     name = re.sub(r"[\s_]+", "-", licence["name"].strip().lower())
     if name in _LICENCES:
         return {"license": name}

@@ -6,7 +6,6 @@ Made of what the run left in storage, never of a live model, so it can be made a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from typing import Any
 
 import torch
 
-from segdist import checkpoint, config, figures, log, previews, record, storage
-from segdist.card import about, model_card, published_origin
+from segdist import checkpoint, figures, log, previews, record, storage
+from segdist.card import about, model_card
 from segdist.data import codec
 from segdist.data import index as indices
 from segdist.data.source import Source
@@ -42,8 +41,8 @@ def open_model(repo_id: str, private: bool, run_uri: str, overwrite: bool = Fals
 
 def check_held(repo: Repo, run_uri: str) -> None:
     """Raises UserError when a repository holds something else than the model of this run."""
-    held, own = repo.mark(), run_id(run_uri)
-    if held is not None and held.get("run_id") != own:
+    held = repo.mark()
+    if held is not None and held.get("run_id") != record.run_id(run_uri):
         raise UserError(
             f"{repo.repo_id} on the Hub holds the model of another run ({held.get('run')}); give another name, or replace it "
             "with --overwrite (in a config: hub.overwrite=true)"
@@ -75,15 +74,6 @@ def push(
     return {"repo_id": repo_id, "url": url, "commit": commit, "checkpoint": trained.uri}
 
 
-def run_id(run_uri: str) -> str | None:
-    """What tells a run from others wherever it lies; None for one that has not begun."""
-    try:
-        first = storage.read(storage.join(run_uri, "attempts", "0001.json"))
-    except MissingError:
-        return None
-    return hashlib.sha256(first).hexdigest()[:16]
-
-
 def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: bool, verify: bool) -> None:
     """All that the repository will hold."""
     done = export(trained, str(folder), verify=verify)
@@ -93,11 +83,8 @@ def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: boo
     examples = tuple(keep_examples(trained, folder)) if show_samples else ()
     card = model_card(about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images, examples))
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "config.yaml").write_text(config.explain(config.published(trained.cfg)), encoding="utf-8")
-    run = record.load(run_uri) or {}
-    told |= {"run_id": run_id(run_uri), "run_state": run.get("state"), "run": name_of(run_uri)}
-    told["initial"] = published_origin(told["initial"])
-    seal(folder, told | {"checkpoint": name_of(trained.uri), "step": checkpoint.step_of(trained.uri)})
+    state = (record.load(run_uri) or {}).get("state")
+    seal(folder, told | {"run_state": state, "checkpoint": name_of(trained.uri)})
 
 
 def name_of(uri: str) -> str:

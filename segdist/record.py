@@ -6,6 +6,7 @@ which one of two racing starters wins; the newer attempt owns the run, and an ol
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -58,6 +59,15 @@ def newest_attempt(run_uri: str) -> int:
     """The number of the attempt that owns the run; 0 when there is none."""
     names = storage.names(storage.join(run_uri, "attempts"))
     return max((int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))), default=0)
+
+
+def run_id(run_uri: str) -> str:
+    """What tells a run from others wherever it lies, and may be told to everybody: a digest of its first attempt's claim."""
+    try:
+        first = storage.read(storage.join(run_uri, "attempts", "0001.json"))
+    except MissingError:  # a checkpoint without its run
+        first = run_uri.encode()
+    return hashlib.sha256(first).hexdigest()[:16]
 
 
 def write_metrics(run_uri: str, attempt: int, part: int, rows: list[dict[str, Any]]) -> None:

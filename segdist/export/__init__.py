@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from segdist import __version__, card, log, storage
+from segdist import __version__, card, config, log, record, storage
 from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
 from segdist.export import native, onnx, proof
@@ -49,24 +49,26 @@ def export(
         onnx.check_installed()
     if size:
         trained.model.traits.check(*size)
-    run = trained.uri.rsplit("/checkpoints/", 1)[0]
+    run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
+    run, run_id = run_uri.rsplit("/", 1)[-1], record.run_id(run_uri)
     before = _before(dest, overwrite)
-    if before is not None and not overwrite and before.get("run") != run:
+    if before is not None and not overwrite and before.get("run_id") != run_id:
         raise UserError(f"{dest} holds the export of {before.get('run')}; give another place, or --overwrite")
     storage.check_writable(dest)
-    about = _about(trained, run)
+    about = _about(trained, run, run_id)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if form == "native":
             about, measured = _native(trained, folder, about, verify)
         else:
             about, measured = _graph(trained, form, folder, about, size, argmax, verify)
-        told = card.about(trained, run.rsplit("/", 1)[-1], "THIS_FOLDER", about["layout"], about["sides"])
+        told = card.about(trained, run, "THIS_FOLDER", about["layout"], about["sides"])
         (folder / "README.md").write_text(card.model_card(told), encoding="utf-8")
+        (folder / "config.yaml").write_text(config.explain(config.published(trained.cfg)), encoding="utf-8")
         files = sorted(p for p in folder.iterdir() if p.is_file())
         about["files"] = [path.name for path in files]
         others = {*(before or {}).get("files", ())} - {*about["files"]}  # of another format
-        half = {"run": run, "files": sorted([*about["files"], *others]), "whole": False}
+        half = {"run": run, "run_id": run_id, "files": sorted([*about["files"], *others]), "whole": False}
         storage.write(storage.join(dest, MARK), json.dumps(half).encode())  # whoever cuts this off can begin again
         for name in others:
             if name == Path(name).name and name != "..":
@@ -78,7 +80,7 @@ def export(
     return {"path": dest, "layout": about["layout"], **sizes, **measured}
 
 
-def _about(trained: Trained, run: str) -> dict[str, Any]:
+def _about(trained: Trained, run: str, run_id: str) -> dict[str, Any]:
     """What one must know to use the model, whatever the format."""
     state = load_state(trained.uri)
     traits, size = trained.model.traits, trained.cfg.data.image_size
@@ -86,6 +88,7 @@ def _about(trained: Trained, run: str) -> dict[str, Any]:
     return {
         "task": "semantic-segmentation",
         "run": run,
+        "run_id": run_id,
         "architecture": trained.model.arch["name"],
         "classes": trained.labels.to_json()["classes"],
         "names": trained.labels.names,
@@ -100,7 +103,7 @@ def _about(trained: Trained, run: str) -> dict[str, Any]:
         "stride": traits.stride,
         "align_corners": traits.align_corners,
         "checkpoint_step": state["step"],
-        "initial": initial_of(state),  # where the weights began, with their licence
+        "initial": card.published_origin(initial_of(state)),  # where the weights began, with their licence
         "weights": trained.weights,
         "metrics": None if trained.weights == "raw" else scores_of(trained.uri),
     }

@@ -86,11 +86,10 @@ class Mirror:
     def _held(self) -> dict[str, Any] | None:
         """What the Hub holds of this run; None where that is nothing, or not to be known."""
         from segdist.hub import Repo
-        from segdist.push import run_id
 
         try:
             held = Repo(self._repo_id).mark()
-            return held if held and held.get("run_id") == run_id(self._cfg.run.uri) else None
+            return held if held and held.get("run_id") == record.run_id(self._cfg.run.uri) else None
         except UserError:
             return None
 
