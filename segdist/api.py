@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from segdist import figures, predict
+from segdist import figures, predict, predictions
 from segdist.data.labels import Labels
 from segdist.errors import UserError
 from segdist.trained import Trained, load_trained
@@ -36,7 +36,7 @@ class Prediction:
     @property
     def shares(self) -> dict[str, float]:
         """The share of each class."""
-        return dict(zip(self.labels.names, predict.shares(self.classes, self.labels)))
+        return dict(zip(self.labels.names, predictions.shares(self.classes, self.labels)))
 
 
 @dataclass(frozen=True)

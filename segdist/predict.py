@@ -1,19 +1,19 @@
 """Classes for images that have no mask: index masks, colour masks, overlays, probabilities, and shares of classes as tables.
 
 Images are decoded ahead in threads, those of one size share a forward pass, and files are written behind. What an
-interrupted prediction has written is found again, as long as the model and how it looks at images are the same.
+interrupted prediction has written is found again, as long as the images, the model and how it looks at them are the same.
 """
 
 from __future__ import annotations
 
-import csv
 import fnmatch
+import hashlib
 import io
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,22 +22,23 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from segdist import checkpoint, figures, log, storage
+from segdist import checkpoint, figures, log, predictions, storage
 from segdist.data.augment import model_size, resize_image
 from segdist.data.importers.files import IMAGE_SUFFIXES, check_range, open_picture
 from segdist.data.labels import Labels
 from segdist.errors import DataError, MissingError, UserError
 from segdist.inference import recipe, segment
+from segdist.predictions import Known, Stamp, place, shares
 from segdist.threads import ahead
 from segdist.trained import Trained
 
 ENDS = {  # of what is written for NAME.jpg
     "mask": ".png", "color": "_color.png", "overlay": "_overlay.png", "probabilities": "_probabilities.npz",
 }  # fmt: skip
-MARK, SHARES, LINES = "predictions.json", "shares.csv", "shares.jsonl"
+MARK = "predictions.json"
 _AHEAD = 4  # images decoded before their turn
 _BATCH_PIXELS = 1 << 24  # in a batch, where it holds more than one image
-_BEHIND = 16  # files on their way out
+_BEHIND = 16  # images whose files are on their way out
 _BEHIND_BYTES = 1 << 28  # of theirs, together
 _KEPT_BYTES = 1 << 28  # of probabilities of a batch, where it holds more than one image
 _MOST_BYTES = 1 << 31  # of probabilities of an image
@@ -47,6 +48,8 @@ _MOST_BYTES = 1 << 31  # of probabilities of an image
 class _Job:
     uri: str
     names: dict[str, str]  # kind -> its place below OUT
+    tag: str | None  # see predictions.Stamp
+    sha256: str = ""  # of its file, once it was read
 
 
 def classify(trained: Trained, image: np.ndarray) -> np.ndarray:
@@ -65,9 +68,10 @@ def predict_files(
     """Writes OUT/NAME.png (index mask) and whatever else of ENDS `kinds` asks for, for every image; where they went.
 
     `images` are URIs of files, of folders whose images are all meant, or patterns with * and ?. Files of folders keep
-    their place below them. Images whose results are there already are passed over, unless `overwrite`. OUT/shares.csv has
-    the share of each class in each image, and OUT/shares.jsonl the same, one JSON object per line. Probabilities are an npz
-    file that numpy reads: `probabilities`, float16 (K, H, W), and `names` (K,).
+    their place below them. Images whose results are there already are passed over, unless `overwrite`; one that has
+    changed since is predicted anew. OUT/shares.csv has the share of each class in each image, those of earlier calls
+    included, and OUT/shares.jsonl the same, one JSON object per line. Probabilities are an npz file that numpy reads:
+    `probabilities`, float16 (K, H, W), and `names` (K,).
 
     Raises UserError before the first image when something would be overwritten: another image's mask, an image itself, or
     what another model predicted. An image that cannot be read, or is larger than `max_megapixels` or than probabilities can
@@ -75,14 +79,16 @@ def predict_files(
     """
     jobs = _jobs(images, out, kinds)
     storage.check_writable(out)
-    done_before = _begin(trained, out, overwrite)
+    mark = _mark(trained)
+    by, there = hashlib.sha256(mark).hexdigest(), {entry.name for entry in storage.walk(out)}
+    earlier = predictions.rows(out, there, list(ENDS)) if _is_of(out, mark, overwrite) else {}
+    known = {} if overwrite else _known(jobs, out, there, by, trained.labels)
+    storage.write(storage.join(out, MARK), mark)
     failed: list[str] = []
     progress, advance = log.bar("predicting", len(jobs))
     with progress, _Writer() as writer:
-        ready = [job for job in jobs if done_before.issuperset(job.names.values())]
-        with ThreadPoolExecutor(_BEHIND, "read") as pool:
-            known = pool.map(lambda job: _shares_of(job, out, trained.labels), ready)
-            found = {job.uri: of for job, of in zip(ready, known) if of is not None}
+        ready = [job for job in jobs if job.uri in known and there.issuperset(job.names.values())]
+        found = {job.uri: known[job.uri].shares for job in ready if {*job.names} <= {*known[job.uri].kinds}}
         todo = [job for job in jobs if job.uri not in found]
         advance(len(found))
         if found:
@@ -92,13 +98,18 @@ def predict_files(
             kept = torch.empty(len(batch), num_kept, *pixels[0].shape[:2], dtype=torch.float16) if num_kept else None
             for i, (job, image, classes) in enumerate(zip(batch, pixels, _classify(trained, pixels, kept))):
                 found[job.uri] = shares(classes, trained.labels)
+                others = known[job.uri].kinds if job.uri in known else ()  # which this prediction would repeat
+                kinds_of = tuple(kind for kind in ENDS if kind in {*job.names, *others})
+                stamp = Stamp(storage.shown(job.uri), job.sha256, job.tag, by, kinds_of)
+                files = []
                 for kind, name in job.names.items():
                     if kind == "probabilities":
                         assert kept is not None
                         data = _packed(kept[i].numpy(), trained.labels.names)
                     else:
-                        data = _drawn(kind, image, classes, trained.labels)
-                    writer.put(storage.join(out, name), data)
+                        data = _drawn(kind, image, classes, trained.labels, stamp)
+                    files.append((storage.join(out, name), data))
+                writer.put(files[::-1])  # the mask last
                 advance(1)
     done = [job for job in jobs if job.uri in found]
     records = [
@@ -109,8 +120,8 @@ def predict_files(
         }
         for job in done
     ]
-    storage.write(storage.join(out, SHARES), _table(done, found, trained.labels).encode())
-    storage.write(storage.join(out, LINES), "".join(f"{json.dumps(one)}\n" for one in records).encode())
+    merged = earlier | {job.names["mask"]: row for job, row in zip(done, records)}
+    predictions.put_tables(out, list(merged.values()), trained.labels)
     if failed:
         raise UserError(
             "\n".join([*failed, f"{len(failed)} of {len(jobs)} images could not be read; the others are in {out}"])
@@ -121,94 +132,105 @@ def predict_files(
 def _jobs(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[_Job]:
     """What goes where. Raises UserError when two results, or a result and an image, would be one file."""
     wanted = [kind for kind in ENDS if kind in {"mask", *kinds}]
-    found = {uri: name for given in images for uri, name in _images(given) if not _is_result(uri, given, out)}
+    found = {
+        uri: (name, tag) for given in images for uri, name, tag in _images(given) if not _is_result(uri, given, out)
+    }
     jobs = [
-        _Job(uri, {kind: str(PurePosixPath(name).with_suffix("")) + ENDS[kind] for kind in wanted})
-        for uri, name in found.items()
+        _Job(uri, {kind: str(PurePosixPath(name).with_suffix("")) + ENDS[kind] for kind in wanted}, tag)
+        for uri, (name, tag) in found.items()
     ]
-    taken = {_place(job.uri): "" for job in jobs}
+    taken = {place(job.uri): "" for job in jobs}
     for job in jobs:
         for target in (storage.join(out, name) for name in job.names.values()):
-            if other := taken.get(_place(target)):
+            if other := taken.get(place(target)):
                 raise UserError(
                     f"the results for {other} and for {job.uri} would both be {target}; give images of different names"
                 )
             if other is not None:
                 raise UserError(f"{target} would overwrite that image; give another --out")
-            taken[_place(target)] = job.uri
+            taken[place(target)] = job.uri
     return jobs
 
 
-def _images(uri: str) -> list[tuple[str, str]]:
-    """(URI, name below OUT) of the image, of those of the folder, or of those that match. Raises UserError without any."""
+def _images(uri: str) -> list[tuple[str, str, str | None]]:
+    """(URI, name below OUT, tag) of the image, of those of the folder, or of those that match. Raises UserError without any.
+
+    A tag comes of a listing that is made anyway, never of a request for each image.
+    """
     if any(sign in PurePosixPath(uri).name for sign in "*?[") and not storage.exists(uri):
         folder, _, pattern = uri.rpartition("/")
-        names = [e.name for e in storage.walk(folder or ".") if fnmatch.fnmatchcase(e.name, pattern)]
-        names = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-        if not names:
+        found = _pictures(folder or ".", pattern)
+        if not found:
             raise UserError(f"{uri}: no image matches")
-        return [(storage.join(folder or ".", name), name) for name in names]
-    found = [e.name for e in storage.walk(uri) if PurePosixPath(e.name).suffix.lower() in IMAGE_SUFFIXES]
-    if found:
-        return [(storage.join(uri, name), name) for name in found]
+        return found
+    if found := _pictures(uri, "*"):
+        return found
     if not storage.exists(uri):
         raise UserError(f"{uri}: no such image or folder")
     if storage.is_local(uri) and Path(uri.removeprefix("file://")).is_dir():
         raise UserError(f"{uri}: this folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [(uri, PurePosixPath(uri).name)]
+    return [(uri, PurePosixPath(uri).name, None)]
+
+
+def _pictures(folder: str, pattern: str) -> list[tuple[str, str, str | None]]:
+    return [
+        (storage.join(folder, e.name), e.name, e.tag)
+        for e in storage.walk(folder)
+        if fnmatch.fnmatchcase(e.name, pattern) and PurePosixPath(e.name).suffix.lower() in IMAGE_SUFFIXES
+    ]
 
 
 def _is_result(uri: str, given: str, out: str) -> bool:
     """Whether an image of a given folder is a prediction: OUT lies within that folder, and the image within OUT."""
     folder = given.rpartition("/")[0] if any(sign in given for sign in "*?[") else given
-    return _place(out).startswith(f"{_place(folder)}/") and _place(uri).startswith(f"{_place(out)}/")
+    return place(out).startswith(f"{place(folder)}/") and place(uri).startswith(f"{place(out)}/")
 
 
-def _place(uri: str) -> str:
-    """What two URIs of one file have in common."""
-    return str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else uri
-
-
-def _begin(trained: Trained, out: str, overwrite: bool) -> set[str]:
-    """Marks OUT with what predicts there; the files that it holds already, and that count.
-
-    Raises UserError when another model, or the same one looking otherwise, has left its predictions there.
-    """
+def _mark(trained: Trained) -> bytes:
+    """What predicts, and how it looks at images."""
     how = recipe(trained.cfg.eval, trained.cfg.data.crop_size)
     now = {
         "checkpoint": trained.uri,
         "checkpoint_digest": checkpoint.digest(trained.uri),
         "weights": trained.weights,
         "image_size": trained.cfg.data.image_size,
-        **json.loads(json.dumps(asdict(how))),
+        **asdict(how),
     }
-    address = storage.join(out, MARK)
+    return json.dumps(now, indent=1).encode()
+
+
+def _is_of(out: str, mark: bytes, overwrite: bool) -> bool:
+    """Whether OUT holds predictions of the same model and look; not, where it holds none.
+
+    Raises UserError when, unless `overwrite`, it holds those of another.
+    """
     try:
-        before = json.loads(storage.read(address))
+        before = json.loads(storage.read(storage.join(out, MARK)))
     except MissingError:
-        before = None
+        return False
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         before = {}
-    if before == json.loads(json.dumps(now)):
-        return set() if overwrite else {entry.name for entry in storage.walk(out)}
-    if before is not None and not overwrite:
+    if before == json.loads(mark):
+        return True
+    if not overwrite:
         raise UserError(
             f"{out} holds predictions of {before.get('checkpoint', 'something else')}, or made otherwise; give another "
             "--out, or --overwrite"
         )
-    storage.write(address, json.dumps(now, indent=1).encode())
-    return set()
+    return False
 
 
-def _shares_of(job: _Job, out: str, labels: Labels) -> list[float] | None:
-    """The shares of classes in a mask that is there already; None where it cannot be read, and must be made anew."""
-    data = storage.read(storage.join(out, job.names["mask"]))
-    try:
-        return shares(np.array(Image.open(io.BytesIO(data))), labels)
-    except (OSError, SyntaxError, ValueError):
-        return None
+def _known(jobs: list[_Job], out: str, there: set[str], by: str, labels: Labels) -> dict[str, Known]:
+    """By URI, what is there already. Raises UserError when a mask is there that is another image's."""
+    held = [job for job in jobs if job.names["mask"] in there]
+
+    def look(job: _Job) -> Known | None:
+        return predictions.known(storage.join(out, job.names["mask"]), job.uri, job.tag, by, labels)
+
+    with ThreadPoolExecutor(_BEHIND, "read") as pool:
+        return {job.uri: one for job, one in zip(held, pool.map(look, held)) if one is not None}
 
 
 def _batches(
@@ -219,9 +241,10 @@ def _batches(
     `num_kept`: of so many classes the probabilities will be held in memory.
     """
 
-    def load(job: _Job) -> np.ndarray | DataError:
+    def load(job: _Job) -> tuple[_Job, np.ndarray] | DataError:
+        data = storage.read(job.uri)
         try:
-            image = read_image(job.uri, max_megapixels)
+            image = _decoded(data, job.uri, max_megapixels)
         except DataError as error:
             return error
         height, width = image.shape[:2]
@@ -230,15 +253,15 @@ def _batches(
                 f"{job.uri}: the probabilities of {num_kept} classes at {width}x{height} px take {size / 1e9:.1f} GB, more "
                 f"than {_MOST_BYTES / 1e9:.1f}; cut it into parts, or predict it without --save probabilities"
             )
-        return image
+        return replace(job, sha256=hashlib.sha256(data).hexdigest()), image
 
     def readable() -> Iterator[tuple[_Job, np.ndarray]]:
-        for job, image in zip(jobs, ahead(pool, load, jobs, _AHEAD)):
-            if isinstance(image, DataError):
-                failed.append(str(image))
+        for one in ahead(pool, load, jobs, _AHEAD):
+            if isinstance(one, DataError):
+                failed.append(str(one))
                 advance(1)
             else:
-                yield job, image
+                yield one
 
     with ThreadPoolExecutor(4, "decode") as pool:
         for shape, run in groupby(readable(), lambda pair: pair[1].shape):
@@ -260,17 +283,11 @@ def _classify(trained: Trained, images: list[np.ndarray], keep: torch.Tensor | N
     return pred.cpu().numpy()
 
 
-def shares(classes: np.ndarray, labels: Labels) -> list[float]:
-    """The share of each class."""
-    counts = np.bincount(classes.ravel(), minlength=labels.num_classes)[: labels.num_classes]
-    return [float(c / classes.size) for c in counts]
-
-
-def _drawn(kind: str, image: np.ndarray, classes: np.ndarray, labels: Labels) -> bytes:
+def _drawn(kind: str, image: np.ndarray, classes: np.ndarray, labels: Labels, stamp: Stamp) -> bytes:
     if kind == "overlay":
         return figures.png(figures.overlay(image, classes, labels))
     mask = figures.index_mask(classes, labels)
-    return figures.png(mask if kind == "mask" else mask.convert("RGB"))
+    return predictions.stamped(mask, stamp) if kind == "mask" else figures.png(mask.convert("RGB"))
 
 
 def _packed(probabilities: np.ndarray, names: list[str]) -> bytes:
@@ -283,27 +300,26 @@ def _packed(probabilities: np.ndarray, names: list[str]) -> bytes:
     return out.getvalue()
 
 
-def _table(jobs: list[_Job], found: dict[str, list[float]], labels: Labels) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["image", *labels.names])
-    writer.writerows([job.uri, *(f"{share:.6f}" for share in found[job.uri])] for job in jobs)
-    return out.getvalue()
-
-
 class _Writer:
-    """Files on their way out, a few at a time; the first that cannot be written stops the work."""
+    """Files on their way out, those of a few images at a time; the first that cannot be written stops the work."""
 
     def __enter__(self) -> _Writer:
         self._pool = ThreadPoolExecutor(4, "write")
         self._pending: list[tuple[int, Future[None]]] = []  # bytes of each
         return self
 
-    def put(self, uri: str, data: bytes) -> None:
-        most = max(_BEHIND_BYTES, len(data))
-        while len(self._pending) >= _BEHIND or sum(size for size, _ in self._pending) + len(data) > most:
+    def put(self, files: list[tuple[str, bytes]]) -> None:
+        """The files of one image, (URI, bytes), which are written one after the other."""
+        num_bytes = sum(len(data) for _, data in files)
+        most = max(_BEHIND_BYTES, num_bytes)
+        while len(self._pending) >= _BEHIND or sum(size for size, _ in self._pending) + num_bytes > most:
             self._pending.pop(0)[1].result()
-        self._pending.append((len(data), self._pool.submit(storage.write, uri, data)))
+        self._pending.append((num_bytes, self._pool.submit(self._write, files)))
+
+    @staticmethod
+    def _write(files: list[tuple[str, bytes]]) -> None:
+        for uri, data in files:
+            storage.write(uri, data)
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True)
@@ -314,7 +330,11 @@ class _Writer:
 
 def read_image(uri: str, max_megapixels: int) -> np.ndarray:
     """uint8 (H, W, 3) pixels, upright. Raises DataError when they cannot be read, or are too many."""
+    return _decoded(storage.read(uri), uri, max_megapixels)
+
+
+def _decoded(data: bytes, uri: str, max_megapixels: int) -> np.ndarray:
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before the decode
-    with open_picture(storage.read(uri), uri, max_megapixels * 10**6) as opened:
+    with open_picture(data, uri, max_megapixels * 10**6) as opened:
         check_range(opened, uri)
         return np.array(ImageOps.exif_transpose(opened).convert("RGB"))

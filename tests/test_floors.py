@@ -15,7 +15,7 @@ FLOORS = [
     {"__init__", "errors", "config"},
     {"storage", "world", "log", "record", "outbox", "threads", "ops", "hub"},
     {"data", "models", "metric", "mean_iou", "optim", "loss"},
-    {"strategy", "checkpoint", "trained", "figures", "inference", "alarm", "previews"},
+    {"strategy", "checkpoint", "trained", "figures", "inference", "alarm", "previews", "predictions"},
     {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening", "history", "card"},
     {"train", "api", "push", "push_data"},
     {"launch", "prepare"},

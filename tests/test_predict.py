@@ -16,7 +16,7 @@ from conftest import SEGFORMER, tree
 from PIL import Image
 
 import segdist
-from segdist import config, predict
+from segdist import config, predict, storage
 from segdist.cli import app
 from segdist.data import index as indices
 from segdist.errors import ConfigError, StorageError, UserError
@@ -127,6 +127,139 @@ def test_a_prediction_goes_on_where_it_stopped(
     assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == whole
     predict_files(trained, [str(album)], str(out), overwrite=True)
     assert sum(sizes) == 2 + 6
+
+
+def one(folder: Path, street_folder: Path, number: int) -> Path:
+    """FOLDER with 0001.jpg in it, which is image `number` of the streets."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(street_folder / "images" / f"{number:04d}.jpg", folder / "0001.jpg")
+    return folder
+
+
+def shares_of(mask: Path, trained: Trained) -> dict[str, float]:
+    classes = np.array(Image.open(mask))
+    return {name: (classes == k).mean() for k, name in enumerate(trained.labels.names)}
+
+
+def test_the_result_of_one_image_is_never_handed_to_another_of_the_same_name(
+    trained: Trained, street_folder: Path, tmp_path: Path
+) -> None:
+    a, b, out = one(tmp_path / "a", street_folder, 1), one(tmp_path / "b", street_folder, 2), tmp_path / "out"
+    predict_files(trained, [str(a)], str(out))
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(
+        UserError,
+        match=r"out/0001\.png is the result for .*a/0001\.jpg, .* another image than .*b/0001.* or --overwrite",
+    ):
+        predict_files(trained, [str(b)], str(out))
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+    (alone,) = predict_files(trained, [str(b)], str(tmp_path / "alone"))
+    (done,) = predict_files(trained, [str(b)], str(out), overwrite=True)
+    assert done["shares"] == alone["shares"] == shares_of(out / "0001.png", trained)
+    assert [json.loads(line) for line in (out / "shares.jsonl").read_text().splitlines()] == [done]
+
+
+def test_an_image_that_changed_is_predicted_anew_and_a_copy_is_not(
+    trained: Trained, street_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, out = one(tmp_path / "a", street_folder, 1), tmp_path / "out"
+    predict_files(trained, [str(a)], str(out))
+    shutil.copytree(a, tmp_path / "copy")
+    sizes = seen(monkeypatch)
+    for again in (a, tmp_path / "copy"):
+        predict_files(trained, [str(again)], str(out))
+    assert not sizes
+    one(a, street_folder, 2)
+    (alone,) = predict_files(trained, [str(a)], str(tmp_path / "alone"), kinds=[])
+    (done,) = predict_files(trained, [str(a)], str(out), kinds=[])
+    assert sizes == [1, 1]
+    assert done["shares"] == alone["shares"] == shares_of(out / "0001.png", trained)
+    predict_files(trained, [str(a)], str(out), kinds=["overlay"])  # the overlay there is of what the image was
+    assert sizes == [1, 1, 1]
+    predict_files(trained, [str(a)], str(out), kinds=["color"])
+    predict_files(trained, [str(a)], str(out), kinds=["color", "overlay"])
+    assert sizes == [1, 1, 1, 1]
+
+
+def test_a_cut_off_prediction_of_a_changed_image_is_made_anew(
+    trained: Trained, street_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, out, honest = one(tmp_path / "a", street_folder, 1), tmp_path / "out", predict.storage.write
+    predict_files(trained, [str(a)], str(out))
+    one(a, street_folder, 2)
+    for name in ("0001_overlay.png", "0001.png"):
+
+        def full(uri: str, data: bytes, name: str = name) -> None:
+            if uri.endswith(f"/{name}"):
+                raise StorageError(f"{uri}: no space left on device")
+            honest(uri, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(predict.storage, "write", full)
+            with pytest.raises(StorageError, match="no space"):
+                predict_files(trained, [str(a)], str(out))
+    predict_files(trained, [str(a)], str(out))
+    predict_files(trained, [str(a)], str(tmp_path / "alone"))
+    for name in ("0001.png", "0001_overlay.png"):
+        assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_tables_keep_the_rows_of_earlier_calls_also_where_the_folder_was_moved(
+    trained: Trained, album: Path, tmp_path: Path
+) -> None:
+    first = predict_files(trained, [f"{album}/000[01].jpg"], str(tmp_path / "out"))
+    second = predict_files(trained, [f"{album}/day2/*.jpg"], str(tmp_path / "out"), overwrite=True)
+    lines = (tmp_path / "out" / "shares.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == first + second
+    (tmp_path / "out").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "0001.png").unlink()
+    predict_files(trained, [f"{album}/day2/0005.jpg", f"{album}/0003.jpg"], str(tmp_path / "moved"))
+    rows = [json.loads(line) for line in (tmp_path / "moved" / "shares.jsonl").read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["0000.jpg", "0004.jpg", "0005.jpg", "0003.jpg"]
+    assert all(Path(row[kind]).is_file() for row in rows for kind in ("mask", "overlay"))
+    with (tmp_path / "moved" / "shares.csv").open() as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [row["image"] for row in rows]
+    (tmp_path / "moved" / "shares.jsonl").write_text(json.dumps(rows[0]) + "\n{")
+    with pytest.raises(UserError, match=r"shares\.jsonl: line 2 is damaged; delete this file"):
+        predict_files(trained, [f"{album}/0003.jpg"], str(tmp_path / "moved"))
+
+
+def test_a_mask_that_is_nobodys_is_not_overwritten(trained: Trained, album: Path, tmp_path: Path) -> None:
+    Image.new("L", (48, 32)).save(tmp_path / "0001.png")
+    before = {p: p.read_bytes() for p in tmp_path.glob("*.*")}
+    with pytest.raises(UserError, match=r"0001\.png does not say which image it is of; give another --out, or --overw"):
+        predict_files(trained, [f"{album}/0001.jpg"], str(tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.glob("*.*")} == before
+    predict_files(trained, [f"{album}/0001.jpg"], str(tmp_path), overwrite=True)
+    assert len(predict_files(trained, [f"{album}/0001.jpg"], str(tmp_path))) == 1
+
+
+def test_masks_of_an_earlier_model_are_not_passed_over(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, out = dataclasses.replace(trained, cfg=with_changes(trained.cfg, {"flip": True})), str(tmp_path / "out")
+    predict_files(trained, [str(album)], out)
+    predict_files(other, [f"{album}/0000.jpg"], out, overwrite=True)
+    assert len((tmp_path / "out" / "shares.jsonl").read_text().splitlines()) == 1
+    sizes = seen(monkeypatch)
+    predict_files(other, [str(album)], out)
+    assert sum(sizes) == 5
+
+
+def test_a_listing_that_tells_of_content_spares_reading_the_images(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, tag, reads = storage.walk, "1", []
+    monkeypatch.setattr(storage, "walk", lambda uri: [dataclasses.replace(e, tag=tag) for e in honest(uri)])
+    predict_files(trained, [str(album)], str(tmp_path / "out"))
+    read = storage.read
+    monkeypatch.setattr(storage, "read", lambda uri: reads.append(uri) or read(uri))
+    sizes = seen(monkeypatch)
+    predict_files(trained, [str(album)], str(tmp_path / "out"))
+    assert not [uri for uri in reads if uri.endswith(".jpg")]
+    tag = "2"  # the same content, copied to a store that tells of it otherwise
+    predict_files(trained, [str(album)], str(tmp_path / "out"))
+    assert len([uri for uri in reads if uri.endswith(".jpg")]) == 6 and not sizes
 
 
 @pytest.mark.parametrize(

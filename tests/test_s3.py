@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from typing import Any
 
 import boto3
 import guarded_s3
+import numpy as np
 import pytest
 import s3_server
 import torch
 from conftest import SEGFORMER, UNET, prepare, tree
 from fault_proxy import Fault, spoiling
+from PIL import Image
 
 from segdist import checkpoint, config, record, storage
 from segdist.data import index as indices
@@ -443,7 +446,13 @@ def test_export_predictions_and_initial_weights_live_in_the_bucket_too(
     there = predict_files(trained, [f"{on_s3}/album"], f"{on_s3}/out")
     assert [p["mask"] for p in there] == [f"{on_s3}/out/0000.png", f"{on_s3}/out/0001.png"]
     here = predict_files(trained, [str(street_folder / "images" / "0000.jpg")], f"{on_s3}/one")
-    assert storage.read(there[0]["mask"]) == storage.read(here[0]["mask"])
+    pixels = [np.array(Image.open(io.BytesIO(storage.read(one[0]["mask"])))) for one in (there, here)]
+    assert np.array_equal(*pixels)
+    made = storage.read(there[0]["mask"])
+    storage.write(f"{on_s3}/album/0001.jpg", (street_folder / "images" / "0002.jpg").read_bytes())
+    again = predict_files(trained, [f"{on_s3}/album"], f"{on_s3}/out")
+    assert again[0] == there[0] and storage.read(there[0]["mask"]) == made
+    assert again[1]["shares"] != there[1]["shares"]
     with pytest.raises(UserError, match="no such image"):
         predict_files(trained, [f"{on_s3}/nothing"], f"{on_s3}/out2")
 

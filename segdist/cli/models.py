@@ -276,7 +276,8 @@ def predict(
 
     Example: `segdist predict runs/photos holiday/ --out predictions/`
 
-    The same command again goes on where it stopped. A bad image does not stop the others: such are listed at the end, with
+    The same command again goes on where it stopped, and makes anew what has changed. Other images may join those in OUT, but
+    one of the same name is refused unless --overwrite. A bad image does not stop the others: such are listed at the end, with
     exit code 2.
     """
     from dataclasses import replace
