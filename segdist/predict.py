@@ -100,7 +100,14 @@ def predict_files(
                 found[job.uri] = shares(classes, trained.labels)
                 others = known[job.uri].kinds if job.uri in known else ()  # which this prediction would repeat
                 kinds_of = tuple(kind for kind in ENDS if kind in {*job.names, *others})
-                stamp = Stamp(storage.shown(job.uri), job.sha256, job.tag, by, kinds_of)
+                stamp = Stamp(
+                    PurePosixPath(storage.shown(job.uri)).name,
+                    predictions.place(job.uri),
+                    job.sha256,
+                    job.tag,
+                    by,
+                    kinds_of,
+                )
                 files = []
                 for kind, name in job.names.items():
                     if kind == "probabilities":

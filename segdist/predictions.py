@@ -31,7 +31,8 @@ _CHUNK = "segdist"
 class Stamp:
     """What a mask says of itself."""
 
-    image: str  # URI
+    name: str  # of the image's file
+    place: str  # digest of its URI, which may be private, and masks are handed on
     sha256: str  # of the image's file
     tag: str | None  # of the image in a listing, where its store tells
     by: str  # digest of the model and how it looked
@@ -70,21 +71,23 @@ def known(address: str, uri: str, tag: str | None, by: str, labels: Labels) -> K
         stamp = Stamp(**json.loads(said))
     except (TypeError, ValueError):
         raise UserError(f"{address} does not say which image it is of; give another --out, or --overwrite") from None
-    is_here = place(stamp.image) == place(storage.shown(uri))
+    is_here = stamp.place == place(uri)
     if is_here and stamp.by != by:
         return None
     is_same = (tag is not None and tag == stamp.tag) or hashlib.sha256(storage.read(uri)).hexdigest() == stamp.sha256
     if not is_same and not is_here:
         raise UserError(
-            f"{address} is the result for {stamp.image}, which is another image than {uri}; give another --out, or "
-            "--overwrite"
+            f"{address} is the result for another image ({stamp.name}) than {uri}; give another --out, or --overwrite"
         )
     return Known(shares(classes, labels), tuple(stamp.kinds)) if is_same and stamp.by == by else None
 
 
 def place(uri: str) -> str:
-    """What two URIs of one file have in common."""
-    return str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else uri
+    """A digest of the URI, which two ways of writing a path share."""
+    shown = (
+        str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else storage.shown(uri)
+    )
+    return hashlib.sha256(shown.encode()).hexdigest()[:16]
 
 
 def shares(classes: np.ndarray, labels: Labels) -> list[float]:

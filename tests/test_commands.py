@@ -185,7 +185,7 @@ def test_an_export_has_a_card_with_its_number(runs: dict[str, str], tmp_path: Pa
     export(load_trained(runs["segformer"], CPU), str(tmp_path / "export"))
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     best = json.loads((Path(runs["segformer"]) / "best.json").read_text(encoding="utf-8"))
-    assert f"Validation mIoU {best['miou']:.4f}" in card
+    assert f"**mIoU {best['miou']:.4f}** on its validation split" in card
     assert "| sky |" in card
     assert "image-segmentation" in card
 

@@ -135,7 +135,7 @@ def test_weights_that_no_onnx_file_can_hold_lie_beside_it(
         patch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
         export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx", size=(32, 48))
     about = json.loads((tmp_path / "x" / "segdist.json").read_text())
-    assert about["files"] == ["README.md", "model.onnx", "model.onnx.data"] and about["verified"]
+    assert about["files"] == ["README.md", "config.yaml", "model.onnx", "model.onnx.data"] and about["verified"]
     assert (tmp_path / "x" / "model.onnx.data").stat().st_size > (tmp_path / "x" / "model.onnx").stat().st_size
     session = onnxruntime.InferenceSession(tmp_path / "x" / "model.onnx", providers=["CPUExecutionProvider"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["names"]) == about["names"]
@@ -247,11 +247,10 @@ def test_pooling_by_products_is_adaptive_pooling(height: int, width: int) -> Non
 
 
 def test_another_format_takes_the_place_of_the_one_before(trained: dict[str, Trained], tmp_path: Path) -> None:
-    (tmp_path / "segdist.json").write_text(json.dumps({"run": trained["unet"].uri.rsplit("/checkpoints/", 1)[0]}))
     export(trained["unet"], str(tmp_path))
     assert (tmp_path / "model.safetensors").exists()
     export(trained["unet"], str(tmp_path), form="torch", size=(64, 64))
-    assert {p.name for p in tmp_path.iterdir()} == {"README.md", "model.pt2", "segdist.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md", "config.yaml", "model.pt2", "segdist.json"}
     (tmp_path.parent / "precious").write_text("")
     about = json.loads((tmp_path / "segdist.json").read_text())
     (tmp_path / "segdist.json").write_text(json.dumps({**about, "files": ["../precious", "model.pt2"]}))

@@ -236,7 +236,8 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
     for weights, through in ((first.run.uri, best), (best, best), (str(tmp_path / "export"), str(tmp_path / "export"))):
         begun = build(given({**tree, "aux_head": False}, weights), model.labels.names)
         assert same(begun, model.model) == {k for k in model.model.state_dict() if k.startswith("net.")}
-        assert begun.origin == origin | {"through": [through]}
+        told = origin if weights != str(tmp_path / "export") else origin | {"source": "donor"}  # which tells no places
+        assert begun.origin == told | {"through": [through]}
         assert begun.notes[1] == f"head kept: it knows these {model.labels.num_classes} classes"
     second = make_config(
         run={"uri": str(tmp_path / "second")}, model=tree, train={"num_steps": 3, "init_from": first.run.uri}
