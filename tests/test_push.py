@@ -474,7 +474,8 @@ def test_a_pushed_data_set_is_the_same_to_segdist_to_datasets_and_to_prepare(sit
     there = read_back("hf://datasets/me/roads", "train")
     shared = indices.load("hf://datasets/me/roads").labels
     assert shared.names == ["road", "sky"] and shared.void == (255,)
-    prepare("me/roads", str(tmp_path / "again"), layout="hub")
+    done = command("prepare", "me/roads", str(tmp_path / "again"), "--format", "hub")
+    assert done.returncode == 0, done.stderr
     again = read_back(str(tmp_path / "again"), "train")
     assert ours.keys() == there.keys() == again.keys()
     for name, (image, mask) in ours.items():
