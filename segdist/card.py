@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from segdist import checkpoint
-from segdist.config import Config
+from segdist.config import Config, fields, published
 from segdist.models import licences
 from segdist.trained import Trained, initial_of
 
@@ -65,6 +65,7 @@ session = onnxruntime.InferenceSession("PLACE/model.onnx")
 model = torch.export.load("PLACE/model.pt2").module()
 out = model(pixels)  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json""",
 }
+_PINNED = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")  # a model of the Hub at its commit
 _PADS = dict.fromkeys(
     ("transformers", "segmentation_models_pytorch"),
     "segdist pads others before it scores them, and cuts what padding made.",
@@ -91,6 +92,7 @@ class About:
     versions: dict[str, str] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)  # file in the card's folder: what it shows
     examples: tuple[str, ...] = ()  # files of images for the Hub's page to try the model on
+    licence: str | None = None  # as its owner says
 
 
 def about(
@@ -101,6 +103,7 @@ def about(
     takes: str,
     images: dict[str, str] | None = None,
     examples: tuple[str, ...] = (),
+    licence: str | None = None,
 ) -> About:
     """What a checkpoint and its run have recorded."""
     state = checkpoint.load_state(trained.uri)
@@ -121,16 +124,29 @@ def about(
         versions=state.get("versions", {}),
         images=images or {},
         examples=examples,
+        licence=licence,
     )
 
 
 def published_origin(initial: dict[str, Any]) -> dict[str, Any]:
-    """Where weights began, for everybody: of paths and addresses the last part alone."""
+    """Where weights began, for everybody: of paths and addresses the last part alone, of the Hub all."""
     source = initial["source"]
     if source is not None and initial["revision"] is None:  # nothing of the Hub
         source = source.rstrip("/").rsplit("/", 1)[-1]
-    through = [uri.rstrip("/").rsplit("/checkpoints/", 1)[0].rsplit("/", 1)[-1] for uri in initial["through"]]
+    through = [
+        uri if _PINNED.fullmatch(uri) else uri.rstrip("/").rsplit("/checkpoints/", 1)[0].rsplit("/", 1)[-1]
+        for uri in initial["through"]
+    ]
     return initial | {"source": source, "through": through}
+
+
+def on_hub(cfg: Config, initial: dict[str, Any]) -> bool:
+    """Whether a run's model.weights is a model of the Hub, as its weights' origin says."""
+    weights = cfg.model.weights
+    nearest = initial["through"][-1] if initial["through"] else None
+    if nearest is not None:
+        return nearest.split("@")[0] == weights and _PINNED.fullmatch(nearest) is not None
+    return initial["revision"] is not None and initial["source"] == weights
 
 
 def model_card(about: About) -> str:
@@ -144,7 +160,7 @@ def model_card(about: About) -> str:
 
 def metadata(about: About) -> dict[str, Any]:
     """What the Hub reads of a model card."""
-    licence = about.initial["licence"]
+    licence = licences.named(about.licence) or about.initial["licence"]
     tree: dict[str, Any] = {
         "library_name": {"segmentation_models_pytorch": "segmentation-models-pytorch", "torch.export": "pytorch"}.get(
             about.layout, about.layout
@@ -153,8 +169,9 @@ def metadata(about: About) -> dict[str, Any]:
         "tags": ["image-segmentation", "semantic-segmentation", about.arch, "segdist"],
         **licence_fields(licence),
     }
-    if about.initial["revision"]:  # a commit: they came from the Hub
-        tree["base_model"] = about.initial["source"]
+    through = [pinned[1] for uri in about.initial["through"] if (pinned := _PINNED.fullmatch(uri))]
+    if base := [*([about.initial["source"]] if about.initial["revision"] else []), *through]:
+        tree["base_model"] = base[-1]
     if data := _hub_data(about.data):
         tree["datasets"] = [data]
     if about.examples:
@@ -223,7 +240,12 @@ def _training(about: About) -> str:
         ("versions", ", ".join(f"{k} {v}" for k, v in about.versions.items())),
     ]  # fmt: skip
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rows if v)])
-    command = "```\nsegdist train config.yaml data.uri=YOUR_DATA run.uri=YOUR_RUN\n```"
+    places = [
+        f" {key}={value}"
+        for key, value, _ in fields(published(cfg, on_hub(cfg, about.initial)))
+        if str(value).startswith("YOUR_")
+    ]
+    command = f"```\nsegdist train config.yaml{''.join(sorted(places))}\n```"
     settings = (
         "Every setting is in [`config.yaml`](config.yaml); with data and weights in their places this trains it again:"
     )
@@ -275,8 +297,14 @@ def _limits(about: About) -> str:
 
 def _licence(about: About) -> str:
     source, licence = about.initial["source"], about.initial["licence"]
-    if source is None:
+    if about.licence:
+        began = f" The weights it began from: {licences.shown(licence)}." if licence else ""
+        return f"## Licence\n\n{about.licence}.{began}"
+    if source is None and not about.initial["through"]:
         return "## Licence\n\nTrained from random weights; its owner states the licence."
+    if source is None:
+        parents = ", ".join(about.initial["through"])
+        return f"## Licence\n\nIt began from {parents}, which began from random weights; see there for the licence."
     if licence is None:
         return f"## Licence\n\nIt began from {source}, whose licence holds for it too; look it up before you use it."
     link = f", {licence['link']}" if licence["link"] else ""
@@ -297,11 +325,11 @@ def licence_fields(licence: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _initial(about: About) -> str:
+    """Where its weights began, the nearest first."""
     initial = about.initial
-    if initial["source"] is None:
-        return "random"
-    through = f", by way of {len(initial['through'])} other run(s)" if initial["through"] else ""
-    return f"`{initial['source']}`" + (f" at `{initial['revision']}`" if initial["revision"] else "") + through
+    pinned = f"`{initial['source']}`" + (f" at `{initial['revision']}`" if initial["revision"] else "")
+    first = "random" if initial["source"] is None else pinned
+    return ", which began from ".join([*(f"`{uri}`" for uri in reversed(initial["through"])), first])
 
 
 def _pictures(about: About, kind: str) -> list[str]:

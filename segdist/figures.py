@@ -285,7 +285,9 @@ def _points(records: Sequence[dict[str, Any]], kind: str, field: str) -> list[tu
 
 def _top(values: list[float]) -> float:
     """The upper end of an axis from 0, four round numbers above nearly all values: one spike should not flatten the rest."""
-    high = float(np.quantile(values, 0.98)) if values else 0.0
+    high = max(values, default=0.0)
+    usual = float(np.quantile(values, 0.98)) if values else 0.0
+    high = usual if high > 3 * usual else high
     if not high > 0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(high / 4))

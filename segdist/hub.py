@@ -17,9 +17,10 @@ from segdist import log, storage
 from segdist.errors import StorageError, UnavailableError, UserError
 
 T = TypeVar("T")
+README = "README.md"
 MARK = "segdist.json"  # in every repository that segdist has written: {"run_id", "files", ...}
 _TIMEOUT_SECONDS = 120.0  # without an answer, or without a byte going either way
-_OTHERS = {".gitattributes", "README.md", "LICENSE"}  # what a repository made by hand may hold
+_OTHERS = {".gitattributes", README, "LICENSE"}  # what a repository made by hand may hold
 
 
 class Repo:
@@ -99,8 +100,10 @@ class Repo:
 
         self._uploads[name] = self._ask(once)
 
-    def commit(self, folder: Path, message: str) -> str:
+    def commit(self, folder: Path, message: str, overwrite: bool = False) -> str:
         """Makes the repository hold the files of a folder, and what was uploaded before; the commit's id.
+
+        A README.md that somebody else wrote or edited there stays, unless `overwrite`.
 
         Of an earlier commit by segdist nothing else stays; files that segdist did not write stay as they are, but for those of
         the same names. The folder's segdist.json tells this commit from others.
@@ -118,7 +121,8 @@ class Repo:
                 return str(head)  # it was made, and its answer lost
             tried = True
             stale = sorted(there & set(held.get("files", [])) - set(mine) - set(self._uploads))
-            add = [CommitOperationAdd(name, path) for name, path in mine.items()]
+            kept = set() if overwrite else self._edited(there, held)
+            add = [CommitOperationAdd(name, path) for name, path in mine.items() if name not in kept]
             made = self._api.create_commit(
                 self.repo_id,
                 [*add, *self._uploads.values(), *map(CommitOperationDelete, stale)],
@@ -130,6 +134,15 @@ class Repo:
 
         return self._ask(once)
 
+    def _edited(self, there: set[str], held: dict[str, Any]) -> set[str]:
+        """README.md, where the one on the Hub is not as segdist left it."""
+        if README not in there or hashlib.sha256(self._read(README)).hexdigest() == held.get("readme"):
+            return set()
+        log.say(
+            f"{self.repo_id}: its {README} was written or edited by somebody else, and stays; --overwrite replaces it"
+        )
+        return {README}
+
     def _head(self) -> tuple[str | None, set[str]]:
         return self._ask(self._head_now)
 
@@ -140,13 +153,15 @@ class Repo:
 
     def _read_mark(self) -> dict[str, Any]:
         """segdist.json as it is; {} where it is damaged."""
-        kind = "datasets/" if self._kind == "dataset" else ""
-        data = storage.read(f"hf://{kind}{self.repo_id}/{MARK}")
         try:
-            tree = json.loads(data)
+            tree = json.loads(self._read(MARK))
         except (json.JSONDecodeError, UnicodeDecodeError):
             return {}
         return tree if isinstance(tree, dict) else {}
+
+    def _read(self, name: str) -> bytes:
+        kind = "datasets/" if self._kind == "dataset" else ""
+        return storage.read(f"hf://{kind}{self.repo_id}/{name}")
 
     def _ask(self, work: Callable[[], T]) -> T:
         """work(), patiently, with the errors of huggingface_hub told in our words."""
@@ -206,4 +221,6 @@ def seal(folder: Path, told: dict[str, Any], elsewhere: Iterable[str] = ()) -> N
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     names = [path.relative_to(folder).as_posix() for path in files]
     tree = {**told, "files": [*names, *elsewhere, MARK], "content": digest.hexdigest()[:16]}
+    if (folder / README).is_file():
+        tree["readme"] = hashlib.sha256((folder / README).read_bytes()).hexdigest()
     (folder / MARK).write_text(json.dumps(tree, indent=1), encoding="utf-8")

@@ -56,6 +56,7 @@ def push(
     show_samples: bool | None = None,
     overwrite: bool = False,
     verify: bool = True,
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """Makes a repository of the Hub hold a run's best model, or one checkpoint; {"repo_id", "url", "commit", "checkpoint"}.
 
@@ -68,20 +69,24 @@ def push(
     trained = load_trained(uri, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_folder(trained, repo_id, folder, shown, verify)
+        write_folder(trained, repo_id, folder, shown, verify, licence)
         step = checkpoint.step_of(trained.uri)
-        commit = repo.commit(folder, f"{name_of(run_uri)}, after step {step}")
+        commit = repo.commit(folder, f"{name_of(run_uri)}, after step {step}", overwrite)
     return {"repo_id": repo_id, "url": url, "commit": commit, "checkpoint": trained.uri}
 
 
-def write_folder(trained: Trained, repo_id: str, folder: Path, show_samples: bool, verify: bool) -> None:
+def write_folder(
+    trained: Trained, repo_id: str, folder: Path, show_samples: bool, verify: bool, licence: str | None
+) -> None:
     """All that the repository will hold."""
     done = export(trained, str(folder), verify=verify)
     run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
     told = json.loads((folder / MARK).read_text(encoding="utf-8"))
     images = draw(trained, run_uri, folder, show_samples)
     examples = tuple(keep_examples(trained, folder)) if show_samples else ()
-    card = model_card(about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images, examples))
+    card = model_card(
+        about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images, examples, licence)
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
     state = (record.load(run_uri) or {}).get("state")
     seal(folder, told | {"run_state": state, "checkpoint": name_of(trained.uri)})
@@ -101,7 +106,7 @@ def keep_examples(trained: Trained, folder: Path) -> Iterator[str]:
         log.say(f"no example images in the card: {error}")
         return
     for row in range(min(_EXAMPLES, group.num_rows)):
-        data = group.sample(row).image.to_pybytes()
+        data = codec.without_metadata(group.sample(row).image.to_pybytes())
         name = f"images/example-{row}.{'jpg' if data[:2] == codec.JPEG else 'png'}"
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)

@@ -63,19 +63,24 @@ def open_data(index: Index, repo_id: str, private: bool, overwrite: bool) -> tup
     return repo, url
 
 
-def push_data(uri: str, repo_id: str, private: bool = True, overwrite: bool = False) -> dict[str, Any]:
+def push_data(
+    uri: str, repo_id: str, private: bool = True, overwrite: bool = False, licence: str | None = None
+) -> dict[str, Any]:
     """Makes a data set of the Hub hold the prepared one at `uri`; {"repo_id", "url", "commit", "data"}.
 
     Raises UserError before any work when it may not be written.
     """
     index = indices.load(uri)
+    index = index.model_copy(update={"licence": licence}) if licence else index
     for split in index.splits:
         Source(uri, index, split).check()
     repo, url = open_data(index, repo_id, private, overwrite)
     with tempfile.TemporaryDirectory() as place:
         write_folder(uri, index, repo, Path(place))
         commit = repo.commit(
-            Path(place), f"{index.name}: {', '.join(f'{s.num_samples} {n}' for n, s in index.splits.items())}"
+            Path(place),
+            f"{index.name}: {', '.join(f'{s.num_samples} {n}' for n, s in index.splits.items())}",
+            overwrite,
         )
     return {"repo_id": repo_id, "url": url, "commit": commit, "data": uri}
 
@@ -124,7 +129,15 @@ def _row(sample: Sample, tables: dict[np.dtype, np.ndarray], palette: bytes) -> 
     mask.putpalette(palette)
     out = io.BytesIO()
     mask.save(out, "PNG")
-    return Row(sample.sample_id, sample.image.to_pybytes(), out.getvalue(), codec.PNG, sample.height, sample.width, {})
+    return Row(
+        sample.sample_id,
+        codec.without_metadata(sample.image.to_pybytes()),
+        out.getvalue(),
+        codec.PNG,
+        sample.height,
+        sample.width,
+        {},
+    )
 
 
 def _samples(uri: str, index: Index) -> Image.Image:
@@ -199,8 +212,9 @@ Licence: {index.licence or "not stated by its source"}.
 | --- | --- | --- | --- |
 {counts}
 
-`image` is the image as its source had it (JPEG or PNG), `mask` a PNG of the same size whose values are class numbers, with the
-classes' colours as its palette; 255 is void: no class, in no score. `id2label.json` has the names.
+`image` is the image as its source had it (JPEG or PNG; without EXIF and other metadata), `mask` a PNG of the same size whose
+values are class numbers, with the classes' colours as its palette; 255 is void: no class, in no score.
+`id2label.json` has the names.
 
 | number | class | colour | the source's values | {" | ".join(f"share of {name}" for name in splits)} |
 | --- | --- | --- | --- | {" | ".join("---" for _ in splits)} |

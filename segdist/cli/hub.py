@@ -31,6 +31,12 @@ def push(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the model of another run, or another data set.")] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            help="Licence that the card states, such as cc-by-4.0. [default: that of the weights it began from, or of the data]"
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option(help="First have the model's library load it in another process, and compare its logits.")
     ] = True,
@@ -50,12 +56,12 @@ def push(
         from segdist.push_data import push_data
 
         with terminable():
-            summary = push_data(source, repo_id, private, overwrite)
+            summary = push_data(source, repo_id, private, overwrite, licence)
         say(f"pushed {source}: {summary['url']}; to train on it: data.uri=hf://datasets/{repo_id}")
     else:
         from segdist.push import push as run
 
         with terminable():
-            summary = run(source, repo_id, private, samples, overwrite, verify)
+            summary = run(source, repo_id, private, samples, overwrite, verify, licence)
         say(f"pushed {summary['checkpoint']}: {summary['url']}")
     machine(json, summary)

@@ -7,13 +7,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from segdist.config.fields import Section, fields, is_identity, to_tree
-from segdist.config.models import MODELS, refusal
+from segdist.config.models import MODELS, Segformer, Smp, Transformers, refusal
 from segdist.config.tree import Config
 from segdist.errors import ConfigError
 
@@ -146,6 +146,10 @@ def _explain(error: Any) -> str:
         del path[1]
     key = ".".join(path)
     kind = error["type"]
+    if kind == "extra_forbidden" and path[0] == "model" and key in _valid_keys():
+        kinds = [kind for kind in (Segformer, Smp, Transformers) if path[-1] in kind.model_fields]
+        named = ", ".join(name for kind in kinds for name in get_args(kind.model_fields["name"].annotation))
+        return f"`{key}` is no field of this model.name, but of {named}; take it out of the YAML, or give one of these names"
     if kind == "extra_forbidden":
         return f"unknown key `{key}`; the nearest valid key is `{_nearest(key)}`"
     if kind == "missing":
@@ -174,15 +178,20 @@ def explain(cfg: Config) -> str:
     return "\n".join(lines)
 
 
-def published(cfg: Config) -> Config:
-    """The same recipe without places, which may be private or hold a credential: of them only Hub ids and names stay."""
+def published(cfg: Config, on_hub: bool = False) -> Config:
+    """The same recipe without places, which may be private or hold a credential, and without the repository it went to.
+
+    `on_hub`: model.weights is a model of the Hub, which may be told.
+    """
     tree = to_tree(cfg)
     tree["run"]["uri"] = "YOUR_RUN"
+    tree.pop("hub")
     if not tree["data"]["uri"].startswith("hf://"):
         tree["data"]["uri"] = "YOUR_DATA"
     if tree["train"]["init_from"]:
         tree["train"]["init_from"] = "YOUR_PARENT_RUN"
-    if is_place(tree["model"]["weights"]):
+    weights = tree["model"]["weights"]
+    if weights and not on_hub and (is_place(weights) or "/" in weights):
         tree["model"]["weights"] = "YOUR_WEIGHTS"
     return from_tree(tree, "the published config")
 

@@ -113,6 +113,9 @@ class Hub(Section):
     )
 
     overwrite: bool = free(False, "Replace what that repository holds of another run.")
+    licence: str | None = free(
+        None, "Licence of the model, as its card shall say; null: that of the weights it began from."
+    )
 
 
 class Run(Section):

@@ -87,3 +87,52 @@ def _is_jpeg(view: memoryview) -> bool:
 def opened(view: memoryview) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = None  # `prepare --max-megapixels` has decided what is too large
     return Image.open(io.BytesIO(view))
+
+
+def without_metadata(data: bytes) -> bytes:
+    """The JPEG or PNG without what tells of its author and place (EXIF, XMP, IPTC, comments); the same pixels and colours.
+
+    Raises DataError when it is neither.
+    """
+    return _plain_jpeg(data) if data[:2] == JPEG else _plain_png(data)
+
+
+def _plain_jpeg(data: bytes) -> bytes:
+    """Keeps the segments that decoding needs, and the colour profile; ends with the image, whatever follows."""
+    kept, at = [JPEG], 2
+    try:
+        while data[at + 1] != 0xD9:  # end of image
+            marker, length = data[at + 1], 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if data[at] != 0xFF or length < 4:
+                raise ValueError(f"no segment at byte {at}")
+            segment = data[at : at + length]
+            at += length
+            is_profile = marker == 0xE2 and segment[4:15] == b"ICC_PROFILE"
+            if is_profile or marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+                kept.append(segment)
+            if marker == 0xDA:  # a scan: up to the next marker that is no part of it
+                end = at
+                while data[end] != 0xFF or data[end + 1] == 0 or 0xD0 <= data[end + 1] <= 0xD7:
+                    end += 1 if data[end] != 0xFF else 2
+                    end = data.index(b"\xff", end)
+                kept.append(data[at:end])
+                at = end
+            while data[at + 1] == 0xFF:  # fill bytes
+                at += 1
+    except (IndexError, ValueError) as error:
+        raise DataError(f"image is no whole JPEG: {error}") from None
+    return b"".join([*kept, b"\xff\xd9"])
+
+
+def _plain_png(data: bytes) -> bytes:
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise DataError("image is neither JPEG nor PNG")
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"):
+            kept.append(data[at : at + 12 + length])
+        at += 12 + length
+        if kind == b"IEND":
+            break
+    return b"".join(kept)

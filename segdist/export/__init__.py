@@ -64,7 +64,10 @@ def export(
             about, measured = _graph(trained, form, folder, about, size, argmax, verify)
         told = card.about(trained, run, "THIS_FOLDER", about["layout"], about["sides"])
         (folder / "README.md").write_text(card.model_card(told), encoding="utf-8")
-        (folder / "config.yaml").write_text(config.explain(config.published(trained.cfg)), encoding="utf-8")
+        origin = initial_of(load_state(trained.uri))
+        (folder / "config.yaml").write_text(
+            config.explain(config.published(trained.cfg, card.on_hub(trained.cfg, origin))), encoding="utf-8"
+        )
         files = sorted(p for p in folder.iterdir() if p.is_file())
         about["files"] = [path.name for path in files]
         others = {*(before or {}).get("files", ())} - {*about["files"]}  # of another format

@@ -146,6 +146,7 @@ class Mirror:
         command += ["--private" if hub.private else "--public"]
         command += {None: [], True: ["--samples"], False: ["--no-samples"]}[hub.show_samples]
         command += ["--overwrite"] if hub.overwrite else []
+        command += ["--licence", hub.licence] if hub.licence else []
         return ["nice", "-n", "10", *command] if shutil.which("nice") else command
 
 

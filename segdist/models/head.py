@@ -47,7 +47,9 @@ def match(theirs: Sequence[str] | None, num_theirs: int | None, ours: Sequence[s
         return Match(f"head kept: it has {len(ours)} classes too, but does not name them", whole=True)
     sentence = f"head replaced: {num_theirs} -> {len(ours)} classes"
     if not by_name:
-        return Match(sentence)
+        same = len(_pairs(theirs, ours)[0]) if theirs else 0
+        hint = f"; {same} of them bear the same names, and model.transfer_head=by_name would keep their rows"
+        return Match(sentence + (hint if same else ""))
     if theirs is None:
         raise UserError(
             f"model.transfer_head=by_name: {what} does not name its classes (id2label in config.json, or segdist.json); set "
@@ -58,6 +60,8 @@ def match(theirs: Sequence[str] | None, num_theirs: int | None, ours: Sequence[s
     sentence += (
         f", {kept}: {short([ours[k] for k in rows])}" if rows else f", no row kept: it knows {short(list(theirs))}"
     )
+    if new := [name for k, name in enumerate(ours) if k not in rows]:
+        sentence += f"; new: {short(new)}"
     if doubled:
         sentence += f"; not kept, since several classes bear the name: {short(doubled)}"
     return Match(sentence, rows=rows)

@@ -95,9 +95,9 @@ def build(cfg: config.Transformers, class_names: Sequence[str], found: weights.W
     try:
         fields = {**cfg.options, **own, **labels_of(class_names)}
         net = _class(family, "ForSemanticSegmentation")(_config_of(cfg.name, fields))
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        return _wrap(net, cfg.name, [f"random initial weights ({cfg.name})"], family.mean, family.std)
+    except Exception as error:  # what a library makes of options that do not fit has no one type
         raise UserError(f"model.options do not make a {cfg.name}: {error}") from None
-    return _wrap(net, cfg.name, [f"random initial weights ({cfg.name})"], family.mean, family.std)
 
 
 def outline(name: str, options: dict[str, Any], num_classes: int) -> tuple[nn.Module, int]:

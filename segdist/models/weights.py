@@ -83,7 +83,7 @@ def fetched(said: str, revision: str | None) -> Iterator[Weights]:
         found = Weights(said, folder, origin_of(said, commit, licence), commit)
         files(found)
         before = found.about.get("initial")  # an export of ours
-        yield replace(found, origin=inherited(before, said)) if before else found
+        yield replace(found, origin=inherited(before, f"{said}@{commit}" if hub else said)) if before else found
 
 
 def is_hub_id(said: str) -> bool:
