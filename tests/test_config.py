@@ -50,6 +50,7 @@ def test_every_field_has_help_and_is_read_somewhere() -> None:
     [
         ("optim: {learning_rate: 1}", "unknown key `optim.learning_rate`; the nearest valid key is `optim.lr`"),
         ("train: {num_step: 1}", "unknown key `train.num_step`; the nearest valid key is `train.num_steps`"),
+        ("model: {name: unet, size: b0}", "`model.size` is no field of this model.name, but of segformer"),
         ("optimizer: {lr: 1}", "unknown key `optimizer`; the nearest valid key is `optim`"),
         ("data: {uri: d, num_workers: 3}", "unknown key `data.num_workers`"),
         ("train: {num_steps: '10'}", '`train.num_steps`: Input should be a valid integer; it is "10"'),
@@ -57,7 +58,6 @@ def test_every_field_has_help_and_is_read_somewhere() -> None:
         ("optim: {warmup_steps: 10}", "optim.warmup_steps 10 must be below train.num_steps 10"),
         ("model: {name: resnet}", "`model.name` must be one of segformer, unet, "),
         ("model: {name: segformer}", "give either model.size"),
-        ("model: {name: unet, size: b0}", "unknown key `model.size`"),
         ("train: {}", "`train.num_steps` is missing"),
         (
             "train: {num_steps: 9, strategy: exact, precision: fp16}",

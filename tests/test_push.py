@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -20,11 +21,13 @@ from conftest import UNET, plain_folder, prepare, read_back, tree
 from fault_proxy import Fault, spoiling
 from hub_server import history, serving
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segdist import checkpoint, config, hub, push, push_data, storage, train
+from segdist.data import codec
 from segdist.data import index as indices
 from segdist.doctor import run as doctor_run
-from segdist.errors import UnavailableError, UserError
+from segdist.errors import DataError, UnavailableError, UserError
 from segdist.launch import mirror, run
 from segdist.train import fit
 from segdist.world import World
@@ -383,11 +386,63 @@ def test_what_is_pushed_tells_nobody_where_it_came_from(
     cfg = tree(street_data, str(place / "secret-client" / "run"), model={"name": "segformer", "weights": trained_run})
     fit(config.from_tree(cfg, "test"), World(0, 1, torch.device("cpu")))
     push.push(str(place / "secret-client" / "run"), "me/streets", private=False, verify=False)
+    card = (site.folder / "me/streets/README.md").read_text(encoding="utf-8")
+    assert "| initial weights | `streets`, which began from random |" in card
+    assert "It began from streets, which began from random weights" in card
+    assert "config.yaml data.uri=YOUR_DATA model.weights=YOUR_WEIGHTS run.uri=YOUR_RUN" in card
+    assert config.load(str(site.folder / "me/streets/config.yaml"), []).hub.repo_id is None
     for path in (site.folder / "me/streets").rglob("*"):
         if path.is_file() and path.name != "HISTORY":
             data = path.read_bytes()
             for told in ("secret-client", "home-of-alice", str(tmp_path), trained_run, street_data):
                 assert told.encode() not in data, (path.name, told)
+
+
+def photo(mode: str = "RGB", **options: object) -> bytes:
+    """A JPEG that tells of its author."""
+    exif = Image.Exif()
+    exif[315], exif[271] = "Jane Doe", "SecretCam"
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 43, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(
+        out, "JPEG", exif=exif, comment=b"Jane Doe", icc_profile=b"profile" * 12000, **options
+    )
+    return out.getvalue() + b"and behind its end, Jane Doe"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}, {"optimize": True}])
+def test_an_image_without_its_metadata_has_the_same_pixels(mode: str, options: dict[str, object]) -> None:
+    data = photo(mode, **options)
+    plain = codec.without_metadata(data)
+    assert b"Jane" not in plain and b"SecretCam" not in plain and b"profile" in plain
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(plain))), np.array(Image.open(io.BytesIO(data))))
+    for cut in (3, 200, len(data) // 2):
+        with pytest.raises(DataError, match="no whole JPEG"):
+            codec.without_metadata(data[:cut])
+
+
+def test_a_png_without_its_metadata_has_the_same_pixels() -> None:
+    out, told = io.BytesIO(), PngInfo()
+    told.add_text("Author", "Jane Doe")
+    told.add_itxt("where", "at Jane Doe's")
+    Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(out, "PNG", pnginfo=told)
+    plain = codec.without_metadata(out.getvalue())
+    assert b"Jane" not in plain
+    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(plain))), np.arange(60).reshape(6, 10))
+
+
+def test_a_card_that_somebody_edited_stays(site: Site, trained_run: str) -> None:
+    push.push(trained_run, "me/streets", verify=False, licence="cc-by-4.0")
+    card = site.folder / "me/streets/README.md"
+    assert "license: cc-by-4.0" in card.read_text(encoding="utf-8")
+    push.push(trained_run, "me/streets", verify=False)
+    assert "license: cc-by-4.0" not in card.read_text(encoding="utf-8")  # nobody had edited it
+    card.write_text("mine", encoding="utf-8")
+    push.push(trained_run, "me/streets", verify=False)
+    assert card.read_text(encoding="utf-8") == "mine"
+    push.push(trained_run, "me/streets", verify=False, overwrite=True)
+    assert "# streets" in card.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("repo", ["me/foo..bar", "me/-x", "me/x.git", "me/a--b", "-me/x", "me/x.", "a/b/c"])
