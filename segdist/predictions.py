@@ -71,7 +71,7 @@ def known(address: str, uri: str, tag: str | None, by: str, labels: Labels) -> K
         stamp = Stamp(**json.loads(said))
     except (TypeError, ValueError):
         raise UserError(f"{address} does not say which image it is of; give another --out, or --overwrite") from None
-    is_here = stamp.place == place(uri)
+    is_here = stamp.place == digest(uri)
     if is_here and stamp.by != by:
         return None
     is_same = (tag is not None and tag == stamp.tag) or hashlib.sha256(storage.read(uri)).hexdigest() == stamp.sha256
@@ -83,11 +83,13 @@ def known(address: str, uri: str, tag: str | None, by: str, labels: Labels) -> K
 
 
 def place(uri: str) -> str:
-    """A digest of the URI, which two ways of writing a path share."""
-    shown = (
-        str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else storage.shown(uri)
-    )
-    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+    """What two URIs of one file have in common."""
+    return str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else storage.shown(uri)
+
+
+def digest(uri: str) -> str:
+    """Tells a place from others without naming it."""
+    return hashlib.sha256(place(uri).encode()).hexdigest()[:16]
 
 
 def shares(classes: np.ndarray, labels: Labels) -> list[float]:

@@ -495,7 +495,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("path", "what"),
-    [("/metrics/", "metrics 1"), ("/logs/", "log 1"), ("/best.json", "best 2"), ("/run.json", "run.json")],
+    [("/metrics/", "metrics 1"), ("/logs/", "log 1"), ("/best.json", "scores 2"), ("/run.json", "run.json")],
     ids=["metrics", "logs", "best", "run"],
 )
 def test_nothing_that_is_missing_passes_for_a_success(

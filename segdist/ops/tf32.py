@@ -12,7 +12,8 @@ import torch
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Allows it, or not, to matrix products and to convolutions, for which torch allows it by itself."""
-    places: tuple[Any, ...] = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv")  # noqa: B009
+    cudnn: Any = torch.backends.cudnn  # its kinds must agree: torch's own code asks for them together
+    places: tuple[Any, ...] = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     before = [place.fp32_precision for place in places]
     for place in places:
         place.fp32_precision = "tf32" if allowed else "ieee"
