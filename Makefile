@@ -11,8 +11,12 @@ demo: .ready
 demo-local: .ready
 	$(BIN)/python demo/demo.py --local $(if $(DATA),--data "$(DATA)")
 
+# They compare bits, or flags of torch, with other processes, and so run in processes of their own.
+APART := tests/test_export.py tests/test_ray.py tests/test_hub.py
+
 test: .ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART:%=--ignore=%)
 
 test-all: .ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ''
