@@ -51,9 +51,8 @@ def test_segformer_comes_by_hub_id(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["encoder"] == pytest.approx(encoder_sums(donor), rel=1e-12)
-    assert result["notes"][:2] == [
-        f"initial weights from someone/mit-tiny at {COMMIT[:10]}", "head replaced: 4 -> 3 classes",
-    ]  # fmt: skip
+    assert result["notes"][0] == f"initial weights from someone/mit-tiny at {COMMIT[:10]}"
+    assert result["notes"][1].startswith("head replaced: 4 -> 3 classes")
     assert any(path.endswith("model.safetensors") for path in asked)
 
 
