@@ -102,7 +102,7 @@ def predict_files(
                 kinds_of = tuple(kind for kind in ENDS if kind in {*job.names, *others})
                 stamp = Stamp(
                     PurePosixPath(storage.shown(job.uri)).name,
-                    predictions.place(job.uri),
+                    predictions.digest(job.uri),
                     job.sha256,
                     job.tag,
                     by,

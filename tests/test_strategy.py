@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -406,6 +408,28 @@ def test_scores_are_never_rounded_to_tf32_and_training_leaves_no_trace() -> None
     with pytest.raises(ZeroDivisionError), tf32(True):
         raise ZeroDivisionError
     assert look() == before
+
+
+def test_threads_that_hold_tf32_back_in_turns_leave_torch_as_it_was() -> None:
+    conv: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009
+    before, entered, left = conv.fp32_precision, threading.Event(), threading.Event()
+
+    def first() -> None:
+        with tf32(False):
+            entered.wait(10)
+        left.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    while conv.fp32_precision != "ieee":
+        time.sleep(0.001)
+    with tf32(False):
+        entered.set()
+        assert left.wait(10)
+        assert conv.fp32_precision == "ieee"
+    thread.join()
+    assert conv.fp32_precision == before
+    assert torch.backends.cudnn.allow_tf32 in (True, False)  # its kinds agree, or torch raises
 
 
 def test_a_model_from_before_auxiliary_heads_is_rebuilt() -> None:
