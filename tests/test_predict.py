@@ -147,6 +147,7 @@ def test_the_result_of_one_image_is_never_handed_to_another_of_the_same_name(
     a, b, out = one(tmp_path / "a", street_folder, 1), one(tmp_path / "b", street_folder, 2), tmp_path / "out"
     predict_files(trained, [str(a)], str(out))
     before = {p: p.read_bytes() for p in out.iterdir()}
+    assert str(tmp_path).encode() not in before[out / "0001.png"]  # masks are handed on, and places may be private
     with pytest.raises(
         UserError,
         match=r"out/0001\.png is the result for another image \(0001\.jpg\) than .*b/0001.* or --overwrite",
