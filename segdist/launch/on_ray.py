@@ -17,7 +17,7 @@ from typing import Any
 from segdist import config, log, record, storage
 from segdist.config import Config
 from segdist.errors import RanksError, UserError
-from segdist.launch.cluster import connect, in_use, log_folder, needs, nodes, shortage
+from segdist.launch.cluster import connect, end_actors, in_use, log_folder, needs, nodes, shortage
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import StopSignal
@@ -25,7 +25,7 @@ from segdist.opening import look
 from segdist.outbox import Outbox
 from segdist.world import TIMEOUT, backend
 
-_LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS = 10, 60, 15
+_LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS = 10, 60, 15, 10
 
 
 def run_on_ray(cfg: Config) -> dict[str, Any]:
@@ -91,23 +91,29 @@ class _Driver:
             StopSignal() as notice,
         ):
             thread.start()
-            asked = False
-            while thread.is_alive():
-                thread.join(0.25)
-                self._show()
-                if notice():
-                    if not self._alive:
-                        raise SystemExit(75)  # there is nothing that could commit
-                    if not asked:
-                        self._mailbox.ask.remote("stop")
-                    asked = True
-                self._check_start()
-                diary.flush(_REPEAT_SECONDS)
+            try:
+                self._watch(thread, notice, diary)
+            finally:
+                _end(thread)
             self._show()
             log.close()
             if isinstance(self._outcome, BaseException):
                 raise self._post_mortem(self._outcome) from self._outcome
         return self._outcome
+
+    def _watch(self, thread: threading.Thread, notice: StopSignal, diary: log.Diary) -> None:
+        asked = False
+        while thread.is_alive():
+            thread.join(0.25)
+            self._show()
+            if notice():
+                if not self._alive:
+                    raise SystemExit(75)  # there is nothing that could commit
+                if not asked:
+                    self._mailbox.ask.remote("stop")
+                asked = True
+            self._check_start()
+            diary.flush(_REPEAT_SECONDS)
 
     def _fit(self, mark: str) -> None:
         try:
@@ -212,6 +218,16 @@ class _Driver:
             f"Ray's logs: {log_folder()}",
         ]
         return RanksError("\n".join(text), 75 if mortal else 1)
+
+
+def _end(thread: threading.Thread) -> None:
+    """Ends Ray's controller, and with it the thread that waits for it, which would otherwise meet a Ray that is shut down:
+    that ends this process at once, whatever it was about to say."""
+    until = time.monotonic() + _END_SECONDS
+    while thread.is_alive() and time.monotonic() < until:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            end_actors("TrainController")
+        thread.join(0.1)
 
 
 def _reporter(mailbox: Any) -> Any:
