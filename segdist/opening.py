@@ -77,6 +77,15 @@ def look(cfg: Config, num_ranks: int) -> Found:
     return Found(cfg, index, known, {k: known.get(k) for k in SUMMARY})
 
 
+def check_recipe(cfg: Config, index: Index, num_ranks: int) -> None:
+    """Raises UserError when a new run of this config could not be made of this data set by so many ranks; opens no shard."""
+    training_order(cfg, index)
+    index.split(cfg.data.val_split)
+    loss.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
+    check_groups(cfg, num_ranks)
+    check_weights(cfg)
+
+
 def identity_of(cfg: Config, index: Index) -> dict[str, Any]:
     """All that decides a run's weights."""
     return config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}

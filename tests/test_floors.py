@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening", "history", "card"},
     {"train", "api", "push", "push_data"},
     {"launch", "prepare"},
-    {"doctor", "stats"},
+    {"doctor", "stats", "sweep"},
     {"cli", "__main__"},
 ]
 PARTS = FLOORS[2]  # pieces that never import one another

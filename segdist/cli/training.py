@@ -44,6 +44,33 @@ def train(
 
 
 @app.command()
+def tune(
+    sweep: Annotated[str, typer.Argument(help="A sweep file (path or URI); examples are in configs/sweeps/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="budget.num_trials=50, set.train.num_steps=200 ...")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials that failed once more.")] = False,
+    json: Json = False,
+) -> None:
+    """Try many values of a config's fields, and name the best; the same command continues an interrupted sweep.
+
+    Example: `segdist tune configs/sweeps/lr_and_crop.yaml uri=runs/lr_and_crop set.data.uri=data/camvid`
+
+    Trials share this machine, or the cluster at RAY_ADDRESS. Each is a run below the sweep's uri. The best values are in
+    best.yaml there: `segdist train --from-sweep SWEEP` trains them at full length.
+
+    Ctrl-C and SIGTERM let every trial commit, and stop, with exit code 75: not finished, the same command goes on.
+    """
+    from segdist.sweep import tune as run_sweep
+    from segdist.sweep.plan import read
+
+    summary = run_sweep(read(sweep, overrides or []), retry_failed)
+    machine(json, summary)
+    if summary["state"] != "SUCCEEDED":
+        raise typer.Exit(75)
+
+
+@app.command()
 def history(
     run: Annotated[str, typer.Argument(help="A run, finished or not (path or URI).")],
     every: Annotated[bool, typer.Option("--all", help="A row for every record, not only for evaluations.")] = False,

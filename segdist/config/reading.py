@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from segdist.config.fields import Section, fields, is_identity, to_tree
 from segdist.config.models import MODELS, Segformer, Smp, Transformers, refusal
 from segdist.config.tree import Config
 from segdist.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -32,6 +34,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def loads(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """As `load`, of a config that was read already; `path` names it in errors."""
+    return from_tree(read_tree(text, path, overrides), named(path, overrides))
+
+
+def read_tree(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a YAML, with overrides applied, not yet checked. Raises ConfigError."""
     try:
         tree = _parse(text.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -40,7 +47,12 @@ def loads(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> Confi
         raise ConfigError(f"{path}: a config is a mapping of sections, such as `train:`; this file holds none")
     for override in overrides:
         _override(tree, override)
-    return from_tree(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    return tree
+
+
+def named(path: str | Path, overrides: Sequence[str]) -> str:
+    """How errors call a YAML with overrides."""
+    return f"{path} with {' '.join(overrides)}" if overrides else str(path)
 
 
 def changed(cfg: Config, section: str, fields: dict[str, Any]) -> Config:
@@ -52,11 +64,16 @@ def changed(cfg: Config, section: str, fields: dict[str, Any]) -> Config:
 
 def from_tree(tree: dict[str, Any], where: str) -> Config:
     """The config of a plain tree; `where` names its origin in errors."""
+    return checked(Config, tree, where)
+
+
+def checked(kind: type[S], tree: dict[str, Any], where: str) -> S:
+    """What a plain tree says, as this class. Raises ConfigError."""
     try:
-        return Config.model_validate_json(json.dumps(tree))  # JSON mode: strict, yet lists become tuples
+        return kind.model_validate_json(json.dumps(tree))  # JSON mode: strict, yet lists become tuples
     except (ValidationError, TypeError) as error:
         if isinstance(error, ValidationError):
-            raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+            raise ConfigError("\n".join(f"{where}: {_explain(e, kind)}" for e in error.errors())) from None
         raise ConfigError(f"{where}: {error}") from None
 
 
@@ -98,7 +115,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not readable as YAML: {error}") from None
 
 
-def _valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+def valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         annotation: Any = field.annotation
         nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
@@ -106,7 +123,7 @@ def _valid_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator
         if not nested:
             yield f"{prefix}{name}"
         for each in nested:
-            yield from _valid_keys(each, f"{prefix}{name}.")
+            yield from valid_keys(each, f"{prefix}{name}.")
 
 
 _ELSEWHERE = {  # what other tools call our fields
@@ -124,11 +141,12 @@ _ELSEWHERE = {  # what other tools call our fields
 }
 
 
-def _nearest(key: str) -> str:
+def nearest(key: str, kind: type[BaseModel] = Config) -> str:
+    """The valid key that somebody probably meant."""
     section, _, name = key.rpartition(".")
-    if name in _ELSEWHERE:
+    if name in _ELSEWHERE and kind is Config:
         return _ELSEWHERE[name]
-    keys = sorted(set(_valid_keys()))
+    keys = sorted(set(valid_keys(kind)))
     sections = sorted({k.split(".")[0] for k in keys})
     if not section and (hits := difflib.get_close_matches(key, sections, 1, 0.6)):
         return hits[0]
@@ -140,18 +158,18 @@ def _nearest(key: str) -> str:
     return max(keys, key=likeness)
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, root: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     if path[:1] == ["model"] and len(path) > 1:  # pydantic inserts the name of the chosen model
         del path[1]
     key = ".".join(path)
     kind = error["type"]
-    if kind == "extra_forbidden" and path[0] == "model" and key in _valid_keys():
+    if kind == "extra_forbidden" and path[0] == "model" and key in valid_keys():
         kinds = [kind for kind in (Segformer, Smp, Transformers) if path[-1] in kind.model_fields]
         named = ", ".join(name for kind in kinds for name in get_args(kind.model_fields["name"].annotation))
         return f"`{key}` is no field of this model.name, but of {named}; take it out of the YAML, or give one of these names"
     if kind == "extra_forbidden":
-        return f"unknown key `{key}`; the nearest valid key is `{_nearest(key)}`"
+        return f"unknown key `{key}`; the nearest valid key is `{nearest(key, root)}`"
     if kind == "missing":
         return f"`{key}` is missing; add it, or give {key}=... on the command line"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -161,7 +179,8 @@ def _explain(error: Any) -> str:
             return f"`{key}.name`: {reason} (`segdist models` lists all)"
         return f"`{key}.name` must be one of {', '.join(MODELS)}; it is {name!r} (`segdist models` explains them)"
     if kind == "value_error":
-        return str(error["ctx"]["error"])
+        text = str(error["ctx"]["error"])
+        return f"{key}: {text}" if path[0] == "space" else text
     return f"`{key}`: {error['msg']}; it is {json.dumps(error['input'])}"
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segdist.config import Config
+
+if TYPE_CHECKING:
+    from segdist.train import Notice, Tell
 
 
 def run(cfg: Config) -> tuple[dict[str, Any], bool]:
@@ -28,3 +31,17 @@ def _run(cfg: Config) -> tuple[dict[str, Any], bool]:
     from segdist.launch.here import run_here
 
     return run_here(cfg)
+
+
+def run_inside(cfg: Config, tell: Tell, notice: Notice) -> dict[str, Any]:
+    """The summary of a run that a sweep makes from a process which Ray runs already: one rank right here, more by Ray Train.
+
+    `tell` may wait for whoever judges; what `notice` says after it holds for the very next step.
+    """
+    if cfg.scale.num_ranks == 1:
+        from segdist.launch.here import run_here
+
+        return run_here(cfg, tell, notice)[0]
+    from segdist.launch.on_ray import run_on_ranks
+
+    return run_on_ranks(cfg, tell, notice)

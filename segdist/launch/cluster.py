@@ -27,12 +27,13 @@ _RAY_SETTINGS = {
 _STORE_BYTES = 100 << 20  # of Ray's object store on a cluster of our own: pixels never pass through it
 
 
-def connect() -> None:
+def connect(settings: dict[str, str] | None = None) -> None:
     """Joins the cluster at RAY_ADDRESS, which a submitted job has; without one, starts Ray on this machine.
 
-    Raises UserError when that cluster is not there or does not let us in.
+    `settings`: more environment variables that Ray's libraries read. Raises UserError when that cluster is not there or does
+    not let us in.
     """
-    for name, value in _RAY_SETTINGS.items():
+    for name, value in {**_RAY_SETTINGS, **(settings or {})}.items():
         os.environ.setdefault(name, value)  # before Ray is imported
     if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
         for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
@@ -92,7 +93,7 @@ def needs(scale: Scale, cluster_gpus: float) -> dict[str, float]:
 
 def shortage(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> str | None:
     """Why these nodes cannot hold the ranks, with the remedy; None when they can (be it after others have left)."""
-    fits = [min(int(node["Resources"].get(name, 0) / amount) for name, amount in need.items()) for node in nodes]
+    fits = _fits(need, nodes)
     most = {
         "strict_pack": max(fits, default=0),
         "strict_spread": sum(fit > 0 for fit in fits),
@@ -108,6 +109,21 @@ def shortage(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) 
         f"{scale.num_ranks} rank(s) with {wanted} each ({scale.placement}) are asked for, and the cluster has room for {most}: "
         f"{there or 'no node'}. Lower scale.num_ranks, scale.cpus_per_rank or scale.gpus_per_rank, or add nodes"
     )
+
+
+def room(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> int:
+    """How many runs of these ranks the nodes can hold at once (be it after others have left)."""
+    fits, ranks = _fits(need, nodes), scale.num_ranks
+    if scale.placement == "strict_pack":
+        return sum(fit // ranks for fit in fits)
+    if scale.placement == "strict_spread":
+        return max(num for num in range(sum(fits) + 1) if sum(min(fit, num) for fit in fits) >= num * ranks)
+    return sum(fits) // ranks
+
+
+def _fits(need: dict[str, float], nodes: list[dict[str, Any]]) -> list[int]:
+    """Ranks that each node can hold."""
+    return [min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in need.items()) for node in nodes]
 
 
 def in_use(need: dict[str, float]) -> str:
@@ -128,14 +144,15 @@ def nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def end_actors(class_name: str) -> None:
-    """Ends at once every actor of this class that this driver started, also one that no handle is known of."""
+def end_siblings(actor: Any, class_name: str) -> None:
+    """Ends at once every actor of this class that the process which started `actor` has started too."""
     import ray
     from ray._raylet import ActorID
 
-    ours = ray.get_runtime_context().get_job_id()
-    for key, actor in ray._private.state.actors().items():  # there is no public call
-        if actor["ActorClassName"] == class_name and actor["JobID"] == ours and actor["State"] != "DEAD":
+    known = ray._private.state.actors()  # there is no public call
+    owner = known[actor._actor_id.hex()]["OwnerAddress"]
+    for key, other in known.items():
+        if other["ActorClassName"] == class_name and other["OwnerAddress"] == owner and other["State"] != "DEAD":
             ray._private.worker.global_worker.core_worker.kill_actor(ActorID(bytes.fromhex(key)), True)
 
 

@@ -8,13 +8,15 @@ import torch
 
 from segdist.config import Config
 from segdist.launch.stop import StopSignal
-from segdist.train import fit
+from segdist.train import Notice, Tell, fit
 from segdist.world import joined
 
 
-def run_here(cfg: Config) -> tuple[dict[str, Any], bool]:
-    """(summary of the run, whether this process is rank 0)."""
+def run_here(
+    cfg: Config, tell: Tell = lambda metrics: None, notice: Notice | None = None
+) -> tuple[dict[str, Any], bool]:
+    """(summary of the run, whether this process is rank 0). `notice`: in the stead of signals."""
     if cfg.scale.cpu_threads is not None:
         torch.set_num_threads(cfg.scale.cpu_threads)
-    with joined(cfg.scale.device) as world, StopSignal() as notice:
-        return fit(cfg, world, notice=notice), world.is_first
+    with joined(cfg.scale.device) as world, StopSignal() as signal:
+        return fit(cfg, world, tell, notice or signal), world.is_first

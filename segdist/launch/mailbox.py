@@ -11,17 +11,18 @@ import threading
 import time
 from typing import Any
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _ANSWER_SECONDS = 1.0, 0.05
 Post = tuple[Any, ...]
 
 
 class Mailbox:
-    """The actor. Posts are ("say", text), ("show", done, total, line), ("start",) and ("broken", text)."""
+    """The actor. Posts are ("say", text), ("show", done, total, line), ("start",), ("broken", text) and ("tell", metrics)."""
 
     def __init__(self) -> None:
         self._posts: list[Post] = []
         self._wish: str | None = None
         self._mistake: str | None = None
+        self._answer: str | None = None
         self._alive = -math.inf
 
     def post(self, *post: Any) -> None:
@@ -42,6 +43,15 @@ class Mailbox:
         """What the driver wishes; a rank that asks is alive."""
         self._alive = time.monotonic()
         return self._wish
+
+    def answer(self, wish: str) -> None:
+        """What the driver says to the evaluation that it was told."""
+        self._answer = wish
+
+    def take_answer(self) -> str | None:
+        """That answer, once; None as long as there is none."""
+        answer, self._answer = self._answer, None
+        return answer
 
     def confess(self, text: str) -> None:
         """A rank met a user's mistake, which no restart mends; the first one counts."""
@@ -89,6 +99,16 @@ class PolledNotice:
         if wish == "checkpoint":
             self._wish = None
         return wish
+
+    def tell_and_wait(self, metrics: dict[str, Any]) -> None:
+        """Tells the driver of an evaluation; a wish to stop, should it answer so, holds from now on. Rank 0 only."""
+        import ray
+
+        self._mailbox.post.remote("tell", metrics)
+        while (answer := ray.get(self._mailbox.take_answer.remote())) is None:
+            time.sleep(_ANSWER_SECONDS)
+        if answer == "stop":
+            self._wish = "stop"
 
     def _work(self) -> None:
         import ray

@@ -17,12 +17,13 @@ from typing import Any
 from segdist import config, log, record, storage
 from segdist.config import Config
 from segdist.errors import RanksError, UserError
-from segdist.launch.cluster import connect, end_actors, in_use, log_folder, needs, nodes, shortage
+from segdist.launch.cluster import connect, end_siblings, in_use, log_folder, needs, nodes, shortage
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import StopSignal
 from segdist.opening import look
 from segdist.outbox import Outbox
+from segdist.train import Notice, Tell
 from segdist.world import TIMEOUT, backend
 
 _LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS = 10, 60, 15, 10
@@ -47,6 +48,11 @@ def run_on_ray(cfg: Config) -> dict[str, Any]:
         ray.shutdown()
 
 
+def run_on_ranks(cfg: Config, tell: Tell, notice: Notice) -> dict[str, Any]:
+    """As `run_on_ray`, in a process that belongs to Ray already. Rank 0 waits for `tell`, whose answer is in `notice`."""
+    return _Driver(cfg, tell, notice).run()
+
+
 def _is_relative(uri: str) -> bool:
     return storage.is_local(uri) and not uri.startswith(("/", "~", "file:"))
 
@@ -54,10 +60,10 @@ def _is_relative(uri: str) -> bool:
 class _Driver:
     """One launch: starts the ranks, shows what they say, passes on the wish to stop, and gives up when none can start."""
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, tell: Tell | None = None, notice: Notice | None = None) -> None:
         import ray
 
-        self._cfg = cfg
+        self._cfg, self._tell, self._notice = cfg, tell, notice
         gpus = sum(node["Resources"].get("GPU", 0) for node in nodes())
         self._need = needs(cfg.scale, gpus)
         on_cluster = bool(os.environ.get("RAY_ADDRESS"))
@@ -88,20 +94,20 @@ class _Driver:
         with (
             contextlib.closing(outbox),
             log.Diary(self._cfg.run.uri, self._launch, outbox) as diary,
-            StopSignal() as notice,
+            StopSignal() as signal,
         ):
             thread.start()
             try:
-                self._watch(thread, notice, diary)
+                self._watch(thread, self._notice or signal, diary)
             finally:
-                _end(thread)
+                _end(thread, self._mailbox)
             self._show()
             log.close()
             if isinstance(self._outcome, BaseException):
                 raise self._post_mortem(self._outcome) from self._outcome
         return self._outcome
 
-    def _watch(self, thread: threading.Thread, notice: StopSignal, diary: log.Diary) -> None:
+    def _watch(self, thread: threading.Thread, notice: Notice, diary: log.Diary) -> None:
         asked = False
         while thread.is_alive():
             thread.join(0.25)
@@ -138,6 +144,7 @@ class _Driver:
                 "folder": os.getcwd(),
                 "mark": mark,
                 "on_gpus": on_gpus,
+                "waits": self._tell is not None,
             },
             torch_config=TorchConfig(backend=backend(on_gpus), timeout_s=int(TIMEOUT.total_seconds())),
             scaling_config=ray.train.ScalingConfig(
@@ -173,11 +180,19 @@ class _Driver:
                 log.show(*rest)
             elif kind == "start":
                 self._starts += 1
+            elif kind == "tell":
+                self._judge(*rest)
             elif not mistake:
                 self._tell_death(*rest)
         if mistake:
             log.close()
             raise UserError(mistake)
+
+    def _judge(self, metrics: dict[str, Any]) -> None:
+        """Passes an evaluation on, and rank 0, which waits for it, the answer."""
+        assert self._tell and self._notice
+        self._tell(metrics)
+        self._mailbox.answer.remote(self._notice() or "go on")
 
     def _tell_death(self, what: str) -> None:
         """Once for each start, though Ray's controller may tell it every second."""
@@ -220,13 +235,13 @@ class _Driver:
         return RanksError("\n".join(text), 75 if mortal else 1)
 
 
-def _end(thread: threading.Thread) -> None:
+def _end(thread: threading.Thread, mailbox: Any) -> None:
     """Ends Ray's controller, and with it the thread that waits for it, which would otherwise meet a Ray that is shut down:
     that ends this process at once, whatever it was about to say."""
     until = time.monotonic() + _END_SECONDS
     while thread.is_alive() and time.monotonic() < until:
         with contextlib.suppress(Exception):  # the cluster may be gone
-            end_actors("TrainController")
+            end_siblings(mailbox, "TrainController")
         thread.join(0.1)
 
 

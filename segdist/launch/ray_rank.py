@@ -12,7 +12,7 @@ import torch
 from segdist import config, log, storage
 from segdist.errors import UnavailableError, UserError
 from segdist.launch.mailbox import PolledNotice, PostedScreen
-from segdist.train import fit
+from segdist.train import Tell, fit
 from segdist.world import SharedError, join
 
 
@@ -20,7 +20,7 @@ def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of the run, on every rank; None when an earlier start of these ranks met a user's mistake.
 
     `job`: the config as a tree and where it is from, the mailbox, the name of this launch, the driver's folder and its mark
-    below the run, and whether the ranks have GPUs.
+    below the run, whether the ranks have GPUs, and whether the driver judges evaluations.
     """
     import ray
 
@@ -38,7 +38,7 @@ def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with PolledNotice(mailbox) as notice:
             check_shared(cfg.run.uri, job["folder"], job["mark"])
-            return fit(cfg, world, tell, notice)
+            return fit(cfg, world, teller(notice if job["waits"] and world.is_first else None), notice)
     except UserError as error:
         if not isinstance(error, SharedError | UnavailableError):  # an outage may be over when the ranks start again
             with contextlib.suppress(ray.exceptions.RayError):
@@ -57,8 +57,13 @@ def check_shared(run_uri: str, folder: str, mark: str) -> None:
         )
 
 
-def tell(metrics: dict[str, Any]) -> None:
-    """Reports to Ray, as numbers that its JSON holds: all ranks must call it."""
+def teller(waits: PolledNotice | None) -> Tell:
+    """Reports to Ray, as numbers that its JSON holds: all ranks must call it. `waits`: for what the driver says to it."""
     import ray
 
-    ray.train.report({k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)})
+    def tell(metrics: dict[str, Any]) -> None:
+        ray.train.report({k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)})
+        if waits:
+            waits.tell_and_wait(metrics)
+
+    return tell

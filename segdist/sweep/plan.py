@@ -1,0 +1,132 @@
+"""A sweep file, read: the sweep, the config whose fields vary, and the config of each trial."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segdist import config, log, opening, storage
+from segdist.config import Config
+from segdist.config.reading import checked, named, read_tree
+from segdist.config.sweep import Sweep
+from segdist.data import index as indices
+from segdist.errors import ConfigError, MissingError, UserError
+from segdist.sweep.search import known_beforehand
+from segdist.sweep.space import Point
+
+_MANY = 5  # mistakes that are told at once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`base` is the config as a tree, not yet checked: a field that varies may be missing from it."""
+
+    sweep: Sweep
+    base: dict[str, Any]
+
+    def config(self, values: Point, run_uri: str, seed: int | None = None) -> Config:
+        """A trial's config. Raises ConfigError. `seed`: in the stead of the config's own, and
+        scores are of the whole split."""
+        tree = _merged(self.base, self.sweep.set)
+        tree.pop("hub", None)  # a sweep has one repository at most, for its best
+        return self._resolved(
+            tree, values, run_uri, {} if seed is None else {"train.seed": seed, "eval.num_samples": None}
+        )
+
+    def full(self, values: Point, run_uri: str) -> Config:
+        """The config of these values without what `set` changes for trials."""
+        return self._resolved(copy.deepcopy(self.base), values, run_uri, {})
+
+    def continued(self, cfg: Config, offset: int, parent: str) -> Config:
+        """The rest of a trial as a run of its own, which begins with another trial's weights after `offset` steps."""
+        tree = config.to_tree(cfg)
+        tree["train"] |= {"num_steps": cfg.train.num_steps - offset, "init_from": parent}
+        tree["optim"] |= {"warmup_steps": 0, "freeze_encoder_steps": 0}
+        return config.from_tree(tree, f"{cfg.run.uri} after step {offset}")
+
+    def identity(self) -> dict[str, Any]:
+        """What all trials have in common and decides their weights, as it is written: section -> field -> value."""
+        tree = _merged(self.base, self.sweep.set)
+        parts = {name: fields for name, fields in tree.items() if name in ("data", "model", "train", "loss", "optim")}
+        return {name: {k: v for k, v in fields.items() if k != "uri"} for name, fields in parts.items()}
+
+    def _resolved(self, tree: dict[str, Any], values: Point, run_uri: str, more: Point) -> Config:
+        for key, value in {**values, **more}.items():
+            section, name = key.split(".")
+            part = tree.setdefault(section, {})
+            if isinstance(part, dict):
+                part[name] = value
+        tree["run"] = {"uri": run_uri}
+        return config.from_tree(tree, f"{self.sweep.config} with {shown(values)}")
+
+
+def read(uri: str, overrides: Sequence[str] = ()) -> Plan:
+    """The plan in a YAML file (path or URI), with overrides such as budget.num_trials=5 or set.train.num_steps=100.
+
+    Raises ConfigError, naming file, key and nearest valid key.
+    """
+    tree = read_tree(_text(uri, "sweep file"), uri, overrides)
+    sweep = checked(Sweep, tree, named(uri, overrides))
+    folder = uri.rpartition("/")[0]
+    where = sweep.config
+    if folder and "://" not in where and not where.startswith(("/", "~")):
+        where = storage.join(folder, where)
+    plan = Plan(sweep, read_tree(_text(where, "config of the sweep"), where))
+    if sweep.scheduler.name == "pbt" and (plan.base | sweep.set).get("optim", {}).get("schedule") != "constant":
+        raise ConfigError(f"{uri}: scheduler.name=pbt makes the schedule itself; give set.optim.schedule=constant")
+    return plan
+
+
+def check(plan: Plan) -> None:
+    """Resolves every trial that is known beforehand, and holds it against the data. Raises ConfigError before any starts."""
+    points = known_beforehand(plan.sweep)
+    runs = storage.join(plan.sweep.uri, "trials", "0000")
+    first = plan.config(points[0], runs)
+    index = indices.load(first.data.uri)
+    mistakes: dict[str, str] = {}
+    for point in points:
+        try:
+            cfg = plan.config(point, runs)
+            opening.check_recipe(cfg, index, cfg.scale.num_ranks)
+        except UserError as error:
+            mistakes.setdefault(str(error).replace(shown(point), "..."), f"{shown(point)}: {error}")
+    if mistakes:
+        told = "\n".join(list(mistakes.values())[:_MANY])
+        raise ConfigError(
+            f"{plan.sweep.uri}: {len(mistakes)} kind(s) of trials could not run, so none was started:\n{told}\n"
+            "Take these values out of the space, or tie them to others by `when`"
+        )
+    opening.look(first, first.scale.num_ranks)
+    steps = plan.sweep.scheduler.grace_steps or plan.sweep.scheduler.interval_steps
+    if steps and steps % first.eval.every_steps:
+        log.say(
+            f"warning: the scheduler hears of evaluations only, every {first.eval.every_steps} steps, not of step {steps}"
+        )
+
+
+def shown(values: Point) -> str:
+    """A point for people."""
+    return " ".join(f"{key}={_short(value)}" for key, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(tree)
+    for name, fields in changes.items():
+        if isinstance(fields, dict) and isinstance(merged.get(name), dict):
+            merged[name] |= copy.deepcopy(fields)
+        else:
+            merged[name] = copy.deepcopy(fields)
+    return merged
+
+
+def _text(uri: str, what: str) -> bytes:
+    try:
+        return storage.read(uri)
+    except MissingError:
+        raise ConfigError(f"{uri}: there is no such {what}; examples are in configs/sweeps/") from None
