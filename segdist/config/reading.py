@@ -180,7 +180,7 @@ def _explain(error: Any, root: type[BaseModel]) -> str:
         return f"`{key}.name` must be one of {', '.join(MODELS)}; it is {name!r} (`segdist models` explains them)"
     if kind == "value_error":
         text = str(error["ctx"]["error"])
-        return f"{key}: {text}" if path[0] == "space" else text
+        return f"{key}: {text}" if path[:1] == ["space"] else text
     return f"`{key}`: {error['msg']}; it is {json.dumps(error['input'])}"
 
 

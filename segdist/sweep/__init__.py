@@ -57,7 +57,8 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
         log.say(f"written: {best.write_config(plan, book.facts['best'])}")
     if ended[0] == FAILED:
         raise UserError(f"{uri}: {ended[1]}")
-    tree, _ = ledger.read(uri)
+    tree = ledger.load(uri)
+    assert tree is not None
     return summary(uri, tree)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -60,7 +61,8 @@ class Rounds:
         queue = Queue(self, following, judged and self.plan.sweep.scheduler.name in TOGETHER)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials(self.plan.sweep) if queue.together else 1)
         before = [trial for trial in self.ledger.searched if trial.scores]
-        with StopSignal() as notice:
+        with StopSignal() as notice, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consider boosting PBT")
             watch = Watch(self, notice)
             tune.run(
                 tune.with_parameters(TrialProcess, job=job),

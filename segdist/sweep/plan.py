@@ -16,6 +16,7 @@ from segdist.errors import ConfigError, MissingError, UserError
 from segdist.sweep.search import known_beforehand
 from segdist.sweep.space import Point
 
+_KEPT = 5  # checkpoints of a member of a population
 _MANY = 5  # mistakes that are told at once
 
 
@@ -31,6 +32,9 @@ class Plan:
         scores are of the whole split."""
         tree = _merged(self.base, self.sweep.set)
         tree.pop("hub", None)  # a sweep has one repository at most, for its best
+        if self.sweep.scheduler.name == "pbt":  # another trial may begin with what this one has left behind a while ago
+            kept = tree.setdefault("checkpoint", {})
+            kept["keep_last"] = max(kept.get("keep_last", 0), _KEPT)
         return self._resolved(
             tree, values, run_uri, {} if seed is None else {"train.seed": seed, "eval.num_samples": None}
         )
@@ -81,23 +85,24 @@ def read(uri: str, overrides: Sequence[str] = ()) -> Plan:
 
 def check(plan: Plan) -> None:
     """Resolves every trial that is known beforehand, and holds it against the data. Raises ConfigError before any starts."""
-    points = known_beforehand(plan.sweep)
     runs = storage.join(plan.sweep.uri, "trials", "0000")
-    first = plan.config(points[0], runs)
-    index = indices.load(first.data.uri)
     mistakes: dict[str, str] = {}
-    for point in points:
+    first, index = None, None
+    for point in known_beforehand(plan.sweep):
         try:
             cfg = plan.config(point, runs)
+            index = index or indices.load(cfg.data.uri)
             opening.check_recipe(cfg, index, cfg.scale.num_ranks)
+            first = first or cfg
         except UserError as error:
-            mistakes.setdefault(str(error).replace(shown(point), "..."), f"{shown(point)}: {error}")
+            mistakes.setdefault(str(error).replace(shown(point), "..."), str(error))
     if mistakes:
         told = "\n".join(list(mistakes.values())[:_MANY])
         raise ConfigError(
             f"{plan.sweep.uri}: {len(mistakes)} kind(s) of trials could not run, so none was started:\n{told}\n"
             "Take these values out of the space, or tie them to others by `when`"
         )
+    assert first is not None
     opening.look(first, first.scale.num_ranks)
     steps = plan.sweep.scheduler.grace_steps or plan.sweep.scheduler.interval_steps
     if steps and steps % first.eval.every_steps:

@@ -98,8 +98,13 @@ class TrialProcess(Trainable):
         if note["trial"] == self.trial_id:
             self._place = Place(note["run"], note["offset"], note["parent"], note["seed"])
             return
+        uri = self._job.plan.sweep.uri
         run = f"trials/{self.trial_id}-from-{note['trial']}-step-{note['step']:08d}"
-        self._place = Place(run, note["step"], note["checkpoint"])
+        parent = note["checkpoint"]
+        if not storage.exists(storage.join(uri, run)) and not storage.exists(parent):
+            # the other has gone on for long since
+            parent = checkpoint.resolve(storage.join(uri, note["run"]))
+        self._place = Place(run, note["step"], parent)
 
     def _run(self) -> None:
         try:

@@ -1,0 +1,382 @@
+"""Sweeps: the space and its points, who proposes, what is remembered; and on a real Ray, trials that are killed and judged."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import tree
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segdist import config
+from segdist.config.reading import checked
+from segdist.config.sweep import Dimension, Sweep
+from segdist.errors import ConfigError, StorageError, UserError
+from segdist.launch.cluster import room
+from segdist.sweep import best, ledger, open_ledger, plan, refuse_changes
+from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Trial
+from segdist.sweep.search import known_beforehand, num_trials, propose
+from segdist.sweep.space import confined, draw, grid, is_active, name_of, points, quantised, value_at
+from segdist.train import fit
+from segdist.world import World
+
+LR = {"optim.lr": {"loguniform": [1e-6, 1.0]}}
+
+
+def dimension(**given: Any) -> Dimension:
+    return Dimension.model_validate_json(json.dumps(given))
+
+
+def sweep(**fields: Any) -> Sweep:
+    return checked(Sweep, {"uri": "sweep", "config": "base.yaml", "space": LR, **fields}, "test")
+
+
+# the space
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1.0001, 1e6), st.floats(0, 1, exclude_max=True))
+def test_a_drawn_value_lies_in_its_range(least: float, ratio: float, u: float) -> None:
+    most = least * ratio
+    for kind in ("uniform", "loguniform"):
+        assert least * (1 - 1e-9) <= value_at(dimension(**{kind: [least, most]}), u) <= most * (1 + 1e-9)
+
+
+@given(st.integers(-50, 50), st.integers(1, 9), st.integers(1, 30), st.floats(0, 1, exclude_max=True))
+def test_quniform_gives_its_steps_alone_and_integers_where_they_are(least: int, step: int, num: int, u: float) -> None:
+    values = dimension(quniform=[least, least + step * num, step])
+    found = value_at(values, u)
+    assert isinstance(found, int) and found in range(least, least + step * num + 1, step)
+    assert quantised(values, found + 0.4 * step) == found
+    assert confined(values, 1e9) == least + step * num and confined(values, -1e9) == least
+
+
+def test_every_step_of_quniform_is_as_likely() -> None:
+    rng = random.Random(0)
+    found = [value_at(dimension(quniform=[0.1, 0.5, 0.1]), rng.random()) for _ in range(5000)]
+    assert sorted(set(found)) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert all(900 < found.count(value) < 1100 for value in set(found))
+
+
+def test_loguniform_is_even_in_the_logarithm() -> None:
+    rng = random.Random(0)
+    found = [value_at(dimension(loguniform=[1e-4, 1.0]), rng.random()) for _ in range(4000)]
+    assert all(900 < sum(low <= v < 10 * low for v in found) < 1100 for low in (1e-4, 1e-3, 1e-2, 1e-1))
+
+
+def test_points_are_a_pure_function_of_space_and_seed_and_never_repeat() -> None:
+    space = sweep(space={**LR, "data.flip_prob": {"choice": [0, 0.5]}}).space
+    first = list(itertools.islice(points(space, 3), 20))
+    assert first == list(itertools.islice(points(space, 3), 20)) != list(itertools.islice(points(space, 4), 20))
+    assert len({name_of(point) for point in first}) == 20
+    small = sweep(
+        space={"data.flip_prob": {"choice": [0, 0.5, 1]}, "optim.warmup_steps": {"quniform": [0, 10, 5]}}
+    ).space
+    assert len(list(points(small, 0))) == 9  # all there are, each once
+
+
+def test_points_are_those_of_the_first_release() -> None:
+    """A sweep that is continued by a later version goes on with the same points."""
+    space = sweep(space={**LR, "data.flip_prob": {"choice": [0, 0.5]}}).space
+    found = list(itertools.islice(points(space, 3), 2))
+    assert [f"{p['optim.lr']:.6e} {p['data.flip_prob']}" for p in found] == POINTS
+
+
+POINTS = ["1.297956e-03 0.5", "2.914711e-03 0"]
+
+
+def test_a_field_with_a_condition_varies_only_where_that_holds() -> None:
+    space = sweep(
+        space={
+            "loss.dice": {"choice": [0.0, 1.0]},
+            "loss.tversky": {"uniform": [0, 1], "when": {"loss.dice": [1.0]}},
+        }
+    ).space
+    found = [draw(space, random.Random(n)) for n in range(50)]
+    assert all(("loss.tversky" in point) == (point["loss.dice"] == 1.0) for point in found)
+    assert {point["loss.dice"] for point in found} == {0.0, 1.0}
+    assert not is_active(space["loss.tversky"], {})
+
+
+def test_a_grid_is_gone_through_once_and_conditions_make_no_doubles() -> None:
+    asked = sweep(
+        space={
+            "loss.dice": {"grid": [0.0, 1.0]},
+            "loss.tversky": {"grid": [0.0, 0.5, 1.0], "when": {"loss.dice": [1.0]}},
+        }
+    )
+    assert len(grid(asked.space)) == 4 == num_trials(asked) == len(list(points(asked.space, 0)))
+    mixed = sweep(space={"loss.dice": {"grid": [0.0, 1.0]}, **LR}, budget={"num_trials": 6})
+    dice = [point["loss.dice"] for point in known_beforehand(mixed)]
+    assert dice == [0.0, 1.0] * 3
+    huge = {key: {"grid": list(range(100))} for key in ("optim.warmup_steps", "optim.lr", "loss.dice")}
+    with pytest.raises(ConfigError, match="1000000 points"):
+        num_trials(sweep(space=huge))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"space": {"optim.lrr": {"choice": [1]}}}, "nearest is `optim.lr`"),
+        ({"space": {"optim.lr": {"choice": [1], "grid": [1]}}}, "exactly one of choice, grid, uniform"),
+        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, "space.optim.lr: uniform .*least below most"),
+        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, "least must be above 0"),
+        ({"space": {"optim.lr": {"quniform": [0, 1, 0]}}}, "the step must be above 0"),
+        ({"space": {"optim.lr": {"unifrom": [0, 1]}}}, "unknown key `space.optim.lr.unifrom`"),
+        ({"space": {}}, "at least 1"),
+        ({"space": {"eval.scales": {"choice": [[1.0]]}}}, "space.eval.scales: .*give it in `set`"),
+        ({"space": {"data.uri": {"choice": ["a", "b"]}}}, "space.data.uri: .*give it in `set`"),
+        ({"space": {"train.seed": {"choice": [1, 2]}}}, "trials that differ in it do not compare"),
+        ({"space": {"optim.lr": {"choice": [1], "when": {"loss.dice": [1]}}}}, "must stand in the space above it"),
+        ({"searcher": "tpe", "space": {"optim.lr": {"grid": [1]}}}, "searcher=tpe draws values; give `choice`"),
+        (
+            {"scheduler": {"name": "pbt"}, "space": {"data.flip_prob": {"uniform": [0, 1]}}},
+            "plain field of optim or loss",
+        ),
+        ({"scheduler": {"name": "pbt"}, "searcher": "tpe"}, "leave searcher out"),
+        ({"scheduler": {"grace_steps": 10}}, "scheduler.grace_steps has no effect with scheduler.name=none"),
+        ({"budget": {"dollars": 10}}, "budget.dollars needs budget.dollars_per_hour"),
+        ({"metrics": "miou"}, "nearest valid key is `metric`"),
+    ],
+)
+def test_a_mistake_in_a_sweep_file_is_told_with_its_remedy(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        sweep(**fields)
+
+
+# who proposes
+
+
+def scored(asked: Sweep, trials: list[Trial], point: dict[str, Any], score: float, state: str = SUCCEEDED) -> None:
+    trials.append(Trial(f"{len(trials):04d}", point, f"trials/{len(trials):04d}", state))
+    trials[-1].hear(10, score, 1.0)
+
+
+def test_random_proposals_go_on_where_they_were() -> None:
+    asked, trials = sweep(budget={"num_trials": 5}), list[Trial]()
+    expected = known_beforehand(asked)
+    while (point := propose(asked, trials)) is not None:
+        scored(asked, trials, point, 0.5)
+    assert [trial.values for trial in trials] == expected and len(trials) == 5
+
+
+def test_tpe_learns_also_from_trials_of_an_earlier_launch() -> None:
+    asked = sweep(searcher="tpe", budget={"num_trials": 60}, space={**LR, "data.flip_prob": {"choice": [0, 0.5]}})
+
+    def miss(point: dict[str, Any]) -> float:
+        return abs(torch.log10(torch.tensor(point["optim.lr"])).item() + 3)
+
+    trials: list[Trial] = []
+    for number in range(40):
+        point = propose(asked, trials)
+        assert point is not None
+        state = (SUCCEEDED, SUCCEEDED, STOPPED, FAILED, RUNNING)[number % 5]
+        scored(asked, trials, point, 1 - miss(point) / 3, state)
+        if state == FAILED:
+            trials[-1].scores.clear()
+    trials = [ledger._trial(json.loads(json.dumps(ledger.asdict(trial)))) for trial in trials]  # of another launch
+    late = []
+    for _ in range(15):
+        point = propose(asked, trials)
+        assert point is not None
+        late.append(miss(point))
+        scored(asked, trials, point, 1 - late[-1] / 3)
+    assert sorted(late)[7] < 0.75 < sorted(miss(trial.values) for trial in trials[:10])[5]
+
+
+def test_a_space_that_is_exhausted_ends_a_sweep() -> None:
+    asked = sweep(searcher="tpe", space={"data.flip_prob": {"choice": [0, 0.5, 1]}})
+    trials: list[Trial] = []
+    while (point := propose(asked, trials)) is not None:
+        scored(asked, trials, point, 0.5)
+    assert sorted(trial.values["data.flip_prob"] for trial in trials) == [0, 0.5, 1]
+
+
+# the plan
+
+
+@pytest.fixture
+def make_plan(street_data: str, tmp_path: Path) -> Callable[..., plan.Plan]:
+    """make_plan(base={section: fields}, field=...) -> the plan of a small sweep below tmp_path, written and read."""
+
+    def make(
+        base: dict[str, Any] | None = None, uri: str | None = None, data: str = street_data, **fields: Any
+    ) -> plan.Plan:
+        one = tree(data, "unused", **(base or {}))
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(one), encoding="utf-8")
+        asked = {"uri": uri or str(tmp_path / "sweep"), "config": "base.yaml", "space": LR, **fields}
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+        return plan.read(str(tmp_path / "sweep.yaml"))
+
+    return make
+
+
+def test_a_trial_is_the_config_with_what_is_set_and_its_values(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan(base={"hub": {"repo_id": "me/best"}}, set={"train": {"num_steps": 2}})
+    trial = found.config({"optim.lr": 0.5, "data.flip_prob": 0.0}, "trials/0000")
+    assert (trial.train.num_steps, trial.optim.lr, trial.data.flip_prob, trial.train.seed) == (2, 0.5, 0.0, 3)
+    assert trial.hub.repo_id is None and trial.run.uri == "trials/0000"
+    full = found.full({"optim.lr": 0.5}, "best")
+    assert (full.train.num_steps, full.optim.lr, full.hub.repo_id) == (4, 0.5, "me/best")
+    again = found.config({"optim.lr": 0.5}, "again", seed=4)
+    assert again.train.seed == 4 and again.eval.num_samples is None
+    rest = found.continued(full, 3, "donor")
+    assert (rest.train.num_steps, rest.train.init_from, rest.optim.warmup_steps) == (1, "donor", 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"space": {"train.global_batch_size": {"choice": [4, 512]}}}, "train.global_batch_size=512: .*samples"),
+        ({"space": {"optim.warmup_steps": {"quniform": [0, 8, 4]}}}, "optim.warmup_steps 4 must be below"),
+        ({"space": {"train.global_batch_size": {"choice": [3]}}}, "1 kind.*global_batch_size 3 is not a multiple"),
+        ({"space": {"loss.class_weights": {"choice": [[1.0, 2.0]]}}}, "class_weights"),
+        ({"space": {"optim.lr": {"choice": ["fast"]}}}, "`optim.lr`: Input should be a valid number"),
+        ({"set": {"data": {"uri": "nowhere"}}}, "nowhere"),
+        ({"set": {"trian": {}}}, "unknown key `trian`"),
+    ],
+)
+def test_every_trial_is_checked_before_the_first_begins(
+    make_plan: Callable[..., plan.Plan], fields: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    found = make_plan(**fields)
+    with pytest.raises(UserError, match=said):
+        plan.check(found)
+    assert not (tmp_path / "sweep").exists() or not any((tmp_path / "sweep").iterdir())
+
+
+def test_a_population_wants_a_constant_schedule(make_plan: Callable[..., plan.Plan]) -> None:
+    with pytest.raises(ConfigError, match=r"set\.optim\.schedule=constant"):
+        make_plan(scheduler={"name": "pbt"})
+    assert (
+        make_plan(scheduler={"name": "pbt"}, set={"optim": {"schedule": "constant"}})
+        .config({}, "a")
+        .checkpoint.keep_last
+        >= 5
+    )
+
+
+def test_a_sweep_file_that_is_not_there_is_told(tmp_path: Path, make_plan: Callable[..., plan.Plan]) -> None:
+    with pytest.raises(ConfigError, match="no such sweep file"):
+        plan.read(str(tmp_path / "none.yaml"))
+    make_plan()
+    (tmp_path / "base.yaml").unlink()
+    with pytest.raises(ConfigError, match="no such config of the sweep"):
+        plan.read(str(tmp_path / "sweep.yaml"))
+
+
+# what is remembered
+
+
+def test_a_ledger_comes_back_as_it_was_saved(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan()
+    book = open_ledger(found, None, False)
+    scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.25)
+    book.trials[0].hear(12, float("nan"), 2.0)
+    book.save()
+    facts, trials = ledger.read(found.sweep.uri)
+    assert [(s.step, s.miou, s.loss) for s in trials[0].scores] == [(10, 0.25, 1.0), (12, None, 2.0)]
+    assert trials[0].best("miou") == 0.25 and trials[0].best("loss") == 1.0 and facts["state"] == RUNNING
+
+
+def test_an_older_driver_stops_when_a_newer_one_has_the_sweep(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan()
+    old = open_ledger(found, None, False)
+    open_ledger(found, ledger.load(found.sweep.uri), False)
+    with pytest.raises(StorageError, match="has taken this sweep over"):
+        old.save()
+
+
+def test_a_sweep_does_not_go_on_as_another_one(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan()
+    open_ledger(found, None, False)
+    known = ledger.load(found.sweep.uri)
+    assert known is not None
+    refuse_changes(make_plan(budget={"num_trials": 99}, max_concurrent=2), known)
+    with pytest.raises(ConfigError, match="space"):
+        refuse_changes(make_plan(space={"optim.lr": {"loguniform": [1e-6, 2.0]}}), known)
+    with pytest.raises(ConfigError, match=r"config: .*'crop_size': \[32, 32\]"):
+        refuse_changes(make_plan(set={"data": {"crop_size": [32, 32]}}), known)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"trials": [{"id": 1}]}', '{"trials": 3}'])
+def test_a_damaged_record_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text, encoding="utf-8")
+    with pytest.raises(StorageError, match="not a sweep's record"):
+        ledger.load(str(tmp_path))
+
+
+def test_what_a_run_did_after_the_drivers_last_word_is_taken_over(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan()
+    book = open_ledger(found, None, False)
+    book.trials += [
+        Trial("0000", {"optim.lr": 1e-3}, "trials/0000", RUNNING),
+        Trial("0001", {}, "trials/0001", RUNNING),
+    ]
+    book.save()
+    fit(found.config({"optim.lr": 1e-3}, f"{found.sweep.uri}/trials/0000"), World(0, 1, torch.device("cpu")))
+    again = open_ledger(found, ledger.load(found.sweep.uri), False)
+    done, waits = again.trials
+    assert (done.state, [score.step for score in done.scores]) == (SUCCEEDED, [2, 4])
+    assert (waits.state, waits.scores) == (WAITING, [])
+
+
+def test_the_best_is_named_by_the_mean_over_seeds(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan(confirm={"num_best": 2})
+    book = open_ledger(found, None, False)
+    for score, state in ((0.5, SUCCEEDED), (0.6, SUCCEEDED), (0.9, STOPPED), (0.4, SUCCEEDED)):
+        scored(found.sweep, book.trials, {"optim.lr": score}, score, state)
+    again = best.confirmations(found, book)
+    assert [(trial.id, trial.seed, trial.values) for trial in again] == [
+        ("0001-seed-4", 4, {"optim.lr": 0.6}),
+        ("0000-seed-4", 4, {"optim.lr": 0.5}),
+    ]
+    book.trials += again
+    again[0].hear(10, 0.2, 1.0)
+    again[1].hear(10, 0.5, 1.0)
+    assert best.confirmations(found, book) == again  # none is made twice
+    named = best.name_best(found, book)
+    assert named is not None
+    assert (named["trial"], named["score"], named["scores"]) == ("0000", 0.5, [0.5, 0.5])
+    address = best.write_config(found, named)
+    cfg = config.load(address)
+    assert (cfg.optim.lr, cfg.run.uri) == (0.5, f"{found.sweep.uri}/best")
+
+
+def test_scores_on_a_part_of_the_split_do_not_count_beside_those_on_all(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan(confirm={"num_best": 1}, base={"eval": {"num_samples": 2, "every_steps": 2}})
+    book = open_ledger(found, None, False)
+    scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.9)
+    assert best.scores_of(found, book, book.trials[0]) == [0.9]  # nothing else is known
+    book.trials += best.confirmations(found, book)
+    book.trials[1].hear(10, 0.5, 1.0)
+    assert best.scores_of(found, book, book.trials[0]) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("scale", "fits"),
+    [
+        ({}, 14),
+        ({"num_ranks": 2, "launcher": "ray"}, 7),
+        ({"num_ranks": 3, "launcher": "ray", "placement": "strict_pack"}, 3),
+        ({"num_ranks": 3, "launcher": "ray", "placement": "strict_spread"}, 2),
+        ({"num_ranks": 9, "launcher": "ray", "placement": "strict_pack"}, 0),
+        ({"gpus_per_rank": 0.25}, 8),
+    ],
+)
+def test_the_room_for_trials_is_known_from_the_nodes(scale: dict[str, Any], fits: int) -> None:
+    nodes = [
+        {"NodeManagerAddress": "a", "Resources": {"CPU": 8, "GPU": 2}},
+        {"NodeManagerAddress": "b", "Resources": {"CPU": 4}},
+        {"NodeManagerAddress": "c", "Resources": {"CPU": 2}},
+    ]
+    wanted = config.Scale.model_validate({"gpus_per_rank": 0, **scale})
+    need = {"CPU": wanted.cpus_per_rank, **({"GPU": wanted.gpus_per_rank} if wanted.gpus_per_rank else {})}
+    assert room(wanted, need, nodes) == fits
