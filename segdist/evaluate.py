@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from segdist.config import Io
+from segdist.data.cache import cache_of
 from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_share, eval_units
@@ -73,7 +74,7 @@ def evaluate(
     corners. `see` is shown each batch of this rank with its uint8 (B, H, W) predictions. Raises DataError when not every
     sample was seen once, SharedError when another rank failed, which says why.
     """
-    source = Source(uri, index, split)
+    source = Source(uri, index, split, cache_of(uri, io))
     units = eval_units(source.sizes, batch_size, num_samples)
     tally = _Tally(index.split(split).num_samples, index.labels.num_classes, world.device, per_sample, boundary)
     was_training = model is not None and model.training

@@ -18,6 +18,7 @@ from segdist import checkpoint, config, figures, log, loss, models, optim, previ
 from segdist.alarm import DeadClasses
 from segdist.config import Config
 from segdist.data.augment import model_size
+from segdist.data.cache import cache_of
 from segdist.data.index import Index
 from segdist.data.order import key
 from segdist.data.source import Source
@@ -118,7 +119,7 @@ def train_stream(
     cfg: Config, index: Index, groups: range, world: World, count: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> TrainStream:
     """The stream of this rank's micro-batches."""
-    source = Source(cfg.data.uri, index, cfg.data.train_split)
+    source = Source(cfg.data.uri, index, cfg.data.train_split, cache_of(cfg.data.uri, cfg.io))
     order, size = training_order(cfg, index), cfg.train.group_size
     return TrainStream(source, order, index.labels, cfg.data, cfg.io, groups, size, world.device.type == "cuda", count)
 

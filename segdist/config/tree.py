@@ -96,6 +96,12 @@ class Io(Section):
     fetch_threads: int = free(8, "Threads per rank that fetch row groups.", ge=1)
     prefetch_steps: int = free(2, "Whole batches kept decoded ahead of the step.", ge=1)
     fetch_ahead_steps: int = free(16, "Steps whose row groups are fetched ahead, compressed.", ge=1)
+    cache_gb: float = free(
+        0.0,
+        "Disk for row groups of a remote data set, which all runs on this machine share; 0: they are not kept.",
+        ge=0,
+    )
+    cache_dir: str = free("~/.cache/segdist", "Where that disk is.")
 
 
 class Log(Section):

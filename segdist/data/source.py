@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segdist import log, storage
+from segdist.data.cache import Cache
 from segdist.data.index import NAME, Index, Shard
 from segdist.data.write import DIGESTS, SCHEMA
 from segdist.errors import DataError
@@ -57,8 +58,8 @@ class Group:
 class Source:
     """Row groups of one split, by number; safe to call from many threads."""
 
-    def __init__(self, uri: str, index: Index, split: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, index: Index, split: str, cache: Cache | None = None) -> None:
+        self._uri, self._cache = uri, cache
         self._split = index.split(split)
         self.sizes = self._split.group_sizes()
         groups = [-(-s.rows // self._split.rows_per_group) for s in self._split.shards]
@@ -89,9 +90,15 @@ class Source:
         meta, digests = self._footer(shard_number, shard, address)
         local = group - int(self._first_group[shard_number])
         start, length = _extent(meta.row_group(local))
-        data = _read(address, start, length)
-        if hashlib.sha256(data).hexdigest() != digests[local]:
-            raise DataError(f"{address}: row group {local} is not what was written (sha256 differs); prepare it again")
+        data = self._cache.get(digests[local]) if self._cache else None
+        if data is None:
+            data = _read(address, start, length)
+            if hashlib.sha256(data).hexdigest() != digests[local]:
+                raise DataError(
+                    f"{address}: row group {local} is not what was written (sha256 differs); prepare it again"
+                )
+            if self._cache:
+                self._cache.put(digests[local], data)
         file = pq.ParquetFile(pa.PythonFile(_Window(data, start, shard.bytes), mode="r"), metadata=meta)
         return Group(file.read_row_group(local, use_threads=False))
 

@@ -16,6 +16,7 @@ from segdist.errors import ConfigError, MissingError, UserError
 from segdist.sweep.search import known_beforehand
 from segdist.sweep.space import Point
 
+_CACHE_GB = 20.0
 _KEPT = 5  # checkpoints of a member of a population
 _MANY = 5  # mistakes that are told at once
 
@@ -32,6 +33,7 @@ class Plan:
         scores are of the whole split."""
         tree = _merged(self.base, self.sweep.set)
         tree.pop("hub", None)  # a sweep has one repository at most, for its best
+        tree["io"] = {"cache_gb": _CACHE_GB, **tree.get("io", {})}  # what one trial fetches, the others need not
         if self.sweep.scheduler.name == "pbt":  # another trial may begin with what this one has left behind a while ago
             kept = tree.setdefault("checkpoint", {})
             kept["keep_last"] = max(kept.get("keep_last", 0), _KEPT)
@@ -95,7 +97,8 @@ def check(plan: Plan) -> None:
             opening.check_recipe(cfg, index, cfg.scale.num_ranks)
             first = first or cfg
         except UserError as error:
-            mistakes.setdefault(str(error).replace(shown(point), "..."), str(error))
+            text = str(error) if shown(point) in str(error) else f"{plan.sweep.config} with {shown(point)}: {error}"
+            mistakes.setdefault(text.replace(shown(point), ""), text)
     if mistakes:
         told = "\n".join(list(mistakes.values())[:_MANY])
         raise ConfigError(

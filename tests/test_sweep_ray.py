@@ -1,0 +1,263 @@
+"""Sweeps on a real Ray, one machine: killed and launched again, stopped, judged, failing. Runs and sweep.json are the truth.
+
+Ray and the trials' processes share two cores, so these tests are slow; each starts as few trials as it can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import s3_server
+import torch
+import yaml
+from conftest import tree
+
+from segdist import checkpoint, config, record, storage
+from segdist.storage import s3
+from segdist.sweep import ledger, plan
+from segdist.sweep.ledger import FAILED, STOPPED, SUCCEEDED, Trial
+from segdist.train import fit
+from segdist.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 2, "num_previews": 0}, "optim": {"warmup_steps": 0}}
+
+
+@pytest.fixture(scope="module")
+def store(street_data: str) -> Iterator[str]:
+    """A bucket of an S3 server, which this process uses too; the data set is in it."""
+    with s3_server.serving() as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.settings(address).items():
+            patch.setenv(name, value)
+        s3._client_of.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="tests")
+        for entry in storage.walk(street_data):
+            storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+        yield "s3://tests"
+    s3._client_of.cache_clear()
+
+
+class Running:
+    """A `segdist tune` that runs."""
+
+    def __init__(self, file: Path, *overrides: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "segdist", "tune", str(file), *overrides, "--json"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.said: list[str] = []
+
+    def hear(self, pattern: str, times: int = 1) -> None:
+        """Reads on until so many lines have said that. It may have ended before."""
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.said.append(line)
+            times -= re.search(pattern, line) is not None
+            if times <= 0:
+                return
+
+    def end(self, code: int = 0) -> tuple[dict[str, Any], str]:
+        """(the JSON, everything people saw)."""
+        out, err = self.process.communicate(timeout=600)
+        said = "".join(self.said) + err
+        assert self.process.returncode == code, said
+        assert "Traceback" not in said
+        return json.loads(out) if out else {}, said
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(street_data: str, tmp_path: Path) -> Write:
+    """write(uri=..., space=...) -> the file of a sweep of small runs, all to be told apart by their learning rates."""
+
+    def write(base: dict[str, Any] | None = None, data: str = street_data, **fields: Any) -> Path:
+        sections = {**SIX, **(base or {})}
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(tree(data, "unused", **sections)), encoding="utf-8")
+        asked = {"uri": str(tmp_path / "sweep"), "config": "base.yaml", "confirm": {"num_best": 0}, **fields}
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+        return tmp_path / "sweep.yaml"
+
+    return write
+
+
+@pytest.fixture
+def tune() -> Iterator[Callable[..., Running]]:
+    begun: list[Running] = []
+
+    def tune(file: Path, *overrides: str) -> Running:
+        begun.append(Running(file, *overrides))
+        return begun[-1]
+
+    yield tune
+    for one in begun:
+        with contextlib.suppress(ProcessLookupError):
+            one.process.kill()
+
+
+def alone(cfg: config.Config, run: Path) -> str:
+    """The same run, without a sweep."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fit(config.changed(cfg, "run", {"uri": str(run)}), World(0, 1, torch.device("cpu")))
+    torch.set_num_threads(before)
+    return str(run)
+
+
+def assert_same_bits(run: str, other: str) -> None:
+    ours, theirs = (checkpoint.load_model(checkpoint.committed(uri)[0]) for uri in (run, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def trials_of(uri: str) -> dict[str, Trial]:
+    return {trial.id: trial for trial in ledger.read(uri)[1]}
+
+
+def test_a_sweep_whose_driver_is_killed_twice_goes_on_and_loses_nothing(
+    write: Write, tune: Callable[..., Running], store: str, tmp_path: Path
+) -> None:
+    uri, rates = f"{store}/sweep", [1e-9, 1e-8, 5e-3, 1e-7]  # only one can work
+    file = write(uri=uri, data=f"{store}/data", space={"optim.lr": {"grid": rates}}, confirm={"num_best": 1})
+    rng, done = random.Random(), dict[str, int]()
+    for lines in (rng.randint(2, 5), rng.randint(2, 4)):
+        one = tune(file)
+        one.hear(r"^trial \d{4}", lines)
+        one.kill()
+        known = ledger.load(uri)
+        assert known is not None
+        done |= {
+            trial["id"]: record.newest_attempt(f"{uri}/{trial['run']}")
+            for trial in known["trials"]
+            if trial["state"] == SUCCEEDED
+        }
+    summary, said = tune(file).end()
+    trials = trials_of(uri)
+    assert summary["state"] == SUCCEEDED and summary["best_values"] == {"optim.lr": 5e-3}, (done, said)
+    assert [trial.values["optim.lr"] for trial in trials.values()] == [*rates, 5e-3]
+    for trial in trials.values():
+        assert (trial.state, [score.step for score in trial.scores]) == (SUCCEEDED, [2, 4, 6])
+    assert {id: record.newest_attempt(f"{uri}/{trials[id].run}") for id in done} == done  # none was run again
+    attempts = {id: record.newest_attempt(f"{uri}/{trial.run}") for id, trial in trials.items()}
+    often = max(attempts, key=lambda id: attempts[id])
+    cfg = plan.read(str(file)).config(trials[often].values, "", trials[often].seed)
+    assert_same_bits(f"{uri}/{trials[often].run}", alone(cfg, tmp_path / "alone"))
+    assert config.loads(storage.read(f"{uri}/best.yaml"), "best.yaml").optim.lr == 5e-3
+    again, said = tune(file).end()
+    assert "is finished; nothing to do" in said and again["best_score"] == summary["best_score"]
+
+
+def test_a_population_really_exploits(write: Write, tune: Callable[..., Running], tmp_path: Path) -> None:
+    file = write(
+        base={
+            "train": {"num_steps": 16},
+            "checkpoint": {"every_steps": 2, "keep_last": 50},
+            "optim": {"warmup_steps": 0, "schedule": "constant"},
+            "scale": {"device": "cpu", "cpu_threads": 1, "cpus_per_rank": 0.5},
+        },
+        space={"optim.lr": {"choice": [1e-9, 3e-3, 2e-9]}},
+        scheduler={"name": "pbt", "quantile": 0.34},
+        budget={"num_trials": 3},
+    )
+    summary, _ = tune(file).end()
+    uri = summary["sweep_uri"]
+    facts, trials = ledger.read(uri)
+    assert facts["exploits"], "no trial went on from another's weights"
+    assert all(trial.state == SUCCEEDED and trial.step == 16 for trial in trials)
+    exploit = facts["exploits"][-1]
+    loser = trials_of(uri)[exploit["trial"]]
+    assert exploit["from"] != loser.id and loser.run.startswith(f"trials/{loser.id}-from-{exploit['from']}-step-")
+    assert loser.values == exploit["values"] and loser.offset == exploit["step"] and loser.parent
+    asked = plan.read(str(file))
+    rest = asked.continued(asked.config(loser.values, ""), loser.offset, loser.parent)
+    assert_same_bits(f"{uri}/{loser.run}", alone(rest, tmp_path / "alone"))
+    best = max(trials, key=lambda trial: trial.best("miou") or 0)
+    assert summary["best_trial"] == best.id
+
+
+def test_one_failure_is_a_result_and_the_same_failure_of_all_ends_a_sweep(
+    write: Write, tune: Callable[..., Running]
+) -> None:
+    file = write(space={"optim.lr": {"grid": [1e30, 5e-3, 1e29]}}, scheduler={"name": "asha"})
+    summary, said = tune(file).end()
+    trials = trials_of(summary["sweep_uri"])
+    assert [trial.state for trial in trials.values()] == [FAILED, SUCCEEDED, FAILED]
+    assert all(
+        "the training has diverged" in (trial.reason or "") for trial in trials.values() if trial.state == FAILED
+    )
+    assert "trial 0000 FAILED" in said and summary["best_trial"] == "0001"
+
+    uri = f"{summary['sweep_uri']}-2"
+    file = write(uri=uri, space={"optim.lr": {"grid": [1e30, 1e29, 1e28, 1e27, 1e26, 1e25, 1e24]}})
+    _, said = tune(file).end(2)
+    assert "trials so far failed in the same way: loss nan" in said
+    states = [trial.state for trial in trials_of(uri).values()]
+    assert states.count(FAILED) >= 3 and len(states) < 7
+
+
+def test_a_stopped_sweep_of_two_ranks_a_trial_goes_on_and_weak_trials_end_early(
+    write: Write, tune: Callable[..., Running], tmp_path: Path
+) -> None:
+    two = {"launcher": "ray", "num_ranks": 2, "device": "cpu", "cpu_threads": 1, "cpus_per_rank": 1}
+    file = write(
+        base={"scale": two}, space={"optim.lr": {"grid": [5e-3, 1e-9]}}, scheduler={"name": "asha", "grace_steps": 4}
+    )
+    one = tune(file)
+    one.hear("trial 0000, step 2")
+    one.process.send_signal(signal.SIGINT)
+    summary, _ = one.end(75)
+    uri = summary["sweep_uri"]
+    (cut,) = trials_of(uri).values()
+    assert cut.state == ledger.WAITING and checkpoint.committed(f"{uri}/{cut.run}")
+    summary, said = tune(file).end()
+    first, second = trials_of(uri).values()
+    assert (first.state, second.state) == (SUCCEEDED, STOPPED), said
+    assert "trial 0000 goes on" in said and second.reason == "by asha, after step 4"
+    newest = checkpoint.committed(f"{uri}/{second.run}")[0]
+    assert checkpoint.step_of(newest) in (4, 5)  # it kept what it had reached
+    known = record.load(f"{uri}/{second.run}")
+    assert known is not None and known["state"] == record.PREEMPTED
+    cfg = config.changed(plan.read(str(file)).config(first.values, ""), "scale", {"launcher": "local", "num_ranks": 1})
+    assert_same_bits(f"{uri}/{first.run}", alone(cfg, tmp_path / "alone"))
+
+
+def test_hyperband_pauses_and_goes_on(write: Write, tune: Callable[..., Running]) -> None:
+    file = write(
+        space={"optim.lr": {"grid": [1e-9, 5e-3, 1e-8]}}, scheduler={"name": "hyperband", "reduction_factor": 2.0}
+    )
+    summary, said = tune(file).end()
+    trials = trials_of(summary["sweep_uri"])
+    assert summary["best_values"] == {"optim.lr": 5e-3}, said
+    assert {trial.state for trial in trials.values()} <= {SUCCEEDED, STOPPED}
+    assert any(record.newest_attempt(f"{summary['sweep_uri']}/{trial.run}") > 1 for trial in trials.values())
+
+
+def test_a_budget_of_time_ends_a_sweep_which_a_greater_one_continues(
+    write: Write, tune: Callable[..., Running]
+) -> None:
+    file = write(space={"optim.lr": {"grid": [5e-3, 1e-9]}}, budget={"hours": 1e-6}, max_concurrent=1)
+    summary, said = tune(file).end()
+    assert "budget.hours 1e-06 are over" in said and summary["state"] == SUCCEEDED
+    summary, _ = tune(file, "budget.hours=1").end()
+    assert summary["trials"] == {SUCCEEDED: 2}
