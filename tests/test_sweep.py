@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,9 @@ def test_tpe_learns_also_from_trials_of_an_earlier_launch() -> None:
         scored(asked, trials, point, 1 - miss(point) / 3, state)
         if state == FAILED:
             trials[-1].scores.clear()
-    trials = [ledger._trial(json.loads(json.dumps(ledger.asdict(trial)))) for trial in trials]  # of another launch
+    trials = ledger.trials_of(
+        json.loads(json.dumps({"trials": [asdict(trial) for trial in trials]}))
+    )  # of another launch
     late = []
     for _ in range(15):
         point = propose(asked, trials)

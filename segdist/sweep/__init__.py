@@ -14,7 +14,7 @@ from segdist import config, log, record, storage
 from segdist.errors import ConfigError, UserError
 from segdist.sweep import best, ledger
 from segdist.sweep.ledger import FAILED, RUNNING, SUCCEEDED, WAITING, Ledger, Trial
-from segdist.sweep.plan import Plan, check, shown
+from segdist.sweep.plan import Plan, budget_spent, check, shown
 from segdist.sweep.search import num_trials, propose
 
 _SETTINGS = {
@@ -40,7 +40,8 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
     else:
         refuse_changes(plan, found)
     if found and found["state"] == SUCCEEDED and not _wants_more(plan, found, retry_failed):
-        log.say(f"{uri} is finished; nothing to do. More trials: a greater budget.num_trials. A new sweep: another uri")
+        why = f" ({found['reason']})" if found["reason"] else ""
+        log.say(f"{uri} is finished{why}; nothing to do. More trials: a greater budget. A new sweep: another uri")
         return summary(uri, found)
     book = open_ledger(plan, found, retry_failed)
     connect(_SETTINGS)
@@ -93,6 +94,8 @@ def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
             book.save()
         if any(trial.state == WAITING for trial in again):
             rounds.run(lambda: None, judged=False)
+    if rounds.stopping is None and any(trial.state == WAITING for trial in book.trials):
+        return record.PREEMPTED, "some trials ended before their time"
     if rounds.stopping is None:
         return (SUCCEEDED, None) if any(trial.scores for trial in book.trials) else (FAILED, "no trial has a score")
     kind, why = rounds.stopping
@@ -162,13 +165,12 @@ def refuse_changes(plan: Plan, found: dict[str, Any]) -> None:
 
 def _wants_more(plan: Plan, found: dict[str, Any], retry_failed: bool) -> bool:
     """Whether a finished sweep has something left to do."""
-    trials = [one for one in found["trials"] if one["confirms"] is None]
-    states = {one["state"] for one in found["trials"]}
-    return (
-        num_trials(plan.sweep) > max(len(trials), found["num_trials"])
-        or (retry_failed and FAILED in states)
-        or WAITING in states
-    )
+    trials = ledger.trials_of(found)
+    if budget_spent(plan, found["seconds"], trials):
+        return False
+    searched = [trial for trial in trials if trial.confirms is None]
+    more = num_trials(plan.sweep) > max(len(searched), found["num_trials"]) or found["reason"] is not None
+    return more or any(trial.state == WAITING or (retry_failed and trial.state == FAILED) for trial in trials)
 
 
 def summary(uri: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from segdist.launch.mailbox import Mailbox
 from segdist.launch.stop import StopSignal
 from segdist.sweep.judges import judge
 from segdist.sweep.ledger import ENDED, FAILED, RUNNING, STOPPED, WAITING, Ledger, Trial
-from segdist.sweep.plan import Plan, shown
+from segdist.sweep.plan import Plan, budget_spent, shown
 from segdist.sweep.search import num_trials
 from segdist.sweep.trial import PLACE, Job, Place, TrialProcess
 
@@ -93,7 +93,9 @@ class Rounds:
         return min(fit, wish or fit)
 
     def check_room(self) -> None:
-        """Raises UserError when trials that wait for each other could not run together."""
+        """Raises UserError when a trial could never run here, or trials that wait for each other could not run together."""
+        if not os.environ.get("RAY_ADDRESS") and (lack := shortage(self.scale, self.need, nodes())):
+            raise UserError(lack)  # this machine will not grow
         num, name = num_trials(self.plan.sweep), self.plan.sweep.scheduler.name
         if name in TOGETHER and self.scale.num_ranks > 1 and (fit := room(self.scale, self.need, nodes())) < num:
             raise UserError(
@@ -209,11 +211,11 @@ class Watch(tune.Callback):
         )
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        self._ledger.tick()
+        self._ledger.tick({trial.trial_id for trial in trials if trial.status == TuneTrial.RUNNING})
         self._hear()
         if self._notice():
             self._rounds.stop("asked", "every trial commits after its step, and ends")
-        if spent := budget_spent(self._rounds.plan, self._ledger, self._rounds.scale):
+        if spent := budget_spent(self._rounds.plan, self._ledger.facts["seconds"], self._ledger.trials):
             self._rounds.stop("budget", f"{spent}: what runs commits and stops")
         self._check_waiting(trials)
 
@@ -271,21 +273,6 @@ class Halt(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._rounds.stopping is not None
-
-
-def budget_spent(plan: Plan, ledger: Ledger, scale: Scale) -> str | None:
-    """Which part of the budget is used up; None while there is more."""
-    budget = plan.sweep.budget
-    if budget.hours is not None and ledger.facts["seconds"] >= 3600 * budget.hours:
-        return f"budget.hours {budget.hours:g} are over"
-    if budget.dollars is not None and dollars(plan, ledger.trials, scale) >= budget.dollars:
-        return f"budget.dollars {budget.dollars:g} are spent"
-    return None
-
-
-def dollars(plan: Plan, trials: list[Trial], scale: Scale) -> float:
-    """What trials have cost."""
-    return sum(trial.seconds for trial in trials) / 3600 * scale.num_ranks * (plan.sweep.budget.dollars_per_hour or 0)
 
 
 def _tunes_own(uri: str) -> str:

@@ -67,9 +67,9 @@ class Ledger:
 
     def __init__(self, uri: str, tree: dict[str, Any], attempt: int) -> None:
         self.uri, self.attempt = uri, attempt
-        self.trials = [_trial(one) for one in tree.pop("trials")]
-        self.exploits: list[dict[str, Any]] = tree.pop("exploits")
-        self.facts = tree  # everything else
+        self.trials = trials_of(tree)
+        self.exploits: list[dict[str, Any]] = tree["exploits"]
+        self.facts = {key: value for key, value in tree.items() if key not in ("trials", "exploits")}
         self._saved = 0.0
         self._ticked = time.monotonic()
 
@@ -85,13 +85,13 @@ class Ledger:
         """The trials, without those that confirm others."""
         return [trial for trial in self.trials if trial.confirms is None]
 
-    def tick(self) -> None:
+    def tick(self, running: set[str]) -> None:
         """Counts the time since the last tick, and saves now and then. Raises StorageError when another driver took over."""
         now = time.monotonic()
         passed, self._ticked = now - self._ticked, now
         self.facts["seconds"] += passed
         for trial in self.trials:
-            trial.seconds += passed * (trial.state == RUNNING)
+            trial.seconds += passed * (trial.id in running)
         if now - self._saved > _SAVE_SECONDS:
             self.save()
 
@@ -113,8 +113,7 @@ def load(uri: str) -> dict[str, Any] | None:
         return None
     try:
         tree = json.loads(storage.read(address))
-        for one in tree["trials"]:
-            _trial(one)
+        trials_of(tree)
         return dict(tree)
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{address}: not a sweep's record ({error}); mend it, or give another uri") from None
@@ -125,8 +124,9 @@ def read(uri: str) -> tuple[dict[str, Any], list[Trial]]:
     tree = load(uri)
     if tree is None:
         raise ConfigError(f"{uri}: there is no sweep (no {NAME}); give the `uri` of one, which `segdist tune` made")
-    return tree, [_trial(one) for one in tree.pop("trials")]
+    return tree, trials_of(tree)
 
 
-def _trial(tree: dict[str, Any]) -> Trial:
-    return Trial(**{**tree, "scores": [Score(**score) for score in tree["scores"]]})
+def trials_of(tree: dict[str, Any]) -> list[Trial]:
+    """The trials in a sweep.json."""
+    return [Trial(**{**one, "scores": [Score(**score) for score in one["scores"]]}) for one in tree["trials"]]

@@ -13,6 +13,7 @@ from segdist.config.reading import checked, named, read_tree
 from segdist.config.sweep import Sweep
 from segdist.data import index as indices
 from segdist.errors import ConfigError, MissingError, UserError
+from segdist.sweep.ledger import Trial
 from segdist.sweep.search import known_beforehand
 from segdist.sweep.space import Point
 
@@ -51,6 +52,11 @@ class Plan:
         tree["train"] |= {"num_steps": cfg.train.num_steps - offset, "init_from": parent}
         tree["optim"] |= {"warmup_steps": 0, "freeze_encoder_steps": 0}
         return config.from_tree(tree, f"{cfg.run.uri} after step {offset}")
+
+    @property
+    def num_ranks(self) -> int:
+        """Of a trial."""
+        return int(_merged(self.base, self.sweep.set).get("scale", {}).get("num_ranks", 1))
 
     def identity(self) -> dict[str, Any]:
         """What all trials have in common and decides their weights, as it is written: section -> field -> value."""
@@ -112,6 +118,22 @@ def check(plan: Plan) -> None:
         log.say(
             f"warning: the scheduler hears of evaluations only, every {first.eval.every_steps} steps, not of step {steps}"
         )
+
+
+def budget_spent(plan: Plan, seconds: float, trials: Sequence[Trial]) -> str | None:
+    """Which part of the budget a sweep of so many seconds has used up; None while there is more."""
+    budget = plan.sweep.budget
+    if budget.hours is not None and seconds >= 3600 * budget.hours:
+        return f"budget.hours {budget.hours:g} are over"
+    if budget.dollars is not None and dollars(plan, trials) >= budget.dollars:
+        return f"budget.dollars {budget.dollars:g} are spent"
+    return None
+
+
+def dollars(plan: Plan, trials: Sequence[Trial]) -> float:
+    """What trials have cost."""
+    hours = sum(trial.seconds for trial in trials) / 3600
+    return hours * plan.num_ranks * (plan.sweep.budget.dollars_per_hour or 0)
 
 
 def shown(values: Point) -> str:
