@@ -76,6 +76,9 @@ class Rounds:
                 raise_on_failed_trial=False,
                 max_failures=self.scale.max_restarts,
             )
+        for trial in self.ledger.trials:
+            if trial.state == RUNNING:  # Tune says nothing of those that end with the experiment
+                trial.state = WAITING
         self.ledger.save()
 
     def resources(self) -> tune.PlacementGroupFactory:
@@ -188,9 +191,8 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         known, sweep = self._ledger.trial(trial.trial_id), self._rounds.plan.sweep
-        if known.state == RUNNING:  # it did not end by itself
-            known.state = WAITING if self._rounds.stopping else STOPPED
-            known.reason = None if self._rounds.stopping else f"by {sweep.scheduler.name}, after step {known.step}"
+        if known.state == RUNNING and not self._rounds.stopping:
+            known.state, known.reason = STOPPED, f"by {sweep.scheduler.name}, after step {known.step}"
         best = known.best(sweep.metric)
         score = "" if best is None else f", best {sweep.metric} {best:.4f}"
         if known.state in ENDED:
