@@ -68,6 +68,7 @@ def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
     from segdist.sweep.driver import Rounds
 
     cfg = plan.config(_first(plan, book), storage.join(plan.sweep.uri, "trials", "0000"))
+    book.facts["num_ranks"] = cfg.scale.num_ranks  # of a trial; with the price of one, what the sweep costs
     rounds = Rounds(plan, book, cfg.scale, cfg.train.num_steps, cfg.eval.every_steps)
     rounds.check_room()
     log.say(
