@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import streets
+
 from demo import HERE, say, segdist
 
 SWEEP = HERE / "sweep.yaml"
@@ -28,9 +29,10 @@ def main() -> None:
     segdist("prepare", str(source), data, "--names", str(source / "names.txt"))
     tuned = segdist("tune", str(SWEEP), f"uri={sweep}", f"set.data.uri={data}", *given.overrides)
     status = segdist("status", sweep, "--plot", str(picture))
+    values = ", ".join(f"{key} {value:.3g}" for key, value in tuned["best_values"].items())
     say(
         "",
-        f"best       trial {tuned['best_trial']}, {tuned['metric']} {tuned['best_score']:.4f}: {tuned['best_values']}",
+        f"best       trial {tuned['best_trial']}, {tuned['metric']} {tuned['best_score']:.4f}: {values}",
         f"picture    {picture}",
         f"config     {tuned['best_config']}",
         "",

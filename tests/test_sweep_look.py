@@ -109,6 +109,24 @@ def test_the_table_of_many_trials_keeps_what_runs_and_the_best(tmp_path: Path) -
     assert "more" not in text_of(status.shown(tree))
 
 
+def test_a_sweep_that_runs_again_shows_the_best_so_far_and_a_finished_one_the_best_that_it_named(
+    tmp_path: Path,
+) -> None:
+    named = {
+        "trial": "0001",
+        "values": {},
+        "score": 0.5,
+        "scores": [0.4, 0.6],
+        "run": "trials/0001",
+        "checkpoint": None,
+    }
+    ended = status.look(write(tmp_path / "a", *drawn(3, 2, best=named)))
+    assert ended["best"] == named
+    assert "trial 0001, mIoU 0.5000, mean of 2 seeds" in text_of(status.shown(ended))
+    again = status.look(write(tmp_path / "b", *drawn(3, 2, best=named, state="RUNNING", heartbeat=time.time())))
+    assert again["best"]["trial"] == "0000"
+
+
 def test_the_status_of_a_run_is_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = {
         "state": "PREEMPTED", "step": 40, "num_steps": 100, "miou": 0.5, "best_step": 30, "attempt": 3, "heartbeat": 1.0,

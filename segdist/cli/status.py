@@ -44,19 +44,12 @@ def look(uri: str) -> dict[str, Any]:
 
 def _sweep(uri: str) -> dict[str, Any]:
     """The sweep, and its trials in their order, each followed by those that confirm it."""
-    from segdist.sweep import best, ledger
+    from segdist.sweep import ledger
     from segdist.sweep.axes import varying
-    from segdist.sweep.picture import spent
+    from segdist.sweep.picture import leader, spent
 
     facts, trials = ledger.read(uri)
     live = _live_steps(uri, [trial for trial in trials if trial.state == ledger.RUNNING])
-    first = next(iter(best.ranked([trial for trial in trials if not trial.confirms], facts["metric"])), None)
-    leader = first and {
-        "trial": first.id,
-        "score": first.best(facts["metric"]),
-        "values": first.values,
-        "run": first.run,
-    }
     went_on = {one["trial"]: f"went on from {one['from']} after step {one['step']}" for one in facts["exploits"]}
     rate = facts["dollars_per_hour"]
     rows = [
@@ -83,7 +76,7 @@ def _sweep(uri: str) -> dict[str, Any]:
         "counts": dict(Counter(trial.state for trial in trials if not trial.confirms)),
         "dollars": None if rate is None else spent(facts, trials),
         "silent_seconds": _silence(facts),
-        "best": facts["best"] or leader,
+        "best": leader(facts, trials),
         "trials": rows,
     }
 
@@ -224,7 +217,7 @@ def _summary(tree: dict[str, Any]) -> list[str]:
         lines.append(tree["reason"])
     if tree["best"]:
         values = ", ".join(f"{key} {_value(value)}" for key, value in tree["best"]["values"].items())
-        seeds = len(tree["best"].get("scores", [0]))
+        seeds = len(tree["best"]["scores"])
         mean = f", mean of {seeds} seeds" if seeds > 1 else ""
         lines.append(
             f"best: trial {tree['best']['trial']}, {_metric(tree)} {tree['best']['score']:.4f}{mean}: {values}"

@@ -68,7 +68,6 @@ def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
     from segdist.sweep.driver import Rounds
 
     cfg = plan.config(_first(plan, book), storage.join(plan.sweep.uri, "trials", "0000"))
-    book.facts["num_ranks"] = cfg.scale.num_ranks  # of a trial; with the price of one, what the sweep costs
     rounds = Rounds(plan, book, cfg.scale, cfg.train.num_steps, cfg.eval.every_steps)
     rounds.check_room()
     log.say(
@@ -121,6 +120,7 @@ def open_ledger(plan: Plan, found: dict[str, Any] | None, retry_failed: bool) ->
         found |= {"seconds": 0.0, "trials": [], "exploits": [], "best": None}
     found |= {"state": RUNNING, "reason": None, "num_trials": num_trials(plan.sweep), "identity": identity_of(plan)}
     found |= {"dollars_per_hour": plan.sweep.budget.dollars_per_hour, "scheduler": plan.sweep.scheduler.name}
+    found |= {"num_ranks": plan.num_ranks}  # of a trial; with the price of one, what the sweep costs
     book = Ledger(uri, found, record.claim_attempt(uri))
     for trial in book.trials:
         if trial.state in (RUNNING, WAITING) or (retry_failed and trial.state == FAILED):

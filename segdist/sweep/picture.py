@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segdist.sweep import best
 from segdist.sweep.axes import Axis, axes, tight_axis, written
 from segdist.sweep.importance import Weight, weights
-from segdist.sweep.ledger import FAILED, STOPPED, SUCCEEDED, Trial
+from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, Trial
 
 Ink = tuple[int, int, int]
 _SHARPER = 3  # drawn so much larger first, which makes lines smooth
@@ -64,7 +64,7 @@ def picture(facts: dict[str, Any], trials: Sequence[Trial], title: str = "") -> 
     found = weights(view.fields, searched, view.metric) if facts["scheduler"] != "pbt" else {}
     sheet = _Sheet(_TOP + _TALL + 100 + _LOW + 60)
     sheet.text(24, 24, title, size=18)
-    sheet.text(24, 50, _headline(facts, view), _GREY, 14)
+    sheet.text(24, 50, _headline(view), _GREY, 14)
     if len(view.fields) == 1:
         _draw_scores(sheet, view, _TOP)
     else:
@@ -83,7 +83,8 @@ class _View:
         self.metric = facts["metric"]
         self.trials, self.fields = searched, axes(facts, searched)
         self.scored = best.ranked(list(searched), self.metric)
-        self.chosen = (facts["best"] or {}).get("trial") or (self.scored[0].id if self.scored else None)
+        self.leader = leader(facts, searched)
+        self.chosen = self.leader and self.leader["trial"]
         values = [value for trial in self.scored if (value := trial.best(self.metric)) is not None]
         self._values = sorted(values, reverse=self.metric == "loss")
         if self.metric == "loss" and values:
@@ -112,20 +113,29 @@ class _View:
         return trial.id == self.chosen, value is not None, (value or 0) * (-1 if self.metric == "loss" else 1)
 
 
+def leader(facts: dict[str, Any], trials: Sequence[Trial]) -> dict[str, Any] | None:
+    """The best trial: as the sweep has named it, or while it runs, the best so far. None where there is no score."""
+    if facts["best"] and facts["state"] != RUNNING:
+        return dict(facts["best"])
+    first = next(iter(best.ranked([trial for trial in trials if not trial.confirms], facts["metric"])), None)
+    if first is None:
+        return None
+    score = first.best(facts["metric"])
+    return {"trial": first.id, "values": first.values, "score": score, "scores": [score], "run": first.run}
+
+
 def spent(facts: dict[str, Any], trials: Sequence[Trial]) -> float:
     """Dollars that the trials have cost, where the price of a rank is known."""
     return sum(trial.seconds for trial in trials) / 3600 * facts.get("num_ranks", 1) * facts["dollars_per_hour"]
 
 
-def _headline(facts: dict[str, Any], view: _View) -> str:
+def _headline(view: _View) -> str:
     counts = {state: sum(trial.state == state for trial in view.trials) for state in (SUCCEEDED, STOPPED, FAILED)}
     told = [f"{len(view.trials)} trial{'s' * (len(view.trials) != 1)}"] + [
         f"{num} {state.lower()}" for state, num in counts.items() if num
     ]
-    if view.scored:
-        named = facts["best"] or {"trial": view.scored[0].id, "score": view.scored[0].best(view.metric)}
-        seeds = len(named.get("scores", [0]))
-        mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
+    if named := view.leader:
+        mean = f" (mean of {len(named['scores'])} seeds)" if len(named["scores"]) > 1 else ""
         told.append(f"best {view.score.name} {named['score']:.4f}{mean} by trial {named['trial']}")
     return ", ".join(told)
 
