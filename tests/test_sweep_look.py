@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from rich.console import Console
 
 from segdist import launch, log, record, storage
 from segdist.cli import app, status
+from segdist.config.reading import checked, read_tree
+from segdist.config.sweep import Budget, Confirm, Dimension, Scheduler, Sweep
 from segdist.errors import ConfigError, UserError
 from segdist.sweep import plan, search
 from segdist.sweep.axes import Axis, axes, varying
@@ -251,6 +254,19 @@ def test_values_stand_on_an_axis_by_their_kind() -> None:
         assert len(places) >= 2 and places == sorted(places) and 0 <= places[0] < places[-1] <= 1
 
 
+def test_a_choice_of_nothing_is_no_missing_field(tmp_path: Path) -> None:
+    facts, trials = drawn(4, 1)
+    facts["identity"]["space"]["optim.clip_grad_norm"] = {"choice": [None, 1.0, True]}
+    for trial, value in zip(trials, (None, 1.0, None, True)):
+        trial.values["optim.clip_grad_norm"] = value
+    axis = axes(facts, trials)["optim.clip_grad_norm"]
+    assert [axis.place(value) for value in (None, 1.0, True)] == pytest.approx([1 / 6, 3 / 6, 5 / 6])
+    assert [text for _, text in axis.ticks()] == ["null", "1", "true"]
+    shown = text_of(status.shown(status.look(write(tmp_path / "s", facts, trials))))
+    assert "null" in shown and "true" in shown
+    picture(facts, trials)
+
+
 def test_only_fields_that_vary_are_shown() -> None:
     facts, trials = drawn(5, 3)
     for trial in trials:
@@ -318,3 +334,11 @@ def test_three_kinds_of_sweeps_are_shipped() -> None:
         ("random", "pbt"),
     }
     assert any(dimension.when for one in read for dimension in one.space.values())
+
+
+def test_the_page_about_sweeps_explains_every_field_and_its_file_is_one() -> None:
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    tree = read_tree(page.split("```yaml\n")[1].split("```")[0].encode(), "docs/sweeps.md")
+    assert checked(Sweep, tree, "docs/sweeps.md").scheduler.name == "asha"
+    fields = [name for kind in (Sweep, Scheduler, Budget, Confirm, Dimension) for name in kind.model_fields]
+    assert not [name for name in fields if not re.search(rf"\b{name}\b", page)]

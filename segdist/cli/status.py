@@ -17,6 +17,7 @@ from rich.text import Text
 
 from segdist import log, record, storage
 from segdist.errors import UserError
+from segdist.record import to_json
 
 _EVERY_SECONDS = 3.0
 _SILENT_SECONDS = 300.0  # without a sign of life, in which something of a run or sweep was to be written twenty times
@@ -243,7 +244,14 @@ def _metric(tree: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
+    """As a config would have it, in few characters."""
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else to_json(value).replace(" ", "")
+    )
 
 
 def _score(score: float | None) -> str:

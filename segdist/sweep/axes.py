@@ -56,7 +56,7 @@ def varying(facts: dict[str, Any], trials: Sequence[Trial]) -> list[str]:
     fields = list(facts["identity"]["space"])
     if len(trials) < 2:
         return fields
-    values = {key: {json.dumps(trial.values.get(key)) for trial in trials} for key in fields}
+    values = {key: {json.dumps(trial.values.get(key, "not used")) for trial in trials} for key in fields}
     return [key for key in fields if len(values[key]) > 1] or fields
 
 

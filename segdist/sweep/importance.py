@@ -6,6 +6,7 @@ the scores nor values drawn evenly. It sees fields one by one: two that matter o
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
 import warnings
@@ -47,15 +48,17 @@ def weights(axes: Mapping[str, Axis], trials: Sequence[Trial], metric: str) -> d
     if len(ranked) < LEAST_TRIALS or len(axes) < 2:
         return {}
     import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     share = max(_TOP, _TOP_TRIALS / len(ranked))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
         study = optuna.create_study()
         study.add_trials([_told(axes, trial, rank) for rank, trial in enumerate(ranked)])
-        found = evaluator.evaluate(study)
+        weigh = functools.partial(get_param_importances, study, evaluator=evaluator, normalize=False)
+        found = weigh()
         total = sum(found.values())
         if not total > 0:
             return {}
@@ -63,7 +66,7 @@ def weights(axes: Mapping[str, Axis], trials: Sequence[Trial], metric: str) -> d
         chances = []
         for _ in range(_SHUFFLES):
             rng.shuffle(ranks)
-            chances.append(evaluator.evaluate(study, target=_Other(list(ranks))))
+            chances.append(weigh(target=_Other(list(ranks))))
     chance = {key: statistics.quantiles([one[key] for one in chances], n=10)[-1] for key in found}
     return {
         key: Weight(value / total, chance[key] / total) for key, value in sorted(found.items(), key=lambda kv: -kv[1])
