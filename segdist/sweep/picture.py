@@ -20,7 +20,7 @@ from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, Trial
 Ink = tuple[int, int, int]
 _SHARPER = 3  # drawn so much larger first, which makes lines smooth
 _BLACK, _GREY, _NONE, _PALE, _BEST = (25,) * 3, (110,) * 3, (185,) * 3, (228,) * 3, (213, 94, 0)
-_SCALE = ((216, 226, 130), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))  # viridis, from poor to good
+_SCALE = ((197, 208, 70), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))  # viridis, from poor to good
 _WIDTH, _LEFT, _RIGHT = 1200, 70, 70
 _TOP, _TALL, _LOW = 146, 330, 220  # where the panel above begins, its height, and that of those below
 _CURVE = 24  # pieces of a line between two axes
@@ -146,6 +146,8 @@ def _draw_lines(sheet: _Sheet, view: _View, top: int) -> None:
     at = {key: _LEFT + 50 + apart * i for i, key in enumerate(view.fields)}
     end, low = _LEFT + 50 + apart * len(view.fields), top + _TALL + 26  # low: of a trial that lacks a field, or a score
 
+    thick = 2.4 if len(view.trials) <= 40 else 1.7
+
     def height(axis: Axis, value: Any, number: int) -> float:
         spread = (number * 0.618 % 1 - 0.5) * min(0.5 / len(axis.choices), 0.08) if axis.choices else 0.0
         return top + _TALL * (1 - axis.place(value) - spread)
@@ -156,7 +158,9 @@ def _draw_lines(sheet: _Sheet, view: _View, top: int) -> None:
         ]
         value, is_best = trial.best(view.metric), trial.id == view.chosen
         corners = [*zip(at.values(), heights), (end, low if value is None else height(view.score, value, number))]
-        sheet.line(_smooth(corners), view.ink_of(trial), 3.5 if is_best else 1.6 if trial.state == SUCCEEDED else 0.8)
+        sheet.line(
+            _smooth(corners), view.ink_of(trial), 3.5 if is_best else thick if trial.state == SUCCEEDED else thick / 2
+        )
         for (x, y), key in zip(corners, view.fields if is_best else []):
             sheet.dot(x, y, 4, _BEST)
             if key in trial.values:
