@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 
-.PHONY: demo demo-local test test-all check format clean
+.PHONY: demo demo-local sweep test test-all check format clean
 
 demo: .ready
 	$(BIN)/python demo/demo.py $(if $(DATA),--data "$(DATA)")
 
 demo-local: .ready
 	$(BIN)/python demo/demo.py --local $(if $(DATA),--data "$(DATA)")
+
+sweep: .ready
+	$(BIN)/python demo/sweep.py
 
 # They compare bits, or flags of torch, with other processes, and so run in processes of their own.
 APART := tests/test_export.py tests/test_ray.py tests/test_hub.py

@@ -12,7 +12,8 @@ import sys
 from segdist.cli import main
 
 arguments = sys.argv[1:]
-if arguments[:1] and not arguments[0].startswith("-"):
-    arguments.insert(1, "scale.launcher=ray")  # before the user's own overrides, which win
+named = 2 if arguments[:1] == ["--from-sweep"] else 1  # arguments that say what to train
+if arguments[:1] and (named == 2 or not arguments[0].startswith("-")):
+    arguments.insert(named, "scale.launcher=ray")  # before the user's own overrides, which win
 sys.argv[1:] = ["train", *arguments]
 main()

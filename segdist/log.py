@@ -247,7 +247,7 @@ class Logbook:
         line = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['images_per_second']:.1f} img/s  "
             f"wait {row['wait_share']:.0%}  commit {commit if commit is not None else '-'}  "
-            f"mIoU {'-' if miou is None else format(miou, '.4f')}  eta {_clock(row['eta_seconds'])}"
+            f"mIoU {'-' if miou is None else format(miou, '.4f')}  eta {clock(row['eta_seconds'])}"
         )
         if self.active:
             show(step, num_steps, line)
@@ -340,7 +340,8 @@ class Meter:
         }
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -419,7 +419,9 @@ def test_an_export_that_its_library_reads_otherwise_is_not_written(
     assert not list((tmp_path / "x").glob("*"))
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "compare", "export", "predict", "config show"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "train", "status", "evaluate", "compare", "export", "predict", "config show"]
+)
 def test_help_teaches_with_an_example(command: str) -> None:
     text = segdist(*command.split(), "--help").stdout
     assert "Example:" in text

@@ -10,7 +10,7 @@ from segdist import config
 from segdist.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
 MINIMAL = {"run": {"uri": "r"}, "data": {"uri": "d"}, "model": {"name": "unet"}, "train": {"num_steps": 10}}
 
 

@@ -70,6 +70,17 @@ def test_the_demo_has_a_form_without_s3_and_ray(project: Path, tmp_path: Path) -
     assert (tmp_path / "out" / "export" / "config.json").exists()
 
 
+def test_the_demo_of_a_sweep_leaves_a_picture_and_the_best_values(project: Path, tmp_path: Path) -> None:
+    assert "demo/sweep.py" in (project / "Makefile").read_text(encoding="utf-8")
+    few = "budget.num_trials=2 confirm.num_best=0 set.train.num_steps=30 set.eval.every_steps=15"
+    done = run(f".venv/bin/python demo/sweep.py --out {tmp_path}/out {few}", project)
+    status = json.loads(done.stdout.splitlines()[-1])
+    assert (status["state"], len(status["trials"])) == ("SUCCEEDED", 2)
+    for line in ("picture", "config"):
+        (path,) = re.findall(rf"^{line} +(\S+)", done.stderr, re.MULTILINE)
+        assert Path(path).is_file(), line
+
+
 @pytest.mark.parametrize("block", BLOCKS[2:], ids=["step-by-step", "config-show", "models"])
 def test_the_other_commands_work_as_written(project: Path, block: str) -> None:
     run(f". .venv/bin/activate\n{block}", project)

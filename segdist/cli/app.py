@@ -50,6 +50,13 @@ def check_file(uri: str) -> None:
     storage.check_writable(uri.rpartition("/")[0] or ".")
 
 
+def check_png(option: str, uri: str) -> None:
+    """Raises UserError unless the option's value can be the name of a PNG that can be written."""
+    if not uri.lower().endswith(".png"):
+        raise UserError(f"{option} {uri}: it will be a PNG; name it so")
+    check_file(uri)
+
+
 def say(text: str) -> None:
     from segdist.log import say
 

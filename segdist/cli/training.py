@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from segdist.cli import status
 from segdist.cli.app import (
     Json,
     app,
     check_file,
+    check_png,
     config_app,
     config_of,
     machine,
@@ -21,9 +23,12 @@ from segdist.errors import UserError
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(help="A YAML config (path or URI); `segdist config show` explains its fields.")
-    ],
+        str | None, typer.Argument(help="A YAML config (path or URI); `segdist config show` explains its fields.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value ...")] = None,
+    from_sweep: Annotated[
+        str | None, typer.Option("--from-sweep", help="Train the best values of this sweep, in the stead of a config.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train, evaluate and checkpoint; the same command continues an interrupted run.
@@ -33,10 +38,16 @@ def train(
     Several ranks: `torchrun --nproc-per-node 4 -m segdist train CONFIG`, or by Ray, on the cluster at RAY_ADDRESS or on this
     machine: `segdist train CONFIG scale.launcher=ray scale.num_ranks=4`.
 
+    After a sweep: `segdist train --from-sweep runs/lr_and_crop run.uri=runs/photos`.
+
     Ctrl-C and SIGTERM commit a checkpoint and stop, with exit code 75: not finished, the same command goes on.
     """
     from segdist.launch import run
 
+    if from_sweep is not None:
+        config, overrides = status.best_config(from_sweep), ([] if config is None else [config]) + (overrides or [])
+    if config is None:
+        raise UserError("give a config, such as configs/demo.yaml, or --from-sweep SWEEP")
     summary, is_first = run(config_of(config, overrides))
     machine(json and is_first, summary)
     if summary["state"] != "SUCCEEDED":
@@ -70,6 +81,34 @@ def tune(
         raise typer.Exit(75)
 
 
+@app.command("status")
+def show_status(
+    uri: Annotated[str, typer.Argument(help="A run or a sweep, at work or ended (path or URI).")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on showing it until it has ended, or Ctrl-C.")] = False,
+    plot: Annotated[str | None, typer.Option(help="Draw a sweep into this PNG (path or URI).")] = None,
+    json: Json = False,
+) -> None:
+    """Show how a run or a sweep stands: its trials, their scores, what failed and why, time and cost. It only reads.
+
+    Example: `segdist status runs/lr_and_crop --follow --plot sweep.png`
+    """
+    from segdist.log import console
+
+    if plot:
+        check_png("--plot", plot)
+        if status.look(uri)["kind"] == "run":
+            raise UserError(f"--plot {plot}: {uri} is a run; its curves: `segdist history {uri} --plot {plot}`")
+    if follow:
+        tree = status.follow(uri)
+    else:
+        tree = status.look(uri)
+        console.print(status.shown(tree))
+    if plot:
+        status.draw(uri, plot)
+        say(f"written: {plot}")
+    machine(json, tree)
+
+
 @app.command()
 def history(
     run: Annotated[str, typer.Argument(help="A run, finished or not (path or URI).")],
@@ -90,10 +129,10 @@ def history(
     suffix = f".{out.lower().rpartition('.')[2]}" if out else ""
     if out and suffix not in histories.SUFFIXES:
         raise UserError(f"--out {out}: name it .tsv, .csv or .json")
-    if plot and not plot.lower().endswith(".png"):
-        raise UserError(f"--plot {plot}: it will be a PNG; name it so")
-    for file in filter(None, (out, plot)):
-        check_file(file)
+    if plot:
+        check_png("--plot", plot)
+    if out:
+        check_file(out)
     records = histories.records(run)
     table = histories.history(records, every)
     console.print(tables.history(run, table))

@@ -120,6 +120,7 @@ def open_ledger(plan: Plan, found: dict[str, Any] | None, retry_failed: bool) ->
         found |= {"seconds": 0.0, "trials": [], "exploits": [], "best": None}
     found |= {"state": RUNNING, "reason": None, "num_trials": num_trials(plan.sweep), "identity": identity_of(plan)}
     found |= {"dollars_per_hour": plan.sweep.budget.dollars_per_hour, "scheduler": plan.sweep.scheduler.name}
+    found |= {"num_ranks": plan.num_ranks}  # of a trial; with the price of one, what the sweep costs
     book = Ledger(uri, found, record.claim_attempt(uri))
     for trial in book.trials:
         if trial.state in (RUNNING, WAITING) or (retry_failed and trial.state == FAILED):

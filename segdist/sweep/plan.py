@@ -84,7 +84,7 @@ def read(uri: str, overrides: Sequence[str] = ()) -> Plan:
     folder = uri.rpartition("/")[0]
     where = sweep.config
     if folder and "://" not in where and not where.startswith(("/", "~")):
-        where = storage.join(folder, where)
+        where = f"{folder}/{where}"  # which may begin with ../
     plan = Plan(sweep, read_tree(_text(where, "config of the sweep"), where))
     if sweep.scheduler.name == "pbt" and (plan.base | sweep.set).get("optim", {}).get("schedule") != "constant":
         raise ConfigError(f"{uri}: scheduler.name=pbt makes the schedule itself; give set.optim.schedule=constant")

@@ -1,0 +1,47 @@
+"""A sweep, by the commands a person would type: prepare drawn streets, tune the learning rate, and look at what came of it.
+
+Stopped or killed, it goes on where it was. The last line on stdout is the JSON of `segdist status`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import streets
+
+from demo import HERE, say, segdist
+
+SWEEP = HERE / "sweep.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo-out/sweep"), help="done work is kept there")
+    parser.add_argument("overrides", nargs="*", help="such as budget.num_trials=12 for the sweep")
+    given = parser.parse_args()
+    out = given.out
+    source, data, sweep, picture = out / "source", f"{out}/data", f"{out}/sweep", out / "sweep.png"
+    if not (source / "names.txt").exists():  # written last
+        say(f"drawing street scenes in {source}")
+        streets.draw_folder(source, 160)
+    segdist("prepare", str(source), data, "--names", str(source / "names.txt"))
+    tuned = segdist("tune", str(SWEEP), f"uri={sweep}", f"set.data.uri={data}", *given.overrides)
+    status = segdist("status", sweep, "--plot", str(picture))
+    values = ", ".join(f"{key} {value:.3g}" for key, value in tuned["best_values"].items())
+    say(
+        "",
+        f"best       trial {tuned['best_trial']}, {tuned['metric']} {tuned['best_score']:.4f}: {values}",
+        f"picture    {picture}",
+        f"config     {tuned['best_config']}",
+        "",
+        "At full length, with these values:",
+        "    . .venv/bin/activate",
+        f"    segdist train --from-sweep {sweep} data.uri={data} run.uri={out}/run",
+    )
+    print(json.dumps(status))
+
+
+if __name__ == "__main__":
+    main()
