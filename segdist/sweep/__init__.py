@@ -17,6 +17,7 @@ from segdist.sweep.ledger import FAILED, RUNNING, SUCCEEDED, WAITING, Ledger, Tr
 from segdist.sweep.plan import Plan, budget_spent, check, shown
 from segdist.sweep.search import num_trials, propose
 
+PICTURE = "sweep.png"
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our runs have records of their own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a wish to stop is ours to hear
@@ -56,6 +57,7 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
     book.save()
     if book.facts["best"]:
         log.say(f"written: {best.write_config(plan, book.facts['best'])}")
+    put_picture(uri, book)
     if ended[0] == FAILED:
         raise UserError(f"{uri}: {ended[1]}")
     tree = ledger.load(uri)
@@ -100,6 +102,19 @@ def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
         return (SUCCEEDED, None) if any(trial.scores for trial in book.trials) else (FAILED, "no trial has a score")
     kind, why = rounds.stopping
     return {"budget": SUCCEEDED, "asked": record.PREEMPTED}.get(kind, FAILED), why
+
+
+def put_picture(uri: str, book: Ledger) -> None:
+    """Writes the sweep's picture. One that cannot be drawn or written is a warning."""
+    from segdist.figures import png
+    from segdist.sweep.picture import picture
+
+    address = storage.join(uri, PICTURE)
+    try:
+        storage.write(address, png(picture(book.facts, book.trials, uri)))
+        log.say(f"written: {address}")
+    except Exception as error:
+        log.say(f"warning: {address} is missing: {error}")
 
 
 def _first(plan: Plan, book: Ledger) -> dict[str, Any]:
