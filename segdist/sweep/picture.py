@@ -214,10 +214,11 @@ def _draw_scores(sheet: _Sheet, view: _View, top: int) -> None:
     ((key, axis),) = view.fields.items()
     sheet.text(24, top - 40, f"{view.score.name} by {key}", size=15)
     left, width = _LEFT, _WIDTH - _LEFT - _RIGHT
+    lacking = len(view.scored) < len(view.trials)
     _draw_grid(sheet, view.score, left, top, width, _TALL)
     for place, text in axis.ticks():
         sheet.line([(left + place * width, top), (left + place * width, top + _TALL)], _PALE)
-        sheet.text(left + place * width, top + _TALL + 40, text, _GREY, 12, "mm")
+        sheet.text(left + place * width, top + _TALL + (40 if lacking else 16), text, _GREY, 12, "mm")
     for trial in sorted(view.trials, key=view.depth):
         value, x = trial.best(view.metric), left + width * axis.place(trial.values[key])
         y = top + _TALL + 20 if value is None else top + _TALL * (1 - view.score.place(value))
@@ -225,7 +226,7 @@ def _draw_scores(sheet: _Sheet, view: _View, top: int) -> None:
         sheet.dot(x, y, 8 if is_best else 5 if trial.state == SUCCEEDED else 3, view.ink_of(trial))
         if is_best:
             sheet.text(x + 12, y - 12, written(trial.values[key]), _BEST, 14)
-    if len(view.scored) < len(view.trials):
+    if lacking:
         sheet.text(left - 8, top + _TALL + 20, "no score", _GREY, 11, "rm")
     sheet.text(_WIDTH - _RIGHT, top - 40, "large: the best, small: did not reach its end", _GREY, 12, "rm")
 
