@@ -58,7 +58,7 @@ class Model:
         if isinstance(image, str | os.PathLike):
             pixels = predict.read_image(os.fspath(image), MAX_MEGAPIXELS)
         else:
-            pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+            pixels = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise UserError(f"an image is uint8 (H, W, 3) pixels; this is {pixels.dtype} {pixels.shape}")
         return Prediction(pixels, predict.classify(self.trained, pixels), self.trained.labels)
