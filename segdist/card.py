@@ -46,30 +46,11 @@ _LICENCES = {
     "lgpl-3.0",
     "unknown",
 }  # fmt: skip (those of the Hub's list that data and weights of this field bear)
-_CODE = {
-    "transformers": """from transformers import pipeline
-
-segment = pipeline("image-segmentation", model="PLACE")
-for part in segment("photo.jpg"):
-    print(part["label"], part["mask"])""",
-    "segmentation_models_pytorch": """import segmentation_models_pytorch as smp
-
-model = smp.from_pretrained("PLACE")
-# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json), sides padded as below""",
-    "onnx": """import onnxruntime
-
-session = onnxruntime.InferenceSession("PLACE/model.onnx")
-(out,) = session.run(None, {"images": pixels})  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json""",
-    "torch.export": """import torch
-
-model = torch.export.load("PLACE/model.pt2").module()
-out = model(pixels)  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json""",
-}
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")  # a model of the Hub at its commit
-_PADS = dict.fromkeys(
-    ("transformers", "segmentation_models_pytorch"),
-    "segdist pads others before it scores them, and cuts what padding made.",
-)
+_PADS = {
+    "transformers": "segdist pads others before it scores them, and cuts what padding made.",
+    "segmentation_models_pytorch": "The code pads others, as segdist does before it scores them, and cuts what padding made.",
+}
 _WEAK, _FEW = 0.3, 20  # IoU of a class, and validation samples, that a reader is warned of
 
 
@@ -82,6 +63,7 @@ class About:
     arch: str
     layout: str  # transformers, segmentation_models_pytorch, onnx or torch.export
     takes: str  # what images the exported network takes
+    code: str  # Python that uses it
     classes: list[str]
     cfg: Config
     step: int
@@ -101,6 +83,7 @@ def about(
     place: str,
     layout: str,
     takes: str,
+    code: str,
     images: dict[str, str] | None = None,
     examples: tuple[str, ...] = (),
     licence: str | None = None,
@@ -114,6 +97,7 @@ def about(
         arch=trained.model.arch["name"],
         layout=layout,
         takes=takes,
+        code=code,
         classes=trained.labels.names,
         cfg=trained.cfg,
         step=state["step"],
@@ -208,8 +192,9 @@ def _intro(about: About) -> str:
 
 
 def _use(about: About) -> str:
-    code = _CODE[about.layout].replace("PLACE", about.place)
-    return f"## Use\n\n```python\n{code}\n```\n\nImages: {about.takes}. {_PADS.get(about.layout, '')}".rstrip()
+    where = "In this folder, with a photo.jpg in it:\n\n" if about.place == "." else ""
+    images = f"Images: {about.takes}. {_PADS.get(about.layout, '')}".rstrip()
+    return f"## Use\n\n{where}```python\n{about.code}\n```\n\n{images}"
 
 
 def _data(about: About) -> str:
@@ -233,7 +218,7 @@ def _training(about: About) -> str:
         ("initial weights", _initial(about)),
         ("steps", f"{about.step} of {cfg.train.num_steps}{epochs}"),
         ("samples per step", str(cfg.train.global_batch_size)),
-        ("crop", "{}x{} px, scale {} to {}".format(*cfg.data.crop_size, *cfg.data.scale_range)),
+        ("crop", "{}x{} px (height x width), scale {} to {}".format(*cfg.data.crop_size, *cfg.data.scale_range)),
         ("loss", " + ".join(f"{v:g} {k}" for k, v in losses.items())),
         ("optimizer", f"{cfg.optim.name}, lr {cfg.optim.lr:g} ({cfg.optim.schedule}), weight decay {cfg.optim.weight_decay:g}"),
         ("precision", cfg.train.precision),

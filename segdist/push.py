@@ -20,7 +20,7 @@ from segdist.data import codec
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.errors import MissingError, UserError
-from segdist.export import export
+from segdist.export import export, usage
 from segdist.hub import MARK, Repo, seal
 from segdist.trained import Trained, load_trained
 
@@ -84,9 +84,11 @@ def write_folder(
     told = json.loads((folder / MARK).read_text(encoding="utf-8"))
     images = draw(trained, run_uri, folder, show_samples)
     examples = tuple(keep_examples(trained, folder)) if show_samples else ()
-    card = model_card(
-        about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images, examples, licence)
+    code = usage.code(done["layout"], repo_id, trained.model.traits, trained.cfg.data.image_size)
+    told_there = about(
+        trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], code, images, examples, licence
     )
+    card = model_card(told_there)
     (folder / "README.md").write_text(card, encoding="utf-8")
     state = (record.load(run_uri) or {}).get("state")
     seal(folder, told | {"run_state": state, "checkpoint": name_of(trained.uri)})
