@@ -88,7 +88,8 @@ def predict_files(
     found = {job.uri: known[job.uri].shares for job in ready if {*job.names} <= {*known[job.uri].kinds}}
     if found:
         log.say(f"{len(found)} of {len(jobs)} images have their results already; --overwrite makes them anew")
-    todo, failed, writer = [job for job in jobs if job.uri not in found], [], _Writer()
+    todo, writer = [job for job in jobs if job.uri not in found], _Writer()
+    failed: list[str] = []
 
     def put_tables() -> list[dict[str, Any]]:
         records = _records(jobs, found | writer.done, out, trained.labels)
@@ -190,7 +191,7 @@ def _mark(trained: Trained) -> bytes:
     how = recipe(trained.cfg.eval, trained.cfg.data.crop_size)
     now = {
         "checkpoint": trained.uri,
-        "checkpoint_digest": checkpoint.digest(trained.uri),
+        "checkpoint_digest": trained.digest or checkpoint.digest(trained.uri),
         "weights": trained.weights,
         "image_size": trained.cfg.data.image_size,
         **asdict(how),

@@ -243,7 +243,13 @@ def export(
 
 @app.command()
 def predict(
-    checkpoint: RunOrCheckpoint,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A run (its best checkpoint is taken), a checkpoint or an export; a path or URI, or an export on the Hugging "
+            "Face Hub: OWNER/NAME, hf://OWNER/NAME@REVISION."
+        ),
+    ],
     images: Annotated[
         list[str],
         typer.Argument(
@@ -287,17 +293,17 @@ def predict(
     """
     from dataclasses import replace
 
+    from segdist.exported import load_model
     from segdist.launch.stop import terminable
     from segdist.predict import ENDS, predict_files
     from segdist.report import with_changes
-    from segdist.trained import load_trained
     from segdist.world import choose_device
 
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in ENDS]:
         raise UserError(f"--save {unknown[0]}: give {', '.join(ENDS)}")
     changes = looking(mode, window, overlap, scales, flip) | ({"batch_size": batch_size} if batch_size else {})
-    trained = load_trained(checkpoint, choose_device(device), raw)
+    trained = load_model(checkpoint, choose_device(device), raw)
     trained = replace(trained, cfg=with_changes(trained.cfg, changes))
     try:
         with terminable():

@@ -8,6 +8,7 @@ remedy: MissingError where nothing is there, UnavailableError where the same req
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from segdist.storage.entry import Entry
 
 __all__ = [
     "Entry", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "is_local", "join", "local_path",
-    "names", "patiently", "read",
+    "names", "near", "patiently", "read",
     "read_range", "shown", "sizes", "sweep", "walk", "write",
 ]  # fmt: skip
 
@@ -121,6 +122,21 @@ def create(uri: str, data: bytes) -> bool:
 def names(uri: str) -> list[str]:
     """Names directly below `uri`, files and folders, sorted; none when it does not exist. Writes under way are not shown."""
     return _store(uri).names(uri)
+
+
+def near(uri: str) -> str:
+    """What is there and bears almost the name of something that is not: " (near it: URI)", or nothing."""
+    above, _, name = uri.rstrip("/").rpartition("/")
+    if above.endswith((":", ":/")):
+        return ""
+    try:
+        if above and not exists(above):
+            return near(above)
+        siblings = names(above or ("/" if uri.startswith("/") else "."))
+        found = difflib.get_close_matches(name, siblings, 1)
+    except StorageError:
+        return ""
+    return f" (near it: {f'{above}/' if '/' in uri.rstrip('/') else ''}{found[0]})" if found else ""
 
 
 def sizes(uri: str) -> dict[str, int]:

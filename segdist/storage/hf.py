@@ -115,7 +115,7 @@ def _ask(uri: str, work: Callable[[], T]) -> T:
     try:
         return work()
     except (RepositoryNotFoundError, FileNotFoundError) as error:
-        if isinstance(error.__cause__ or error, RepositoryNotFoundError):
+        if isinstance(error, RepositoryNotFoundError) or isinstance(error.__cause__, RepositoryNotFoundError):
             raise StorageError(
                 f"{uri}: the Hub knows no such repository; correct the name (data sets: hf://datasets/OWNER/NAME), or set "
                 "HF_TOKEN if it is private or gated"
