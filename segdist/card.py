@@ -6,6 +6,7 @@ Written from what the run recorded, so nothing here is a claim that nobody measu
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from segdist import checkpoint
+from segdist import checkpoint, record
 from segdist.config import Config, fields, published
 from segdist.models import licences
 from segdist.trained import Trained, initial_of
@@ -70,6 +71,7 @@ class About:
     num_parameters: int
     initial: dict[str, Any]  # see trained.initial_of
     data: dict[str, Any] = field(default_factory=dict)  # name, source, licence, samples by split, uri
+    epochs: float | None = None  # as the run counted them
     report: dict[str, Any] | None = None  # an evaluation
     versions: dict[str, str] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)  # file in the card's folder: what it shows
@@ -103,13 +105,32 @@ def about(
         step=state["step"],
         num_parameters=sum(p.numel() for p in trained.model.net.parameters()),
         initial=published_origin(initial_of(state)),
-        data=state.get("data", {}),
+        data=published_data(state.get("data", {}), name),
+        epochs=_epochs(trained.uri, state["step"]),
         report=scored,
         versions=state.get("versions", {}),
         images=images or {},
         examples=examples,
         licence=licence,
     )
+
+
+def _epochs(uri: str, step: int) -> float | None:
+    """The epochs of a checkpoint, from the run's own count of them."""
+    rows = record.read_metrics(uri.rsplit("/checkpoints/", 1)[0])
+    return next((row["epoch"] * step / row["step"] for row in rows if row.get("epoch") and row["step"]), None)
+
+
+def published_data(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a card says of data, for everybody: those of the Hub by their id; others were folders, whose names are private."""
+    if not data:
+        return {}
+    return data | {"name": _hub_data(data) or name, "source": published_source(data["source"])}
+
+
+def published_source(source: str) -> str:
+    """Where data were prepared from: a place that is public, or the kind of folder alone."""
+    return source if source.startswith(("Hugging Face Hub ", "Segments.ai ")) else source.partition(": ")[0]
 
 
 def published_origin(initial: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +180,8 @@ def metadata(about: About) -> dict[str, Any]:
     if data := _hub_data(about.data):
         tree["datasets"] = [data]
     if about.examples:
-        address = f"https://huggingface.co/{about.place}/resolve/main"
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        address = f"{hub}/{about.place}/resolve/main"
         tree["widget"] = [{"src": f"{address}/{file}", "example_title": Path(file).stem} for file in about.examples]
     if results := _results(about):
         tree["model-index"] = [{"name": about.name, "results": results}]
@@ -210,9 +232,7 @@ def _data(about: About) -> str:
 
 def _training(about: About) -> str:
     cfg = about.cfg
-    epochs = ""
-    if num := about.data.get("samples", {}).get(cfg.data.train_split):
-        epochs = f" ({about.step * cfg.train.global_batch_size / num:.1f} passes over the data)"
+    epochs = "" if about.epochs is None else f" ({about.epochs:.1f} epochs)"
     losses = {k: v for k, v in cfg.loss.model_dump().items() if k in _LOSSES and v}
     rows = [
         ("initial weights", _initial(about)),

@@ -250,8 +250,9 @@ def _batches(
         height, width = image.shape[:2]
         if (size := 2 * num_kept * height * width) > _MOST_BYTES:
             return DataError(
-                f"{job.uri}: the probabilities of {num_kept} classes at {width}x{height} px take {size / 1e9:.1f} GB, more "
-                f"than {_MOST_BYTES / 1e9:.1f}; cut it into parts, or predict it without --save probabilities"
+                f"{job.uri}: the probabilities of {num_kept} classes at {height}x{width} px (height x width) take "
+                f"{size / 1e9:.1f} GB, more than {_MOST_BYTES / 1e9:.1f}; cut it into parts, or predict it "
+                "without --save probabilities"
             )
         return replace(job, sha256=hashlib.sha256(data).hexdigest()), image
 

@@ -58,10 +58,11 @@ def push(
     verify: bool = True,
     licence: str | None = None,
 ) -> dict[str, Any]:
-    """Makes a repository of the Hub hold a run's best model, or one checkpoint; {"repo_id", "url", "commit", "checkpoint"}.
+    """Makes a repository of the Hub hold a run's best model, or one checkpoint.
 
-    `show_samples`: the card shows validation images with truth and prediction; None: where the repository is private. Raises
-    UserError before any work when it may not be written, or holds something else.
+    Gives {"repo_id", "url", "commit", "changed", "checkpoint"}. `show_samples`: the card shows validation images with truth and
+    prediction; None: where the repository is private. Raises UserError before any work when it may not be written, or holds
+    something else.
     """
     run_uri = checkpoint.resolve(uri).rsplit("/checkpoints/", 1)[0]
     repo, url = open_model(repo_id, private, run_uri, overwrite)
@@ -72,7 +73,7 @@ def push(
         write_folder(trained, repo_id, folder, shown, verify, licence)
         step = checkpoint.step_of(trained.uri)
         commit = repo.commit(folder, f"{name_of(run_uri)}, after step {step}", overwrite)
-    return {"repo_id": repo_id, "url": url, "commit": commit, "checkpoint": trained.uri}
+    return {"repo_id": repo_id, "url": url, "commit": commit, "changed": repo.changed, "checkpoint": trained.uri}
 
 
 def write_folder(

@@ -368,7 +368,8 @@ def test_probabilities_that_do_not_fit_are_refused_with_a_remedy_and_the_others_
     Image.new("RGB", (96, 64)).save(album / "large.png")
     monkeypatch.setattr(predict, "_MOST_BYTES", 2 * 7 * 48 * 32)
     with pytest.raises(
-        UserError, match=r"large\.png: the probabilities of 7 classes at 96x64 px take .* without --save prob"
+        UserError,
+        match=r"large\.png: the probabilities of 7 classes at 64x96 px \(height x width\) take .* without --save prob",
     ):
         predict_files(trained, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
     assert len(list((tmp_path / "out").rglob("*_probabilities.npz"))) == 6
@@ -495,7 +496,9 @@ def test_a_picture_is_as_large_as_was_allowed(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # above twice this, Pillow raises
     Image.new("RGB", (1001, 1000)).save(tmp_path / "large.png")
-    with pytest.raises(UserError, match=r"large\.png: 1001x1000 pixels exceed --max-megapixels 1; raise it"):
+    with pytest.raises(
+        UserError, match=r"large\.png: 1000x1001 pixels \(height x width\) exceed --max-megapixels 1; raise it"
+    ):
         predict_files(trained, [str(tmp_path / "large.png")], str(tmp_path / "out"), max_megapixels=1)
     (done,) = predict_files(trained, [str(tmp_path / "large.png")], str(tmp_path / "out"), max_megapixels=2)
     assert Image.open(done["mask"]).size == (1001, 1000)
