@@ -125,7 +125,7 @@ def published_data(data: dict[str, Any], name: str) -> dict[str, Any]:
     """What a card says of data, for everybody: those of the Hub by their id; others were folders, whose names are private."""
     if not data:
         return {}
-    return data | {"name": _hub_data(data) or name, "source": published_source(data["source"])}
+    return data | {"name": _hub_data(data) or f"data of {name}", "source": published_source(data["source"])}
 
 
 def published_source(source: str) -> str:

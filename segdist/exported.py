@@ -14,7 +14,7 @@ import torch
 
 from segdist import config, models, storage
 from segdist.data.labels import Labels
-from segdist.errors import CheckpointError, MissingError, StorageError, UserError
+from segdist.errors import CheckpointError, StorageError, UserError
 from segdist.models import weights
 from segdist.trained import Trained, is_run, load_trained
 
@@ -44,14 +44,12 @@ def _check_there(uri: str, repo: str, revision: str | None) -> None:
     """Raises UserError unless the Hub has such a model; most who get here have mistyped a path."""
     here = "" if uri.startswith("hf://") else f"no such folder{storage.near(uri)}, and "
     try:
-        if storage.hub_file(repo, weights.CONFIG, revision):
+        if storage.hub_knows(repo, weights.CONFIG, revision):
             return
-        why = "no such model on the Hub, or HF_HUB_OFFLINE keeps it away"
-    except MissingError:
-        why = "no such revision on the Hub"
+        why = "no such model on the Hub, or not at this revision"
     except StorageError as error:
-        why = f"the Hub does not answer ({error})"
-        if "knows no such repository" in str(error):
+        why = str(error).partition(": ")[2]
+        if "knows no such repository" in why:
             why = "no such repository on the Hub (or a private one; then set HF_TOKEN)"
     raise UserError(f"{uri}: {here}{why}; give a run, a checkpoint or an export, such as runs/photos or OWNER/NAME")
 

@@ -82,7 +82,7 @@ def test_the_command_takes_an_export_of_the_hub_at_a_revision(
             assert json.loads((out / "predictions.json").read_text())["checkpoint"] == f"hf://me/streets@{commit}"
     assert len({*masks}) == 1
     app(["predict", "me/streets", image, "--out", str(tmp_path / "out2"), "--device", "cpu"], standalone_mode=False)
-    with pytest.raises(UserError, match=r"hf://me/streets@v9: no such revision on the Hub"):
+    with pytest.raises(UserError, match=r"hf://me/streets@v9: no such model on the Hub, or not at this revision"):
         load_model("hf://me/streets@v9", CPU)
 
 

@@ -20,13 +20,12 @@ from segdist.storage import hf, http, local, s3
 from segdist.storage.entry import Entry
 
 __all__ = [
-    "Entry", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "is_local", "join", "local_path",
-    "names", "near", "patiently", "read",
-    "read_range", "shown", "sizes", "sweep", "walk", "write",
+    "Entry", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "hub_knows", "is_local",
+    "join", "local_path", "names", "near", "patiently", "read", "read_range", "shown", "sizes", "sweep", "walk", "write",
 ]  # fmt: skip
 
 T = TypeVar("T")
-hub_file = hf.cached
+hub_file, hub_knows = hf.cached, hf.knows
 _STORES = {"": local, "file": local, "s3": s3, "hf": hf, "http": http, "https": http}
 _READ_ONLY = {"hf", "http", "https"}
 _PATIENCE_SECONDS = 120.0
