@@ -80,11 +80,7 @@ def _meant(uri: str, out: str) -> list[Picture]:
         if _matches(e.name.split("/"), pattern or ["**"]) and _is_image(e.name)
     ]
     if found:
-        if f"{place(out)}/".startswith(f"{place(folder).rstrip('/')}/"):
-            raise UserError(
-                f"--out {out} lies in {folder}, whose images are predicted: next time its masks would be taken for images; "
-                "give a folder outside of it"
-            )
+        _check_apart(folder, pattern or ["**"], found, out)
         return found
     if pattern:
         raise UserError(f"{uri}: no image matches; {_told(folder, [e.name for e in listed])}")
@@ -97,6 +93,20 @@ def _meant(uri: str, out: str) -> list[Picture]:
             f"{uri}: this folder is empty; give one that holds images ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
     return [Picture(uri, PurePosixPath(uri).name)]
+
+
+def _check_apart(folder: str, pattern: list[str], found: list[Picture], out: str) -> None:
+    """Raises UserError where results would lie where images are looked for: the next time they would be taken for some."""
+    above, below = (f"{place(uri).rstrip('/')}/" for uri in (folder, out))
+    if not below.startswith(above):
+        return
+    inner = [part for part in below.removeprefix(above).split("/") if part]
+    level = [*pattern[:-1], "**" if pattern[-1] == "**" else "*"]
+    if any(_matches([*inner, *one.name.split("/")], level) for one in found):
+        raise UserError(
+            f"--out {out} lies in {folder}, whose images are predicted: next time its masks would be taken for images; give a "
+            "folder outside of it"
+        )
 
 
 def _split(uri: str) -> tuple[str, list[str]]:

@@ -410,6 +410,9 @@ def test_an_out_among_the_images_is_refused_also_when_it_is_there(trained: Train
     assert not (album / "predictions").exists()
     assert len(predict_files(trained, [str(album / "day2")], str(album / "predictions"))) == 2
     assert len(predict_files(trained, [str(album / "0000.jpg")], str(album / "beside"))) == 1
+    assert len(predict_files(trained, [f"{album}/d*/*.jpg"], str(album / "results"))) == 2
+    with pytest.raises(UserError, match="give a folder outside"):
+        predict_files(trained, [f"{album}/d*/*.jpg"], str(album))
 
 
 def test_predictions_of_another_model_or_look_are_never_mixed(trained: Trained, album: Path, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def predict(
     Example: `segdist predict runs/photos holiday/ --out predictions/`
 
     Results lie in OUT as the images do in their folders: NAME.png for NAME.jpg, and for images that differ in their suffix
-    alone NAME.jpg.png. OUT may not lie within a folder of images.
+    alone NAME.jpg.png. OUT may not lie where images are looked for.
 
     The same command again goes on where it stopped (Ctrl-C: exit code 130), and makes anew what has changed. Other images may
     join those in OUT, but one of the same name is refused unless --overwrite. A bad image does not stop the others: such are
