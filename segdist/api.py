@@ -11,7 +11,8 @@ from PIL import Image
 from segdist import figures, predict, predictions
 from segdist.data.labels import Labels
 from segdist.errors import UserError
-from segdist.trained import Trained, load_trained
+from segdist.exported import load_model
+from segdist.trained import Trained
 from segdist.world import choose_device
 
 MAX_MEGAPIXELS = 200
@@ -58,15 +59,16 @@ class Model:
         if isinstance(image, str | os.PathLike):
             pixels = predict.read_image(os.fspath(image), MAX_MEGAPIXELS)
         else:
-            pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+            pixels = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise UserError(f"an image is uint8 (H, W, 3) pixels; this is {pixels.dtype} {pixels.shape}")
         return Prediction(pixels, predict.classify(self.trained, pixels), self.trained.labels)
 
 
 def load(uri: str | os.PathLike[str], device: str = "auto", raw: bool = False) -> Model:
-    """The model of a run (its best checkpoint) or of one checkpoint, from a path or URI.
+    """The model of a run (its best checkpoint), of one checkpoint or of an export, from a path or URI.
 
-    `raw`: the weights that train on, where the run averages and scores others. Raises CheckpointError when there is none.
+    An export may lie on the Hugging Face Hub: `OWNER/NAME`, or `hf://OWNER/NAME@REVISION`.
+    `raw`: the weights that train on, where the run averages and scores others. Raises UserError when there is none.
     """
-    return Model(load_trained(os.fspath(uri), choose_device(device), raw))
+    return Model(load_model(os.fspath(uri), choose_device(device), raw))

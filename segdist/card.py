@@ -6,6 +6,7 @@ Written from what the run recorded, so nothing here is a claim that nobody measu
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from segdist import checkpoint
+from segdist import checkpoint, record
 from segdist.config import Config, fields, published
 from segdist.models import licences
 from segdist.trained import Trained, initial_of
@@ -46,30 +47,11 @@ _LICENCES = {
     "lgpl-3.0",
     "unknown",
 }  # fmt: skip (those of the Hub's list that data and weights of this field bear)
-_CODE = {
-    "transformers": """from transformers import pipeline
-
-segment = pipeline("image-segmentation", model="PLACE")
-for part in segment("photo.jpg"):
-    print(part["label"], part["mask"])""",
-    "segmentation_models_pytorch": """import segmentation_models_pytorch as smp
-
-model = smp.from_pretrained("PLACE")
-# input: RGB in 0..1, normalised by `mean` and `std`, resized to `image_size` (see segdist.json), sides padded as below""",
-    "onnx": """import onnxruntime
-
-session = onnxruntime.InferenceSession("PLACE/model.onnx")
-(out,) = session.run(None, {"images": pixels})  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json""",
-    "torch.export": """import torch
-
-model = torch.export.load("PLACE/model.pt2").module()
-out = model(pixels)  # float32 (B, 3, H, W), RGB in 0..255; see segdist.json""",
-}
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")  # a model of the Hub at its commit
-_PADS = dict.fromkeys(
-    ("transformers", "segmentation_models_pytorch"),
-    "segdist pads others before it scores them, and cuts what padding made.",
-)
+_PADS = {
+    "transformers": "segdist pads others before it scores them, and cuts what padding made.",
+    "segmentation_models_pytorch": "The code pads others, as segdist does before it scores them, and cuts what padding made.",
+}
 _WEAK, _FEW = 0.3, 20  # IoU of a class, and validation samples, that a reader is warned of
 
 
@@ -82,12 +64,14 @@ class About:
     arch: str
     layout: str  # transformers, segmentation_models_pytorch, onnx or torch.export
     takes: str  # what images the exported network takes
+    code: str  # Python that uses it
     classes: list[str]
     cfg: Config
     step: int
     num_parameters: int
     initial: dict[str, Any]  # see trained.initial_of
     data: dict[str, Any] = field(default_factory=dict)  # name, source, licence, samples by split, uri
+    epochs: float | None = None  # as the run counted them
     report: dict[str, Any] | None = None  # an evaluation
     versions: dict[str, str] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)  # file in the card's folder: what it shows
@@ -101,6 +85,7 @@ def about(
     place: str,
     layout: str,
     takes: str,
+    code: str,
     images: dict[str, str] | None = None,
     examples: tuple[str, ...] = (),
     licence: str | None = None,
@@ -114,18 +99,38 @@ def about(
         arch=trained.model.arch["name"],
         layout=layout,
         takes=takes,
+        code=code,
         classes=trained.labels.names,
         cfg=trained.cfg,
         step=state["step"],
         num_parameters=sum(p.numel() for p in trained.model.net.parameters()),
         initial=published_origin(initial_of(state)),
-        data=state.get("data", {}),
+        data=published_data(state.get("data", {}), name),
+        epochs=_epochs(trained.uri, state["step"]),
         report=scored,
         versions=state.get("versions", {}),
         images=images or {},
         examples=examples,
         licence=licence,
     )
+
+
+def _epochs(uri: str, step: int) -> float | None:
+    """The epochs of a checkpoint, from the run's own count of them."""
+    rows = record.read_metrics(uri.rsplit("/checkpoints/", 1)[0])
+    return next((row["epoch"] * step / row["step"] for row in rows if row.get("epoch") and row["step"]), None)
+
+
+def published_data(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a card says of data, for everybody: those of the Hub by their id; others were folders, whose names are private."""
+    if not data:
+        return {}
+    return data | {"name": _hub_data(data) or f"data of {name}", "source": published_source(data["source"])}
+
+
+def published_source(source: str) -> str:
+    """Where data were prepared from: a place that is public, or the kind of folder alone."""
+    return source if source.startswith(("Hugging Face Hub ", "Segments.ai ")) else source.partition(": ")[0]
 
 
 def published_origin(initial: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +180,8 @@ def metadata(about: About) -> dict[str, Any]:
     if data := _hub_data(about.data):
         tree["datasets"] = [data]
     if about.examples:
-        address = f"https://huggingface.co/{about.place}/resolve/main"
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        address = f"{hub}/{about.place}/resolve/main"
         tree["widget"] = [{"src": f"{address}/{file}", "example_title": Path(file).stem} for file in about.examples]
     if results := _results(about):
         tree["model-index"] = [{"name": about.name, "results": results}]
@@ -208,8 +214,9 @@ def _intro(about: About) -> str:
 
 
 def _use(about: About) -> str:
-    code = _CODE[about.layout].replace("PLACE", about.place)
-    return f"## Use\n\n```python\n{code}\n```\n\nImages: {about.takes}. {_PADS.get(about.layout, '')}".rstrip()
+    where = "In this folder, with a photo.jpg in it:\n\n" if about.place == "." else ""
+    images = f"Images: {about.takes}. {_PADS.get(about.layout, '')}".rstrip()
+    return f"## Use\n\n{where}```python\n{about.code}\n```\n\n{images}"
 
 
 def _data(about: About) -> str:
@@ -225,15 +232,13 @@ def _data(about: About) -> str:
 
 def _training(about: About) -> str:
     cfg = about.cfg
-    epochs = ""
-    if num := about.data.get("samples", {}).get(cfg.data.train_split):
-        epochs = f" ({about.step * cfg.train.global_batch_size / num:.1f} passes over the data)"
+    epochs = "" if about.epochs is None else f" ({about.epochs:.1f} epochs)"
     losses = {k: v for k, v in cfg.loss.model_dump().items() if k in _LOSSES and v}
     rows = [
         ("initial weights", _initial(about)),
         ("steps", f"{about.step} of {cfg.train.num_steps}{epochs}"),
         ("samples per step", str(cfg.train.global_batch_size)),
-        ("crop", "{}x{} px, scale {} to {}".format(*cfg.data.crop_size, *cfg.data.scale_range)),
+        ("crop", "{}x{} px (height x width), scale {} to {}".format(*cfg.data.crop_size, *cfg.data.scale_range)),
         ("loss", " + ".join(f"{v:g} {k}" for k, v in losses.items())),
         ("optimizer", f"{cfg.optim.name}, lr {cfg.optim.lr:g} ({cfg.optim.schedule}), weight decay {cfg.optim.weight_decay:g}"),
         ("precision", cfg.train.precision),

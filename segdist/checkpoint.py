@@ -118,10 +118,18 @@ def resolve(uri: str) -> str:
         log.say(f"warning: {uri}: the best checkpoint is missing or damaged; taking the newest one that is whole")
     chosen = storage.join(uri, best["checkpoint"]) if best else newest(uri, log.say)
     if chosen is None:
-        what = (
-            "neither a run with a committed checkpoint nor a checkpoint" if storage.exists(uri) else "there is nothing"
+        if not storage.exists(uri):
+            raise CheckpointError(
+                f"{uri}: there is nothing{storage.near(uri)}; give the run.uri of a training, such as runs/photos"
+            )
+        if storage.exists(storage.join(uri, "segdist.json")):
+            raise CheckpointError(
+                f"{uri} is an export, which `segdist predict` and segdist.load take; here give the run that it came from"
+            )
+        raise CheckpointError(
+            f"{uri}: neither a run with a committed checkpoint nor a checkpoint; give the run.uri of a training, such as "
+            "runs/photos"
         )
-        raise CheckpointError(f"{uri}: {what}; give the run.uri of a training, such as runs/photos")
     return chosen
 
 

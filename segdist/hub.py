@@ -7,9 +7,11 @@ since a commit that changes nothing is not made again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +44,7 @@ class Repo:
         get_session().timeout = _TIMEOUT_SECONDS  # the library's own waits for ever
         self.repo_id, self._kind, self._api = repo_id, kind, HfApi()
         self._uploads: dict[str, Any] = {}  # by name: files of the next commit that are there already
+        self.changed = False  # by the last commit
 
     def open(self, private: bool) -> str:
         """Its address; it is created where it does not exist.
@@ -49,7 +52,7 @@ class Repo:
         Asks whether the token there is may do that: whoever calls it before a long work does not work in vain. Raises
         UserError, too, where it should be private, and everybody sees it.
         """
-        self._ask(self._api.whoami)
+        self._role(self._ask(self._api.whoami))
         made = lambda: self._api.create_repo(self.repo_id, repo_type=self._kind, private=private, exist_ok=True)  # noqa: E731
         url = str(self._ask(made))
         if private and not self.is_private():
@@ -62,14 +65,21 @@ class Repo:
     def check(self) -> bool:
         """Whether it exists; changes nothing. Raises UserError when the token there is plainly may not write it."""
         who = self._ask(self._api.whoami)
-        role = who.get("auth", {}).get("accessToken", {}).get("role")
+        self._role(who)
         owners = [who["name"], *(org["name"] for org in who.get("orgs", []))]
-        if role == "read" or self.repo_id.split("/")[0] not in owners:
-            reason = "it may only read" if role == "read" else f"it is of {', '.join(owners)}"
+        if self.repo_id.split("/")[0] not in owners:
             raise UserError(
-                f"{self.repo_id}: your token may not write there: {reason}; give another token or repository"
+                f"{self.repo_id}: your token may not write there: it is of {', '.join(owners)}; give another token or "
+                "repository"
             )
         return self._ask(lambda: self._api.repo_exists(self.repo_id, repo_type=self._kind))
+
+    def _role(self, who: dict[str, Any]) -> None:
+        """Raises UserError when the token says of itself that it may only read."""
+        if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise UserError(
+                f"{self.repo_id}: your token may not write there: it may only read (role Read). {_how_to_get_one()}"
+            )
 
     def is_private(self) -> bool:
         return bool(self._ask(lambda: self._api.repo_info(self.repo_id, repo_type=self._kind)).private)
@@ -101,7 +111,7 @@ class Repo:
         self._uploads[name] = self._ask(once)
 
     def commit(self, folder: Path, message: str, overwrite: bool = False) -> str:
-        """Makes the repository hold the files of a folder, and what was uploaded before; the commit's id.
+        """Makes the repository hold the files of a folder, and what was uploaded before; the commit's id, and see `changed`.
 
         A README.md that somebody else wrote or edited there stays, unless `overwrite`.
 
@@ -118,18 +128,21 @@ class Repo:
             head, there = self._head_now()
             held = self._read_mark() if MARK in there else {}
             if tried and MARK in mine and held == json.loads(mine[MARK].read_bytes()):
+                self.changed = True
                 return str(head)  # it was made, and its answer lost
             tried = True
             stale = sorted(there & set(held.get("files", [])) - set(mine) - set(self._uploads))
             kept = set() if overwrite else self._edited(there, held)
             add = [CommitOperationAdd(name, path) for name, path in mine.items() if name not in kept]
-            made = self._api.create_commit(
-                self.repo_id,
-                [*add, *self._uploads.values(), *map(CommitOperationDelete, stale)],
-                repo_type=self._kind,
-                commit_message=message,
-                parent_commit=head,
-            )
+            with _quiet():
+                made = self._api.create_commit(
+                    self.repo_id,
+                    [*add, *self._uploads.values(), *map(CommitOperationDelete, stale)],
+                    repo_type=self._kind,
+                    commit_message=message,
+                    parent_commit=head,
+                )
+            self.changed = made.oid != head
             return made.oid
 
         return self._ask(once)
@@ -175,10 +188,7 @@ class Repo:
         except UserError:
             raise
         except LocalTokenNotFoundError:
-            raise UserError(
-                f"{self.repo_id}: writing to the Hub needs a token; make one with write access at "
-                "https://huggingface.co/settings/tokens, and set HF_TOKEN or give it to `hf auth login`"
-            ) from None
+            raise UserError(f"{self.repo_id}: writing to the Hub needs a token. {_how_to_get_one()}") from None
         except OfflineModeIsEnabled:
             raise UserError(f"{self.repo_id}: HF_HUB_OFFLINE is set; unset it to write to the Hub") from None
         except (HTTPError, RuntimeError) as error:  # uploads of large files wrap what happened to them
@@ -200,17 +210,38 @@ class Repo:
             return UnavailableError(f"{self.repo_id}: somebody else is changing this repository ({said})")
         if status == 401:
             return UserError(
-                f"{self.repo_id}: the Hub does not know the token in HF_TOKEN (or that of `hf auth login`); make one with "
-                "write access at https://huggingface.co/settings/tokens"
+                f"{self.repo_id}: the Hub does not know the token in HF_TOKEN (or that of `hf auth login`). {_how_to_get_one()}"
             )
         if status == 403:
             return UserError(
-                f"{self.repo_id}: your token may not write there ({said}); give a repository of your own, or a token with "
-                "write access to it"
+                f"{self.repo_id}: your token may not write there ({said}); give a repository of your own, or another token. "
+                f"{_how_to_get_one()}"
             )
         if status in (0, 408, 429) or status >= 500:
             return UnavailableError(f"{self.repo_id}: the Hub does not answer ({status or said})")
         return UserError(f"{self.repo_id}: the Hub refuses ({status}: {said})")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own word on a commit that changes nothing: ours says it."""
+    logger = logging.getLogger("huggingface_hub.hf_api")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _how_to_get_one() -> str:
+    """The right that a token needs, and where to make such a token."""
+    from huggingface_hub import constants
+
+    return (
+        "Make one with the role Write, or a fine-grained one with write access to contents of this repository (to create it: "
+        f"of its owner's repositories), at {constants.ENDPOINT}/settings/tokens; set HF_TOKEN, or give it to `hf auth login`"
+    )
 
 
 def seal(folder: Path, told: dict[str, Any], elsewhere: Iterable[str] = ()) -> None:

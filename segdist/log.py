@@ -20,6 +20,7 @@ from segdist.outbox import Outbox
 
 _SEGMENT_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 15.0
+_LINE_SECONDS = 30.0  # between lines of progress in a log
 _IN_FULL = 3  # warnings of a kind
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -146,8 +147,11 @@ def close() -> None:
     _screen.close()
 
 
-def bar(what: str, total: int | None) -> tuple[Progress, Callable[[int], None]]:
-    """A progress bar (use it as a context) and the function that advances it; silent when stderr is no terminal."""
+def bar(what: str, total: int | None, done: int = 0) -> tuple[Progress, Callable[[int], None]]:
+    """A progress bar (use it as a context) and the function that advances it, from `done` on.
+
+    Where stderr is no terminal, a line of progress every half minute instead.
+    """
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -155,8 +159,19 @@ def bar(what: str, total: int | None) -> tuple[Progress, Callable[[int], None]]:
         console=console,
         disable=not console.is_terminal,
     )
-    task = progress.add_task(what, total=total)
-    return progress, lambda n: progress.advance(task, n)
+    task = progress.add_task(what, total=total, completed=done)
+    told, told_at = done, time.monotonic()
+
+    def advance(num: int) -> None:
+        nonlocal done, told, told_at
+        progress.advance(task, num)
+        done, now = done + num, time.monotonic()
+        if not console.is_terminal and now - told_at > _LINE_SECONDS:
+            rate = (done - told) / (now - told_at)
+            told, told_at = done, now
+            say(f"{what} {done}{'' if total is None else f'/{total}'}, {rate:.3g} per second")
+
+    return progress, advance
 
 
 class Diary:

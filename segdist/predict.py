@@ -6,27 +6,27 @@ interrupted prediction has written is found again, as long as the images, the mo
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from segdist import checkpoint, figures, log, predictions, storage
+from segdist import checkpoint, figures, log, predictions, storage, targets
 from segdist.data.augment import model_size, resize_image
-from segdist.data.importers.files import IMAGE_SUFFIXES, check_range, open_picture
+from segdist.data.importers.files import check_range, open_picture
 from segdist.data.labels import Labels
-from segdist.errors import DataError, MissingError, UserError
+from segdist.errors import DataError, MissingError, StorageError, UserError
 from segdist.inference import recipe, segment
 from segdist.predictions import Known, Stamp, place, shares
 from segdist.threads import ahead
@@ -67,11 +67,11 @@ def predict_files(
 ) -> list[dict[str, Any]]:
     """Writes OUT/NAME.png (index mask) and whatever else of ENDS `kinds` asks for, for every image; where they went.
 
-    `images` are URIs of files, of folders whose images are all meant, or patterns with * and ?. Files of folders keep
-    their place below them. Images whose results are there already are passed over, unless `overwrite`; one that has
-    changed since is predicted anew. OUT/shares.csv has the share of each class in each image, those of earlier calls
-    included, and OUT/shares.jsonl the same, one JSON object per line. Probabilities are an npz file that numpy reads:
-    `probabilities`, float16 (K, H, W), and `names` (K,).
+    `images` are URIs of files, of folders whose images are all meant, or patterns with *, ? and **. Files of folders keep
+    their place below them; of names that would clash see targets.stems. Images whose results are there already are passed
+    over, unless `overwrite`; one that has changed since is predicted anew. OUT/shares.csv has the share of each class in
+    each image, those of earlier calls included, and OUT/shares.jsonl the same, one JSON object per line; also where the work
+    is interrupted. Probabilities are an npz file that numpy reads: `probabilities`, float16 (K, H, W), and `names` (K,).
 
     Raises UserError before the first image when something would be overwritten: another image's mask, an image itself, or
     what another model predicted. An image that cannot be read, or is larger than `max_megapixels` or than probabilities can
@@ -84,51 +84,30 @@ def predict_files(
     earlier = predictions.rows(out, there, list(ENDS)) if _is_of(out, mark, overwrite) else {}
     known = {} if overwrite else _known(jobs, out, there, by, trained.labels)
     storage.write(storage.join(out, MARK), mark)
+    ready = [job for job in jobs if job.uri in known and there.issuperset(job.names.values())]
+    found = {job.uri: known[job.uri].shares for job in ready if {*job.names} <= {*known[job.uri].kinds}}
+    if found:
+        log.say(f"{len(found)} of {len(jobs)} images have their results already; --overwrite makes them anew")
+    todo, writer = [job for job in jobs if job.uri not in found], _Writer()
     failed: list[str] = []
-    progress, advance = log.bar("predicting", len(jobs))
-    with progress, _Writer() as writer:
-        ready = [job for job in jobs if job.uri in known and there.issuperset(job.names.values())]
-        found = {job.uri: known[job.uri].shares for job in ready if {*job.names} <= {*known[job.uri].kinds}}
-        todo = [job for job in jobs if job.uri not in found]
-        advance(len(found))
-        if found:
-            log.say(f"{len(found)} of {len(jobs)} images have their results already; --overwrite makes them anew")
-        num_kept = trained.labels.num_classes if "probabilities" in kinds else 0
-        for batch, pixels in _batches(todo, trained.cfg.eval.batch_size, max_megapixels, num_kept, failed, advance):
-            kept = torch.empty(len(batch), num_kept, *pixels[0].shape[:2], dtype=torch.float16) if num_kept else None
-            for i, (job, image, classes) in enumerate(zip(batch, pixels, _classify(trained, pixels, kept))):
-                found[job.uri] = shares(classes, trained.labels)
-                others = known[job.uri].kinds if job.uri in known else ()  # which this prediction would repeat
-                kinds_of = tuple(kind for kind in ENDS if kind in {*job.names, *others})
-                stamp = Stamp(
-                    PurePosixPath(storage.shown(job.uri)).name,
-                    predictions.digest(job.uri),
-                    job.sha256,
-                    job.tag,
-                    by,
-                    kinds_of,
-                )
-                files = []
-                for kind, name in job.names.items():
-                    if kind == "probabilities":
-                        assert kept is not None
-                        data = _packed(kept[i].numpy(), trained.labels.names)
-                    else:
-                        data = _drawn(kind, image, classes, trained.labels, stamp)
-                    files.append((storage.join(out, name), data))
-                writer.put(files[::-1])  # the mask last
-                advance(1)
-    done = [job for job in jobs if job.uri in found]
-    records = [
-        {
-            "image": job.uri,
-            **{kind: storage.join(out, name) for kind, name in job.names.items()},
-            "shares": dict(zip(trained.labels.names, found[job.uri])),
-        }
-        for job in done
-    ]
-    merged = earlier | {job.names["mask"]: row for job, row in zip(done, records)}
-    predictions.put_tables(out, list(merged.values()), trained.labels)
+
+    def put_tables() -> list[dict[str, Any]]:
+        records = _records(jobs, found | writer.done, out, trained.labels)
+        predictions.put_tables(out, _merged(earlier, records), trained.labels)
+        return list(records.values())
+
+    progress, advance = log.bar("predicting", len(jobs), len(found))
+    try:
+        with progress, writer:
+            _predict(trained, todo, known, by, out, max_megapixels, writer, failed, advance)
+    except BaseException as error:
+        with contextlib.suppress(StorageError):  # it may be what failed
+            put_tables()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            num = len(found) + len(writer.done)
+            log.say(f"stopped: {num} of {len(jobs)} images are done, in {out}; the same command goes on from there")
+        raise
+    records = put_tables()
     if failed:
         raise UserError(
             "\n".join([*failed, f"{len(failed)} of {len(jobs)} images could not be read; the others are in {out}"])
@@ -136,61 +115,75 @@ def predict_files(
     return records
 
 
+def _predict(
+    trained: Trained,
+    jobs: list[_Job],
+    known: dict[str, Known],
+    by: str,
+    out: str,
+    max_megapixels: int,
+    writer: _Writer,
+    failed: list[str],
+    advance: Callable[[int], None],
+) -> None:
+    """Puts the results of all jobs on their way; what cannot be read goes to `failed`. `by`: see predictions.Stamp."""
+    num_kept = trained.labels.num_classes if any("probabilities" in job.names for job in jobs) else 0
+    for batch, pixels in _batches(jobs, trained.cfg.eval.batch_size, max_megapixels, num_kept, failed, advance):
+        kept = torch.empty(len(batch), num_kept, *pixels[0].shape[:2], dtype=torch.float16) if num_kept else None
+        for i, (job, image, classes) in enumerate(zip(batch, pixels, _classify(trained, pixels, kept))):
+            others = known[job.uri].kinds if job.uri in known else ()  # which this prediction would repeat
+            kinds = tuple(kind for kind in ENDS if kind in {*job.names, *others})
+            name = PurePosixPath(storage.shown(job.uri)).name
+            stamp = Stamp(name, predictions.digest(job.uri), job.sha256, job.tag, by, kinds)
+            files = []
+            for kind, name in job.names.items():
+                if kind == "probabilities":
+                    assert kept is not None
+                    data = _packed(kept[i].numpy(), trained.labels.names)
+                else:
+                    data = _drawn(kind, image, classes, trained.labels, stamp)
+                files.append((storage.join(out, name), data))
+            writer.put(job.uri, shares(classes, trained.labels), files[::-1])  # the mask last
+            advance(1)
+
+
+def _records(jobs: list[_Job], done: dict[str, list[float]], out: str, labels: Labels) -> dict[str, dict[str, Any]]:
+    """By the name of its mask, what the tables say of each image that is `done`: {URI: its shares}."""
+    return {
+        job.names["mask"]: {
+            "image": job.uri,
+            **{kind: storage.join(out, name) for kind, name in job.names.items()},
+            "shares": dict(zip(labels.names, done[job.uri])),
+        }
+        for job in jobs
+        if job.uri in done
+    }
+
+
+def _merged(earlier: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of earlier calls and of this one; an image whose results now have another name is there once."""
+    images = {row["image"] for row in now.values()}
+    return list(({k: row for k, row in earlier.items() if k in now or row["image"] not in images} | now).values())
+
+
 def _jobs(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[_Job]:
     """What goes where. Raises UserError when two results, or a result and an image, would be one file."""
-    wanted = [kind for kind in ENDS if kind in {"mask", *kinds}]
-    found = {
-        uri: (name, tag) for given in images for uri, name, tag in _images(given) if not _is_result(uri, given, out)
-    }
-    jobs = [
-        _Job(uri, {kind: str(PurePosixPath(name).with_suffix("")) + ENDS[kind] for kind in wanted}, tag)
-        for uri, (name, tag) in found.items()
-    ]
+    ends = {kind: ENDS[kind] for kind in ENDS if kind in {"mask", *kinds}}
+    chosen = targets.pictures(images, out)
+    stems = targets.stems(chosen, list(ends.values()))
+    jobs = [_Job(one.uri, {kind: stems[one.uri] + end for kind, end in ends.items()}, one.tag) for one in chosen]
     taken = {place(job.uri): "" for job in jobs}
     for job in jobs:
         for target in (storage.join(out, name) for name in job.names.values()):
             if other := taken.get(place(target)):
+                shown = storage.shown(job.uri)
                 raise UserError(
-                    f"the results for {other} and for {job.uri} would both be {target}; give images of different names"
+                    f"the results for {other} and for {shown} would both be {target}; predict them apart, to two folders"
                 )
             if other is not None:
                 raise UserError(f"{target} would overwrite that image; give another --out")
-            taken[place(target)] = job.uri
+            taken[place(target)] = storage.shown(job.uri)
     return jobs
-
-
-def _images(uri: str) -> list[tuple[str, str, str | None]]:
-    """(URI, name below OUT, tag) of the image, of those of the folder, or of those that match. Raises UserError without any.
-
-    A tag comes of a listing that is made anyway, never of a request for each image.
-    """
-    if any(sign in PurePosixPath(uri).name for sign in "*?[") and not storage.exists(uri):
-        folder, _, pattern = uri.rpartition("/")
-        found = _pictures(folder or ".", pattern)
-        if not found:
-            raise UserError(f"{uri}: no image matches")
-        return found
-    if found := _pictures(uri, "*"):
-        return found
-    if not storage.exists(uri):
-        raise UserError(f"{uri}: no such image or folder")
-    if storage.is_local(uri) and Path(uri.removeprefix("file://")).is_dir():
-        raise UserError(f"{uri}: this folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return [(uri, PurePosixPath(uri).name, None)]
-
-
-def _pictures(folder: str, pattern: str) -> list[tuple[str, str, str | None]]:
-    return [
-        (storage.join(folder, e.name), e.name, e.tag)
-        for e in storage.walk(folder)
-        if fnmatch.fnmatchcase(e.name, pattern) and PurePosixPath(e.name).suffix.lower() in IMAGE_SUFFIXES
-    ]
-
-
-def _is_result(uri: str, given: str, out: str) -> bool:
-    """Whether an image of a given folder is a prediction: OUT lies within that folder, and the image within OUT."""
-    folder = given.rpartition("/")[0] if any(sign in given for sign in "*?[") else given
-    return place(out).startswith(f"{place(folder)}/") and place(uri).startswith(f"{place(out)}/")
 
 
 def _mark(trained: Trained) -> bytes:
@@ -198,7 +191,7 @@ def _mark(trained: Trained) -> bytes:
     how = recipe(trained.cfg.eval, trained.cfg.data.crop_size)
     now = {
         "checkpoint": trained.uri,
-        "checkpoint_digest": checkpoint.digest(trained.uri),
+        "checkpoint_digest": trained.digest or checkpoint.digest(trained.uri),
         "weights": trained.weights,
         "image_size": trained.cfg.data.image_size,
         **asdict(how),
@@ -257,8 +250,9 @@ def _batches(
         height, width = image.shape[:2]
         if (size := 2 * num_kept * height * width) > _MOST_BYTES:
             return DataError(
-                f"{job.uri}: the probabilities of {num_kept} classes at {width}x{height} px take {size / 1e9:.1f} GB, more "
-                f"than {_MOST_BYTES / 1e9:.1f}; cut it into parts, or predict it without --save probabilities"
+                f"{job.uri}: the probabilities of {num_kept} classes at {height}x{width} px (height x width) take "
+                f"{size / 1e9:.1f} GB, more than {_MOST_BYTES / 1e9:.1f}; cut it into parts, or predict it "
+                "without --save probabilities"
             )
         return replace(job, sha256=hashlib.sha256(data).hexdigest()), image
 
@@ -310,23 +304,26 @@ def _packed(probabilities: np.ndarray, names: list[str]) -> bytes:
 class _Writer:
     """Files on their way out, those of a few images at a time; the first that cannot be written stops the work."""
 
+    def __init__(self) -> None:
+        self.done: dict[str, list[float]] = {}  # by URI of the image: its shares, once all its files are written
+
     def __enter__(self) -> _Writer:
         self._pool = ThreadPoolExecutor(4, "write")
         self._pending: list[tuple[int, Future[None]]] = []  # bytes of each
         return self
 
-    def put(self, files: list[tuple[str, bytes]]) -> None:
+    def put(self, image: str, scores: list[float], files: list[tuple[str, bytes]]) -> None:
         """The files of one image, (URI, bytes), which are written one after the other."""
         num_bytes = sum(len(data) for _, data in files)
         most = max(_BEHIND_BYTES, num_bytes)
         while len(self._pending) >= _BEHIND or sum(size for size, _ in self._pending) + num_bytes > most:
             self._pending.pop(0)[1].result()
-        self._pending.append((num_bytes, self._pool.submit(self._write, files)))
+        self._pending.append((num_bytes, self._pool.submit(self._write, image, scores, files)))
 
-    @staticmethod
-    def _write(files: list[tuple[str, bytes]]) -> None:
+    def _write(self, image: str, scores: list[float], files: list[tuple[str, bytes]]) -> None:
         for uri, data in files:
             storage.write(uri, data)
+        self.done[image] = scores
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""Samples of an evaluation as people look at them: image, truth and prediction side by side, one sample a row.
+"""Samples as people look at them: image, truth and prediction side by side, one sample a row; of a data set, image and truth.
 
 They are the predictions that the evaluation makes anyway, shrunk where they were made: no rank ever holds more than a few
 small pictures, and none is computed twice.
@@ -6,7 +6,7 @@ small pictures, and none is computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +98,8 @@ def grid(previews: list[Preview], labels: Labels, title: str = "") -> Image.Imag
     assert previews
     font, head = ImageFont.load_default(_TEXT_PX), ImageFont.load_default(_TEXT_PX + 3)
     column = max(_SIDE_PX * 2 // 3, *(one.image.shape[1] for one in previews)) + _GAP_PX
-    legend = _legend(previews, labels, 3 * column - _GAP_PX, font)
+    seen = [part for one in previews for part in (one.mask, one.pred)]
+    legend = _legend(seen, labels, 3 * column - _GAP_PX, font)
     line = _TEXT_PX + 9
     top = _GAP_PX + (line + 6 if title else 0) + line
     tall = sum(one.image.shape[0] + line + _GAP_PX for one in previews)
@@ -117,27 +118,68 @@ def grid(previews: list[Preview], labels: Labels, title: str = "") -> Image.Imag
         right = "all void" if one.right is None else f"{one.right:.1%} of pixels right"
         draw.text((_GAP_PX + 2 * column, top), right, fill=_GREY, font=font)
         top += line + _GAP_PX - 3
-    for k, at, left in legend:
-        x, y = _GAP_PX + left, top + at * line
-        draw.rectangle([x, y, x + _TEXT_PX, y + _TEXT_PX], fill=labels.classes[k].color, outline="black")
-        draw.text((x + _TEXT_PX + 6, y - 1), labels.names[k], fill="black", font=font)
+    _draw_legend(draw, legend, labels, _GAP_PX, top, font)
     return canvas
 
 
-def _legend(previews: list[Preview], labels: Labels, width: int, font: Font) -> list[tuple[int, int, int]]:
-    """(class, line, left px) of each entry that fits into lines of `width` px."""
-    seen = np.concatenate([part.ravel() for one in previews for part in (one.mask, one.pred)])
-    counts = np.bincount(seen, minlength=256)[: labels.num_classes]
+def pairs(samples: Sequence[tuple[np.ndarray, np.ndarray]], labels: Labels) -> Image.Image:
+    """Images (H, W, 3) beside their masks (H, W) of classes, a row each, and below a legend of all that occurs, void too."""
+    drawn = [_pair(image, mask, labels) for image, mask in samples]
+    font, line, width = ImageFont.load_default(_TEXT_PX), _TEXT_PX + 9, 2 * _SIDE_PX + 3 * _GAP_PX
+    masks = [mask for _, mask in samples]
+    legend = _legend(masks, labels, width - 2 * _GAP_PX, font, None)
+    top = sum(picture.height + _GAP_PX for picture in drawn) + _GAP_PX
+    canvas = Image.new("RGB", (width, top + line * (1 + max((at for _, at, _ in legend), default=0))), "white")
+    _draw_legend(ImageDraw.Draw(canvas), legend, labels, _GAP_PX, top, font)
+    top = _GAP_PX
+    for picture in drawn:
+        canvas.paste(picture, ((width - picture.width) // 2, top))
+        top += picture.height + _GAP_PX
+    return canvas
+
+
+def _pair(image: np.ndarray, mask: np.ndarray, labels: Labels) -> Image.Image:
+    """Both at one size: as wide as a column, but no higher than twice that."""
+    height, width = mask.shape
+    zoom = min(_SIDE_PX / width, 2 * _SIDE_PX / height)
+    size = max(1, round(width * zoom)), max(1, round(height * zoom))
+    soft = Image.Resampling.NEAREST if zoom >= _TINY else Image.Resampling.BICUBIC
+    picture = Image.new("RGB", (2 * size[0] + _GAP_PX, size[1]), "white")
+    picture.paste(Image.fromarray(image).resize(size, soft), (0, 0))
+    classes = Image.fromarray(labels.palette()[mask]).resize(size, Image.Resampling.NEAREST)
+    picture.paste(classes, (size[0] + _GAP_PX, 0))
+    return picture
+
+
+Legend = list[tuple[int, int, int]]  # (class, line, left px) of each entry
+
+
+def _legend(
+    seen: Iterable[np.ndarray], labels: Labels, width: int, font: Font, most: int | None = _NUM_ENTRIES
+) -> Legend:
+    """What occurs, largest first, in lines of `width` px: at most so many classes, or all, and then void as well."""
+    counts = np.bincount(np.concatenate([part.ravel() for part in seen]), minlength=256)
+    present = [k for k in np.argsort(-counts[: labels.num_classes], kind="stable").tolist() if counts[k]][:most]
     entries, line, left = [], 0, 0
-    for k in np.argsort(-counts, kind="stable")[:_NUM_ENTRIES].tolist():
-        if not counts[k]:
-            break
-        wide = _TEXT_PX + 6 + int(font.getlength(labels.names[k])) + 18
+    for k in [*present, *([IGNORE] if most is None and counts[IGNORE] else [])]:
+        wide = _TEXT_PX + 6 + int(font.getlength(_name(labels, k))) + 18
         if left and left + wide > width:
             line, left = line + 1, 0
         entries.append((k, line, left))
         left += wide
     return entries
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, legend: Legend, labels: Labels, left: int, top: int, font: Font) -> None:
+    for k, at, right in legend:
+        x, y = left + right, top + at * (_TEXT_PX + 9)
+        fill = tuple(labels.palette()[k].tolist())
+        draw.rectangle([x, y, x + _TEXT_PX, y + _TEXT_PX], fill=fill, outline="black")
+        draw.text((x + _TEXT_PX + 6, y - 1), _name(labels, k), fill="black", font=font)
+
+
+def _name(labels: Labels, k: int) -> str:
+    return "void" if k == IGNORE else labels.names[k]
 
 
 def _cut(text: str, font: Font, width: int) -> str:

@@ -20,7 +20,7 @@ from segdist.data import codec
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.errors import MissingError, UserError
-from segdist.export import export
+from segdist.export import export, usage
 from segdist.hub import MARK, Repo, seal
 from segdist.trained import Trained, load_trained
 
@@ -58,10 +58,11 @@ def push(
     verify: bool = True,
     licence: str | None = None,
 ) -> dict[str, Any]:
-    """Makes a repository of the Hub hold a run's best model, or one checkpoint; {"repo_id", "url", "commit", "checkpoint"}.
+    """Makes a repository of the Hub hold a run's best model, or one checkpoint.
 
-    `show_samples`: the card shows validation images with truth and prediction; None: where the repository is private. Raises
-    UserError before any work when it may not be written, or holds something else.
+    Gives {"repo_id", "url", "commit", "changed", "checkpoint"}. `show_samples`: the card shows validation images with truth and
+    prediction; None: where the repository is private. Raises UserError before any work when it may not be written, or holds
+    something else.
     """
     run_uri = checkpoint.resolve(uri).rsplit("/checkpoints/", 1)[0]
     repo, url = open_model(repo_id, private, run_uri, overwrite)
@@ -72,7 +73,7 @@ def push(
         write_folder(trained, repo_id, folder, shown, verify, licence)
         step = checkpoint.step_of(trained.uri)
         commit = repo.commit(folder, f"{name_of(run_uri)}, after step {step}", overwrite)
-    return {"repo_id": repo_id, "url": url, "commit": commit, "checkpoint": trained.uri}
+    return {"repo_id": repo_id, "url": url, "commit": commit, "changed": repo.changed, "checkpoint": trained.uri}
 
 
 def write_folder(
@@ -84,9 +85,11 @@ def write_folder(
     told = json.loads((folder / MARK).read_text(encoding="utf-8"))
     images = draw(trained, run_uri, folder, show_samples)
     examples = tuple(keep_examples(trained, folder)) if show_samples else ()
-    card = model_card(
-        about(trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], images, examples, licence)
+    code = usage.code(done["layout"], repo_id, trained.model.traits, trained.cfg.data.image_size)
+    told_there = about(
+        trained, repo_id.split("/")[1], repo_id, done["layout"], told["sides"], code, images, examples, licence
     )
+    card = model_card(told_there)
     (folder / "README.md").write_text(card, encoding="utf-8")
     state = (record.load(run_uri) or {}).get("state")
     seal(folder, told | {"run_state": state, "checkpoint": name_of(trained.uri)})

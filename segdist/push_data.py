@@ -7,6 +7,7 @@ of class numbers, 255 for void, as id2label.json has them, whatever values the s
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from segdist import figures, log
-from segdist.card import cell, licence_fields
+from segdist import figures, log, previews
+from segdist.card import cell, licence_fields, published_source
 from segdist.data import codec
 from segdist.data import index as indices
 from segdist.data.index import Index, Split
@@ -44,7 +46,7 @@ _COLUMNS = {
     "height": "int32",
     "width": "int32",
 }  # fmt: skip (as `datasets` shall read them)
-_SHOWN, _SIDE = 3, 320  # samples in the card's picture, px of their longer side
+_SHOWN, _LOOKED_AT = 4, 64  # samples in the card's picture, and those that it is chosen from
 
 
 def open_data(index: Index, repo_id: str, private: bool, overwrite: bool) -> tuple[Repo, str]:
@@ -55,18 +57,22 @@ def open_data(index: Index, repo_id: str, private: bool, overwrite: bool) -> tup
     repo = Repo(repo_id, "dataset")
     url = repo.open(private)
     held = None if overwrite else repo.mark()
-    if held is not None and held.get("name") != index.name:
+    if held is not None and held.get("data", _digest(held.get("name"))) != _digest(index.name):
         raise UserError(
-            f"{repo_id} on the Hub holds another data set ({held.get('name')!r}, and this is {index.name!r}); give another "
-            "name, or --overwrite"
+            f"{repo_id} on the Hub holds another data set than this one ({index.name!r}); give another name, or --overwrite"
         )
     return repo, url
+
+
+def _digest(name: str | None) -> str:
+    """Tells a data set from others without its name, which is that of a folder and may be private."""
+    return hashlib.sha256(str(name).encode()).hexdigest()[:16]
 
 
 def push_data(
     uri: str, repo_id: str, private: bool = True, overwrite: bool = False, licence: str | None = None
 ) -> dict[str, Any]:
-    """Makes a data set of the Hub hold the prepared one at `uri`; {"repo_id", "url", "commit", "data"}.
+    """Makes a data set of the Hub hold the prepared one at `uri`; {"repo_id", "url", "commit", "changed", "data"}.
 
     Raises UserError before any work when it may not be written.
     """
@@ -79,25 +85,25 @@ def push_data(
         write_folder(uri, index, repo, Path(place))
         commit = repo.commit(
             Path(place),
-            f"{index.name}: {', '.join(f'{s.num_samples} {n}' for n, s in index.splits.items())}",
+            f"{repo_id.split('/')[1]}: {', '.join(f'{s.num_samples} {n}' for n, s in index.splits.items())}",
             overwrite,
         )
-    return {"repo_id": repo_id, "url": url, "commit": commit, "data": uri}
+    return {"repo_id": repo_id, "url": url, "commit": commit, "changed": repo.changed, "data": uri}
 
 
 def write_folder(uri: str, index: Index, repo: Repo, folder: Path) -> None:
     """All that the repository will hold: its shards, sent ahead one by one, and in FOLDER the rest."""
     shared = Labels(tuple(Class(c.name, (k,), c.color) for k, c in enumerate(index.labels.classes)), (IGNORE,))
     splits = {name: _copy_split(uri, index, name, repo) for name in index.splits}
-    fields = {"contract": shared.to_json(), "meaning": shared.meaning(), "splits": splits}
-    there = index.model_copy(update=fields)
-    indices.save(str(folder), there)
+    public = {"name": repo.repo_id.split("/")[1], "source": published_source(index.source)}
+    fields = {"contract": shared.to_json(), "meaning": shared.meaning(), "splits": splits, **public}
+    indices.save(str(folder), index.model_copy(update=fields))
     id2label = {str(k): name for k, name in enumerate(shared.names)}
     (folder / "id2label.json").write_text(json.dumps(id2label, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / "images").mkdir()
     (folder / "images" / "samples.png").write_bytes(figures.png(_samples(uri, index)))
     (folder / "README.md").write_text(data_card(index, repo.repo_id), encoding="utf-8")
-    seal(folder, {"name": index.name}, [shard.file for split in splits.values() for shard in split.shards])
+    seal(folder, {"data": _digest(index.name)}, [shard.file for split in splits.values() for shard in split.shards])
 
 
 def _copy_split(uri: str, index: Index, name: str, repo: Repo) -> Split:
@@ -141,29 +147,24 @@ def _row(sample: Sample, tables: dict[np.dtype, np.ndarray], palette: bytes) -> 
 
 
 def _samples(uri: str, index: Index) -> Image.Image:
-    """The first few samples of the last split, each above its classes."""
-    name = next(reversed(index.splits))
-    first = [s for s, _ in zip(samples(Source(uri, index, name)), range(_SHOWN))]
-    columns = [_column(sample, index.labels) for sample in first]
-    width, height = sum(c[0].width for c in columns), max(c[0].height for c in columns)
-    canvas = Image.new("RGB", (width, 2 * height), "white")
-    left = 0
-    for image, mask in columns:
-        canvas.paste(image, (left, 0))
-        canvas.paste(mask, (left, height))
-        left += image.width
-    return canvas
+    """Samples of the last split beside their classes: of its first ones those that show most classes not yet shown."""
+    first = list(islice(samples(Source(uri, index, next(reversed(index.splits)))), _LOOKED_AT))
+    masks = [_classes(sample, index.labels) for sample in first]
+    inside = [set(np.unique(mask).tolist()) - {IGNORE} for mask in masks]
+    shown: set[int] = set()
+    chosen: list[int] = []
+    for _ in first[:_SHOWN]:
+        rest = [i for i in range(len(first)) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: len(inside[i] - shown)))
+        shown |= inside[chosen[-1]]
+    pixels = [codec.decode_image(first[i].image).permute(1, 2, 0).contiguous().numpy() for i in chosen]
+    return previews.pairs(list(zip(pixels, (masks[i] for i in chosen))), index.labels)
 
 
-def _column(sample: Sample, labels: Labels) -> tuple[Image.Image, Image.Image]:
-    """(image, its classes in their colours), small."""
-    pixels = codec.decode_image(sample.image).permute(1, 2, 0).numpy()
+def _classes(sample: Sample, labels: Labels) -> np.ndarray:
+    """uint8 (H, W), 255 where void."""
     raw = codec.decode_mask(sample.mask, sample.mask_codec, sample.height, sample.width)
-    classes = labels.table(raw.dtype)[raw]
-    scale = _SIDE / max(sample.height, sample.width)
-    size = max(1, round(sample.width * scale)), max(1, round(sample.height * scale))
-    shown = Image.fromarray(labels.palette()[classes]).resize(size, Image.Resampling.NEAREST)
-    return Image.fromarray(pixels).resize(size), shown
+    return labels.table(raw.dtype)[raw]
 
 
 def data_card(index: Index, repo_id: str) -> str:
@@ -196,19 +197,19 @@ def data_card(index: Index, repo_id: str) -> str:
         + " |"
     )
     counts = "\n".join(
-        f"| {name} | {s.num_samples} | {s.smallest[1]}x{s.smallest[0]} | {s.largest[1]}x{s.largest[0]} |"
+        f"| {name} | {s.num_samples} | {s.smallest[0]}x{s.smallest[1]} | {s.largest[0]}x{s.largest[1]} |"
         for name, s in splits.items()
     )
     text = f"""# {repo_id}
 
-{num} images with a mask each, {labels.num_classes} classes, prepared with segdist from {cell(index.source)}.
+{num} images with a mask each, {labels.num_classes} classes, prepared with segdist from {cell(published_source(index.source))}.
 Licence: {index.licence or "not stated by its source"}.
 
 ![Some of its images and their classes](images/samples.png)
 
 ## What it holds
 
-| split | samples | smallest, px | largest, px |
+| split | samples | smallest, px (height x width) | largest, px (height x width) |
 | --- | --- | --- | --- |
 {counts}
 

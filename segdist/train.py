@@ -187,7 +187,7 @@ def put_previews(
 
     def draw() -> None:
         try:
-            grid = previews.grid(drawn, index.labels, f"{index.name}, step {step}: mIoU {miou:.4f}")
+            grid = previews.grid(drawn, index.labels, f"step {step}: mIoU {miou:.4f}")
             if book.owns_run():
                 storage.write(storage.join(run_uri, previews.FOLDER, f"step-{step:08d}.png"), figures.png(grid))
         except Exception as error:

@@ -32,6 +32,7 @@ class Trained:
     weights: Literal["trained", "averaged", "raw"] = (
         "trained"  # raw: those that train on, of a run that scores their average
     )
+    digest: str | None = None  # of an export; that of a checkpoint is checkpoint.digest(uri)
 
 
 def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
@@ -77,6 +78,12 @@ def build(cfg: config.Model, class_names: Sequence[str]) -> Segmenter:
     if cfg.revision is not None:
         raise UserError(f"model.revision pins a Hub id, and model.weights {cfg.weights} is a run; leave it out")
     uri = checkpoint.resolve(cfg.weights)
+    state = checkpoint.load_state(uri)
+    if (theirs := state["arch"]["name"]) != cfg.name:
+        raise UserError(
+            f"model.weights {cfg.weights} is a {theirs}, and this config asks for {cfg.name}; set `model` as that run had it: "
+            f"{said_model(state)}"
+        )
     with tempfile.TemporaryDirectory() as place:
         return models.build(cfg, class_names, as_folder(uri, Path(place)))
 
@@ -121,6 +128,12 @@ def initial_of(state: dict[str, Any]) -> dict[str, Any]:
     return origin_of(said, None, licences.of(said, None)) if said else NOWHERE
 
 
+def said_model(state: dict[str, Any]) -> str:
+    """The line of a run's config that describes its model."""
+    model = {k: v for k, v in state["config"]["model"].items() if v not in (None, {}, False, "none")}
+    return f"model: {{{', '.join(f'{k}: {json.dumps(v).strip(chr(34))}' for k, v in model.items())}}}"
+
+
 def load_fitting(uri: str, model: Segmenter, class_names: Sequence[str], transfer: str) -> Segmenter:
     """The model with the weights of a checkpoint as far as names and shapes fit, and the head's as their classes allow.
 
@@ -130,7 +143,8 @@ def load_fitting(uri: str, model: Segmenter, class_names: Sequence[str], transfe
     traits, theirs = model.traits, models.rebuild(state["arch"]).traits
     if (traits.encoder_prefix, traits.mean, traits.std) != (theirs.encoder_prefix, theirs.mean, theirs.std):
         raise CheckpointError(
-            f"{uri}: its encoder or its normalisation is another model's; set `model` as its run had it"
+            f"{uri}: its encoder or its normalisation is another model's: it is a {state['arch']['name']}, and this config "
+            f"asks for {model.arch['name']}; set `model` as its run had it: {said_model(state)}"
         )
     names = Labels.from_json(state["labels"]).names
     done = head.load(checkpoint.load_model(uri), model, names, class_names, transfer, uri)

@@ -373,7 +373,10 @@ def test_what_does_not_fit_is_an_error(make_config: Callable[..., Config], secti
 def test_crops_that_are_mostly_padding_are_said(make_config: Callable[..., Config]) -> None:
     cfg = make_config(data={"crop_size": [64, 64], "scale_range": [0.5, 1.5]})
     (warning,) = [f for f in doctor.examine_run(cfg, 5) if f.topic == "crop"]
-    assert "crops of 64x64 px, but the largest image is 48x72 px even at its largest scale" in warning.text
+    assert (
+        "crops of 64x64 px (height x width), but the largest image is 48x72 px even at its largest scale"
+        in warning.text
+    )
 
 
 def test_ranks_that_this_machine_cannot_hold_are_an_error(make_config: Callable[..., Config]) -> None:

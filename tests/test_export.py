@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,13 @@ import onnxruntime
 import pytest
 import torch
 from conftest import SEGFORMER, UNET, tree
+from PIL import Image
 from pydantic import TypeAdapter
 from zoo import SMP, ZOO
 
 from segdist import config, models
 from segdist import export as exports
+from segdist.api import Model
 from segdist.cli import app
 from segdist.errors import ConfigError, UserError
 from segdist.export import export, graph, onnx, proof
@@ -117,6 +123,48 @@ def test_an_onnx_class_map_is_what_predict_writes_and_says_what_it_is(
     assert (tmp_path / "x" / "README.md").exists() and not (tmp_path / "x" / "proof").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "image_size", "least_equal"),
+    [
+        ("unet", {}, None, 1.0),
+        ("unet", {}, 48, 0.998),
+        ("segformer", {"form": "onnx"}, None, 0.999),
+        ("segformer", {"form": "onnx"}, (64, 96), 0.998),
+        ("segformer", {"form": "onnx", "argmax": True}, None, 0.999),
+        ("segformer", {"form": "onnx", "argmax": True, "size": (64, 96)}, (64, 96), 0.9),  # its classes are enlarged
+        ("segformer", {"form": "torch", "size": (64, 96)}, (64, 96), 0.998),
+        ("unet", {"form": "torch", "argmax": True}, None, 0.999),
+        ("unet", {"form": "onnx"}, 80, 0.998),
+    ],
+)
+def test_the_code_in_a_readme_runs_as_it_stands_and_gives_the_classes_of_predict(
+    trained: dict[str, Trained], tmp_path: Path, name: str, options: Any, image_size: Any, least_equal: float
+) -> None:
+    used = dataclasses.replace(
+        trained[name],
+        cfg=config.changed(trained[name].cfg, "data", {"image_size": image_size, "uri": "hf://datasets/a/b"}),
+    )
+    export(used, str(tmp_path), **options)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+    if options.get("size"):
+        assert "Images: 64x96 px (height x width)." in text
+    elif options:
+        assert "Images: any sides from 64 px." in text
+    pixels = np.kron(
+        np.random.default_rng(0).integers(0, 256, (13, 9, 3), dtype=np.uint8), np.ones((9, 11, 1), np.uint8)
+    )
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['segdist'] = None\n{code}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    theirs, ours = np.array(Image.open(tmp_path / "classes.png")), Model(used).predict(tmp_path / "photo.jpg").classes
+    assert theirs.shape == ours.shape == (117, 99) and len(np.unique(ours)) > 1
+    assert (theirs == ours).mean() >= least_equal
+
+
 def test_logits_of_a_traced_graph_are_the_models(trained: dict[str, Trained], tmp_path: Path) -> None:
     summary = export(trained["unet"], str(tmp_path / "x"), verify=True, form="torch")
     assert summary["difference"] < 1e-4
@@ -145,7 +193,7 @@ def test_weights_that_no_onnx_file_can_hold_lie_beside_it(
 
 def test_a_graph_of_one_size_takes_that_size_alone(trained: dict[str, Trained], tmp_path: Path) -> None:
     summary = export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx", size=(48, 40))
-    assert summary["sides"] == "48x40 px"
+    assert summary["sides"] == "48x40 px (height x width)"
     session = onnxruntime.InferenceSession(tmp_path / "x" / "model.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, 48, 40]
 
@@ -162,7 +210,7 @@ def test_where_any_size_does_not_verify_one_size_is_written_and_said(
 
     monkeypatch.setattr(exports, "program", fussy)
     summary = export(trained["segformer"], str(tmp_path / "x"), verify=True, form="onnx")
-    assert summary["sides"] == "32x48 px"  # the run's crop
+    assert summary["sides"] == "32x48 px (height x width)"  # the run's crop
     (line,) = said
     assert line.startswith("for any sides from 64 px it does not verify (sides are constants); a graph for 32x48 px")
 

@@ -259,7 +259,7 @@ def test_masks_are_decoded_by_our_rules(outcomes: Outcomes, place: Path) -> None
     """A palette gives indices, not colours; RGB asks for colours; a bomb is refused before it is decoded."""
     assert (samples(place / "palette")["train-00000002"][1] == scene(2)[1]).all()
     assert "its pixels are colours, not class values" in outcomes[0]["colours"]["error"]
-    assert "3000x3000 pixels exceed --max-megapixels 8" in outcomes[0]["bomb"]["error"]
+    assert "3000x3000 pixels (height x width) exceed --max-megapixels 8" in outcomes[0]["bomb"]["error"]
 
 
 @pytest.mark.slow

@@ -256,7 +256,10 @@ def test_a_shape_that_cannot_be_drawn_is_named_with_its_file(tmp_path: Path, wro
         ({"imageData": base64.b64encode(b"hello").decode()}, "not an image that can be read"),
         ({"imageWidth": 17}, "bad.png: the image is 12x16 but its mask is 12x17"),
         ({"imageHeight": None}, "height None and width 16 are not the size of an image"),
-        ({"imageHeight": 10**6, "imageWidth": 10**6}, "1000000x1000000 pixels exceed --max-megapixels 200"),
+        (
+            {"imageHeight": 10**6, "imageWidth": 10**6},
+            "1000000x1000000 pixels (height x width) exceed --max-megapixels 200",
+        ),
         ({"imageHeight": -5}, "height -5"),
         ({"shapes": None}, "not a labelme file"),
         ({"shapes": None, "annotations": []}, "for COCO's files say --format coco"),
@@ -274,7 +277,9 @@ def test_a_labelme_file_that_does_not_fit_its_image_is_named(tmp_path: Path, mor
 def test_an_embedded_image_is_no_bomb(tmp_path: Path) -> None:
     labelme(tmp_path / "src", "good", [box("leaf", 0, 0, 1, 1)])
     labelme(tmp_path / "src", "bad", [], imageData=png(Image.new("L", (3000, 3000))))
-    assert "bad.json (imageData): 3000x3000 pixels exceed" in refused(tmp_path / "src", max_megapixels=8)
+    assert "bad.json (imageData): 3000x3000 pixels (height x width) exceed" in refused(
+        tmp_path / "src", max_megapixels=8
+    )
 
 
 def test_folders_that_are_not_labelmes_are_explained(tmp_path: Path) -> None:

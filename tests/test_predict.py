@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from conftest import SEGFORMER, tree
 from PIL import Image
 
 import segdist
-from segdist import config, predict, storage
+from segdist import config, predict, storage, targets
 from segdist.cli import app
 from segdist.data import index as indices
 from segdist.errors import ConfigError, StorageError, UserError
@@ -108,8 +109,70 @@ def test_folders_keep_their_shape_and_images_of_one_size_share_a_pass(
 def test_patterns_choose_images(trained: Trained, album: Path, tmp_path: Path) -> None:
     done = predict_files(trained, [f"{album}/000[13].jpg", f"{album}/day2/*.jpg"], str(tmp_path / "out"))
     assert [Path(d["image"]).name for d in done] == ["0001.jpg", "0003.jpg", "0004.jpg", "0005.jpg"]
-    with pytest.raises(UserError, match=r"\*\.tif: no image matches"):
-        predict_files(trained, [f"{album}/*.tif"], str(tmp_path / "out"))
+    done = predict_files(trained, [f"{album}/**/000[45].*"], str(tmp_path / "deep"))
+    assert sorted(p.name for p in (tmp_path / "deep" / "day2").glob("*[45].png")) == ["0004.png", "0005.png"]
+    assert len(done) == 2
+    for pattern, number in (("**", 6), ("**/*.jpg", 6), ("*.jpg", 4), ("*/*.jpg", 2), ("d*/0004.jpg", 1)):
+        assert len(targets.pictures([f"{album}/{pattern}"], str(tmp_path / "out"))) == number, pattern
+    (album / "odd [1]").mkdir()
+    shutil.copy(album / "0000.jpg", album / "odd [1]")
+    assert len(targets.pictures([f"{album}/odd [1]/*.jpg"], str(tmp_path / "out"))) == 1
+
+
+def test_a_pattern_that_matches_nothing_says_what_is_there(trained: Trained, album: Path, tmp_path: Path) -> None:
+    (album / "notes.txt").write_text("")
+    for given, words in (
+        (
+            "*.tif",
+            r"\*\.tif: no image matches; .*album holds 6 \.jpg, 1 \.txt \(0000\.jpg, 0001\.jpg, 0002\.jpg, \.\.\.\)",
+        ),
+        ("*.txt", r"no image matches; .*album holds 6 \.jpg"),
+        ("day3/*.jpg", r"no image matches; .*day3 does not exist"),
+        ("day3", r"day3: no such image or folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predict_files(trained, [f"{album}/{given}"], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_one_stem_keep_their_suffix_and_no_others_do(
+    trained: Trained, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for other in ("0001.png", "day2/0001.png", "0002_overlay.png"):
+        Image.open(album / "0000.jpg").save(album / other)
+    out = tmp_path / "out"
+    first = predict_files(trained, [str(album)], str(out))
+    assert capsys.readouterr().err.count("differ in their suffix alone, so their results keep it: 0001.jpg.png") == 1
+    names = {str(Path(d["mask"]).relative_to(out)): Path(d["image"]).relative_to(album).as_posix() for d in first}
+    assert names == {
+        "0000.png": "0000.jpg", "0001.jpg.png": "0001.jpg", "0001.png.png": "0001.png", "0002.jpg.png": "0002.jpg",
+        "0002_overlay.png.png": "0002_overlay.png", "0003.png": "0003.jpg", "day2/0001.png": "day2/0001.png",
+        "day2/0004.png": "day2/0004.jpg", "day2/0005.png": "day2/0005.jpg",
+    }  # fmt: skip
+    every = [str(p) for p in album.rglob("*.*")]
+    for given in (every, every[::-1], [*every, str(album)]):  # files that are given one by one, too
+        again = predict_files(trained, given, str(tmp_path / "files"))
+        assert {d["image"]: d["mask"].removeprefix(str(tmp_path / "files")) for d in again} == {
+            d["image"]: d["mask"].removeprefix(str(out)) for d in first
+        }
+
+
+def test_images_of_one_name_in_several_folders_lie_as_these_do(trained: Trained, album: Path, tmp_path: Path) -> None:
+    shutil.copy(album / "0001.jpg", album / "day2" / "0000.jpg")
+    out = tmp_path / "out"
+    for given in ([f"{album}/0000.jpg", f"{album}/day2/0000.jpg"], [f"{album}/day2", f"{album}/0000.jpg"]):
+        done = predict_files(trained, given, str(out))
+        assert {"0000.png", "day2/0000.png"} <= {Path(d["mask"]).relative_to(out).as_posix() for d in done}
+
+
+def test_the_tables_name_an_image_once_when_another_of_its_stem_joins_it(
+    trained: Trained, album: Path, tmp_path: Path
+) -> None:
+    predict_files(trained, [str(album)], str(tmp_path / "out"))
+    Image.open(album / "0000.jpg").save(album / "0001.png")
+    done = predict_files(trained, [str(album)], str(tmp_path / "out"))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "shares.jsonl").read_text().splitlines()]
+    assert sorted(row["image"] for row in rows) == sorted(d["image"] for d in done)
 
 
 def test_a_prediction_goes_on_where_it_stopped(
@@ -305,7 +368,8 @@ def test_probabilities_that_do_not_fit_are_refused_with_a_remedy_and_the_others_
     Image.new("RGB", (96, 64)).save(album / "large.png")
     monkeypatch.setattr(predict, "_MOST_BYTES", 2 * 7 * 48 * 32)
     with pytest.raises(
-        UserError, match=r"large\.png: the probabilities of 7 classes at 96x64 px take .* without --save prob"
+        UserError,
+        match=r"large\.png: the probabilities of 7 classes at 64x96 px \(height x width\) take .* without --save prob",
     ):
         predict_files(trained, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
     assert len(list((tmp_path / "out").rglob("*_probabilities.npz"))) == 6
@@ -338,9 +402,17 @@ def test_a_model_in_python_predicts_what_the_command_does(trained: Trained, albu
         segdist.loud  # noqa: B018
 
 
-def test_an_out_within_the_images_is_no_image(trained: Trained, album: Path) -> None:
-    for _ in range(2):
-        assert len(predict_files(trained, [str(album)], str(album / "predictions"))) == 6
+def test_an_out_among_the_images_is_refused_also_when_it_is_there(trained: Trained, album: Path) -> None:
+    for out in (album, album / "predictions", album / "day2"):
+        for given in (str(album), f"{album}/**/*.jpg"):
+            with pytest.raises(UserError, match=r"lies in .*album, whose images are predicted.*give a folder outside"):
+                predict_files(trained, [given], str(out))
+    assert not (album / "predictions").exists()
+    assert len(predict_files(trained, [str(album / "day2")], str(album / "predictions"))) == 2
+    assert len(predict_files(trained, [str(album / "0000.jpg")], str(album / "beside"))) == 1
+    assert len(predict_files(trained, [f"{album}/d*/*.jpg"], str(album / "results"))) == 2
+    with pytest.raises(UserError, match="give a folder outside"):
+        predict_files(trained, [f"{album}/d*/*.jpg"], str(album))
 
 
 def test_predictions_of_another_model_or_look_are_never_mixed(trained: Trained, album: Path, tmp_path: Path) -> None:
@@ -384,12 +456,52 @@ def test_a_disk_that_is_full_ends_the_work_with_its_reason(
         predict_files(trained, [str(album)], str(tmp_path / "out"))
 
 
+def test_a_prediction_that_is_stopped_says_so_and_its_tables_hold_what_is_done(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest, out = predict._classify, tmp_path / "out"
+
+    def stopped(trained: Trained, images: list[np.ndarray], keep: torch.Tensor | None = None) -> np.ndarray:
+        if list(out.glob("*.png")):
+            raise KeyboardInterrupt
+        return honest(trained, images, keep)
+
+    command = ["predict", trained.uri, str(album), "--out", str(out), "--batch-size", "2", "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "_classify", stopped)
+        patch.setattr(predict, "_BEHIND", 1)
+        assert app(command, standalone_mode=False) == 130
+    rows = [json.loads(line) for line in (out / "shares.jsonl").read_text().splitlines()]
+    assert 0 < len(rows) < 6
+    assert {Path(row["mask"]) for row in rows} == {p for p in out.rglob("*.png") if "overlay" not in p.name}
+    said = capsys.readouterr().err
+    assert said.count("stopped: ") == 1
+    assert f"stopped: {len(rows)} of 6 images are done, in {out}; the same command goes on from there" in said
+    app(command, standalone_mode=False)
+    assert f"{len(rows)} of 6 images have their results already" in capsys.readouterr().err
+    assert len((out / "shares.csv").read_text().splitlines()) == 7
+
+
+def test_a_log_file_gets_a_line_of_progress_now_and_then(
+    trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict_files(trained, [f"{album}/000[01].jpg"], str(tmp_path / "out"))
+    assert "predicting" not in capsys.readouterr().err
+    monkeypatch.setattr(predict.log, "_LINE_SECONDS", 0.0)
+    predict_files(trained, [str(album)], str(tmp_path / "out"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("predicting")]
+    assert [line.split(",")[0] for line in lines] == [f"predicting {n}/6" for n in (3, 4, 5, 6)]
+    assert all(re.fullmatch(r".*, \d[\d.e+]* per second", line) for line in lines)
+
+
 def test_a_picture_is_as_large_as_was_allowed(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # above twice this, Pillow raises
     Image.new("RGB", (1001, 1000)).save(tmp_path / "large.png")
-    with pytest.raises(UserError, match=r"large\.png: 1001x1000 pixels exceed --max-megapixels 1; raise it"):
+    with pytest.raises(
+        UserError, match=r"large\.png: 1000x1001 pixels \(height x width\) exceed --max-megapixels 1; raise it"
+    ):
         predict_files(trained, [str(tmp_path / "large.png")], str(tmp_path / "out"), max_megapixels=1)
     (done,) = predict_files(trained, [str(tmp_path / "large.png")], str(tmp_path / "out"), max_megapixels=2)
     assert Image.open(done["mask"]).size == (1001, 1000)

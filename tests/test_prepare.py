@@ -554,7 +554,7 @@ def test_lossy_coloured_and_alpha_masks_are_refused(tmp_path: Path) -> None:
 def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src")
     Image.new("L", (3000, 3000)).save(source / "masks" / "p0.png")
-    assert "3000x3000 pixels exceed --max-megapixels 8" in mistaken(tmp_path, max_megapixels=8)
+    assert "3000x3000 pixels (height x width) exceed --max-megapixels 8" in mistaken(tmp_path, max_megapixels=8)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:

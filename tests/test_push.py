@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import UNET, plain_folder, prepare, read_back, tree
+from conftest import UNET, plain_folder, prepare, read_back, tree, write_pair
 from fault_proxy import Fault, spoiling
 from hub_server import history, serving
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from segdist import checkpoint, config, hub, push, push_data, storage, train
+from segdist import checkpoint, config, hub, push, push_data, record, storage, train
 from segdist.data import codec
 from segdist.data import index as indices
 from segdist.doctor import run as doctor_run
@@ -141,7 +141,7 @@ def test_a_pushed_model_is_read_by_its_library_and_its_card_by_the_hub(site: Sit
             assert f"({file})" in card.text
     examples = ["images/example-0.jpg", "images/example-1.jpg"]
     assert [w["src"] for w in card.data.to_dict()["widget"]] == [
-        f"https://huggingface.co/me/streets/resolve/main/{name}" for name in examples
+        f"{site.address}/me/streets/resolve/main/{name}" for name in examples
     ]
     assert {*examples, "config.yaml", "segdist.json", "model.safetensors", "images/confusion.png"} <= site.files(
         "me/streets"
@@ -162,10 +162,54 @@ def test_an_smp_model_is_pushed_in_its_own_layout(site: Site, other_run: str) ->
     assert float(said) == pytest.approx(sum(p.double().sum().item() for p in ours.parameters()), rel=1e-12)
 
 
-def test_pushing_again_changes_nothing(site: Site, trained_run: str) -> None:
+def test_pushing_again_changes_nothing_and_says_so(site: Site, trained_run: str) -> None:
     first = push.push(trained_run, "me/streets", verify=False)
-    assert push.push(trained_run, "me/streets", verify=False)["commit"] == first["commit"]
+    assert first["changed"]
+    again = push.push(trained_run, "me/streets", verify=False)
+    assert again["commit"] == first["commit"] and not again["changed"]
     assert len(site.titles("me/streets")) == 2
+    done = command("push", trained_run, "me/streets", "--no-verify")
+    assert "nothing changed: the Hub holds all of" in done.stderr and "empty commit" not in done.stderr
+
+
+def test_cards_count_epochs_as_the_run_did_and_tell_no_name_of_a_folder(
+    site: Site, street_data: str, tmp_path: Path
+) -> None:
+    source = plain_folder(tmp_path / "secret-client", num=12)
+    prepare(str(source), str(tmp_path / "secret-data"), names="a,b,c")
+    data, run_uri = str(tmp_path / "secret-data"), str(tmp_path / "run")
+    fit(config.from_tree(tree(data, run_uri), "test"), World(0, 1, torch.device("cpu")))
+    push_data.push_data(data, "me/shapes")
+    push.push(run_uri, "me/model", verify=False)
+    for file in site.files("datasets/me/shapes") | {"../../../me/model/" + f for f in site.files("me/model")}:
+        assert b"secret" not in (site.folder / "datasets/me/shapes" / file).read_bytes(), file
+    assert b"secret" not in (site.folder / "datasets/me/shapes/HISTORY").read_bytes()
+    assert indices.load("hf://datasets/me/shapes").name == "shapes"
+    card = (site.folder / "me/model/README.md").read_text(encoding="utf-8")
+    (row,) = [row for row in record.read_metrics(run_uri) if row["kind"] == "train" and row["step"] == 4]
+    best = checkpoint.step_of(checkpoint.resolve(run_uri))
+    assert best is not None
+    assert f"| steps | {best} of 4 ({row['epoch'] * best / 4:.1f} epochs) |" in card
+    prepare(str(plain_folder(tmp_path / "other")), str(tmp_path / "other-data"), names="a,b,c")
+    with pytest.raises(UserError, match="holds another data set than this one"):
+        push_data.push_data(str(tmp_path / "other-data"), "me/shapes")
+
+
+def test_the_picture_of_a_data_card_shows_samples_of_many_classes_with_all_their_colours(tmp_path: Path) -> None:
+    """Eight of nine samples show one class alone."""
+    for i in range(9):
+        mask = np.full((40, 60), 0, np.uint8)
+        if i == 7:
+            mask[:20] = np.arange(1, 7, dtype=np.uint8).repeat(10)
+            mask[20:22] = 255
+        write_pair(tmp_path / "source", f"p{i}", np.full((40, 60, 3), 77, np.uint8), mask, "val" if i else "train")
+    prepare(str(tmp_path / "source"), str(tmp_path / "data"), names="a,b,c,d,e,f,g")
+    index = indices.load(str(tmp_path / "data"))
+    picture = np.array(push_data._samples(str(tmp_path / "data"), index))
+    below = picture[4 * (192 + 12) + 12 :]  # four rows of a fixed width, each as high as its images are
+    colours = {tuple(c) for c in below.reshape(-1, 3).tolist()}
+    assert {c.color for c in index.labels.classes} | {(0, 0, 0)} <= colours
+    assert (picture[20:30, 20:280] == 77).all() and not (picture[20:30, 320:590] == 255).all(2).any()
 
 
 def test_images_of_the_data_are_shown_where_only_their_owner_sees_them(site: Site, trained_run: str) -> None:
@@ -196,7 +240,11 @@ def test_what_another_run_or_somebody_else_put_there_stays(site: Site, trained_r
     ("token", "repo", "words"),
     [
         ("hf_nobody", "me/x", "does not know the token"),
-        ("hf_reader", "me/x", "may not write there"),
+        (
+            "hf_reader",
+            "me/x",
+            r"may not write there: it may only read.*role Write, or a fine-grained.* http.*/settings/tokens",
+        ),
         ("hf_mine", "somebody/x", "may not write there"),
         ("", "me/x", "needs a token"),
         ("hf_mine", "x", "give OWNER/NAME"),

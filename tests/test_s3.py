@@ -24,13 +24,15 @@ from segdist.data import index as indices
 from segdist.doctor.run import storage_of
 from segdist.errors import DataError, MissingError, StorageError, UnavailableError, UserError
 from segdist.export import export
+from segdist.exported import load_model
 from segdist.outbox import Outbox
-from segdist.predict import predict_files
+from segdist.predict import classify, predict_files
 from segdist.storage import s3
 from segdist.train import fit
 from segdist.trained import build, load_trained
 from segdist.world import World
 
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 ALONE = World(0, 1, torch.device("cpu"))
 Use = Callable[..., None]
 
@@ -453,8 +455,13 @@ def test_export_predictions_and_initial_weights_live_in_the_bucket_too(
     again = predict_files(trained, [f"{on_s3}/album"], f"{on_s3}/out")
     assert again[0] == there[0] and storage.read(there[0]["mask"]) == made
     assert again[1]["shares"] != there[1]["shares"]
+    deep = predict_files(trained, [f"{on_s3}/al*/**/000[01].jpg"], f"{on_s3}/deep")
+    assert [row["shares"] for row in deep] == [row["shares"] for row in again]
+    assert np.array_equal(classify(load_model(f"{on_s3}/export", ALONE.device), PHOTO), classify(trained, PHOTO))
     with pytest.raises(UserError, match="no such image"):
         predict_files(trained, [f"{on_s3}/nothing"], f"{on_s3}/out2")
+    with pytest.raises(UserError, match=r"\*\.tif: no image matches; s3://.*/album holds 2 \.jpg"):
+        predict_files(trained, [f"{on_s3}/album/*.tif"], f"{on_s3}/out2")
 
 
 def test_a_source_in_a_bucket_is_prepared_as_its_copy_on_disk_is(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,11 +57,15 @@ def push(
 
         with terminable():
             summary = push_data(source, repo_id, private, overwrite, licence)
-        say(f"pushed {source}: {summary['url']}; to train on it: data.uri=hf://datasets/{repo_id}")
+        say(f"{_done(summary)} {source}: {summary['url']}; to train on it: data.uri=hf://datasets/{repo_id}")
     else:
         from segdist.push import push as run
 
         with terminable():
             summary = run(source, repo_id, private, samples, overwrite, verify, licence)
-        say(f"pushed {summary['checkpoint']}: {summary['url']}")
+        say(f"{_done(summary)} {summary['checkpoint']}: {summary['url']}")
     machine(json, summary)
+
+
+def _done(summary: dict[str, Any]) -> str:
+    return "pushed" if summary["changed"] else "nothing changed: the Hub holds all of"

@@ -243,10 +243,18 @@ def export(
 
 @app.command()
 def predict(
-    checkpoint: RunOrCheckpoint,
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="A run (its best checkpoint is taken), a checkpoint or an export; a path or URI, or an export on the Hugging "
+            "Face Hub: OWNER/NAME, hf://OWNER/NAME@REVISION."
+        ),
+    ],
     images: Annotated[
         list[str],
-        typer.Argument(help="Image files, folders, or patterns such as s3://BUCKET/day1/*.jpg (paths or URIs)."),
+        typer.Argument(
+            help="Image files, folders, or patterns such as s3://BUCKET/day1/*.jpg and 'photos/**/*.jpg' (paths or URIs)."
+        ),
     ],
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
     save: Annotated[
@@ -276,23 +284,31 @@ def predict(
 
     Example: `segdist predict runs/photos holiday/ --out predictions/`
 
-    The same command again goes on where it stopped, and makes anew what has changed. Other images may join those in OUT, but
-    one of the same name is refused unless --overwrite. A bad image does not stop the others: such are listed at the end, with
-    exit code 2.
+    Results lie in OUT as the images do in their folders: NAME.png for NAME.jpg, and for images that differ in their suffix
+    alone NAME.jpg.png. OUT may not lie where images are looked for.
+
+    The same command again goes on where it stopped (Ctrl-C: exit code 130), and makes anew what has changed. Other images may
+    join those in OUT, but one of the same name is refused unless --overwrite. A bad image does not stop the others: such are
+    listed at the end, with exit code 2.
     """
     from dataclasses import replace
 
+    from segdist.exported import load_model
+    from segdist.launch.stop import terminable
     from segdist.predict import ENDS, predict_files
     from segdist.report import with_changes
-    from segdist.trained import load_trained
     from segdist.world import choose_device
 
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in ENDS]:
         raise UserError(f"--save {unknown[0]}: give {', '.join(ENDS)}")
     changes = looking(mode, window, overlap, scales, flip) | ({"batch_size": batch_size} if batch_size else {})
-    trained = load_trained(checkpoint, choose_device(device), raw)
+    trained = load_model(checkpoint, choose_device(device), raw)
     trained = replace(trained, cfg=with_changes(trained.cfg, changes))
-    done = predict_files(trained, images, out, max_megapixels, kinds, overwrite)
+    try:
+        with terminable():
+            done = predict_files(trained, images, out, max_megapixels, kinds, overwrite)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None  # it has said how far it came
     say(f"{len(done)} image(s): {out}")
     machine(json, {"out": out, "images": done})

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from segdist.health import Finding
     from segdist.models.catalogue import Entry
 
+_LAPTOP = 15_000_000  # parameters
+
 
 def scores(result: dict[str, Any]) -> Table:
     """The report of an evaluation, class by class."""
@@ -169,6 +171,7 @@ def model(entry: Entry) -> Group:
         "config": f"model: {entry.example}",
         "source": f"{entry.source}, through {entry.package}",
         "parameters": sizes,
+        "smallest": _smallest(entry),
         "logits": f"one per {entry.stride}x{entry.stride} px; {_resize(entry.align_corners)}",
         "images": entry.images + ("; two or more in a micro-batch" if entry.needs_pairs else ""),
         "aux head": "model.aux_head=true adds one" if entry.aux_head else "none",
@@ -182,6 +185,14 @@ def model(entry: Entry) -> Group:
     for what, text in facts.items():
         table.add_row(Text(what, style="bold"), Text(text))
     return Group(Text(f"\n{entry.name}", style="bold"), table)
+
+
+def _smallest(entry: Entry) -> str:
+    """The smallest one, and whether a laptop trains it."""
+    text = f"model: {entry.smallest}, {_sizes([entry.smallest_parameters])}"
+    if entry.smallest_parameters <= _LAPTOP:
+        return f"{text}; a laptop trains it, on a CPU too, with small crops"
+    return f"{text}; more than a laptop trains in an evening: begin with segformer (b0) or unet (mobilenet_v2)"
 
 
 def _resize(align_corners: bool) -> str:

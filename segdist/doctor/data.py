@@ -71,6 +71,7 @@ def _samples(survey: Survey) -> list[Finding]:
     looked = "all" if survey.is_complete else f"{n} of {survey.num_samples} (--all: each)"
     sizes = sorted({f.size for f in survey.facts}, key=lambda s: s[0] * s[1])
     shown = "x".join(map(str, sizes[0])) + (f" to {'x'.join(map(str, sizes[-1]))} px" if len(sizes) > 1 else " px")
+    shown += " (height x width)"
     modes = Counter(f.mode for f in survey.facts)
     kinds = few([f"{mode} {count}" for mode, count in modes.most_common()])
     findings.append(ok(topic, f"{looked} read; {len(sizes)} size(s), {shown}; {kinds}"))

@@ -72,14 +72,15 @@ def _sizes(cfg: Config, index: Index) -> list[Finding]:
     reach = tuple(int(side * cfg.data.scale_range[1]) for side in largest)
     if reach[0] < cfg.data.crop_size[0] or reach[1] < cfg.data.crop_size[1]:
         text = (
-            f"crops of {_by(cfg.data.crop_size)} px, but the largest image is {_by(reach)} px even at its largest scale"
+            f"crops of {_by(cfg.data.crop_size)} px (height x width), but the largest image is {_by(reach)} px even at its "
+            "largest scale"
         )
         findings.append(
             Finding("warning", "crop", text, "lower data.crop_size: what lies beyond is padding, and costs as much")
         )
     height, width = model_size(cfg.data.image_size, *index.split(cfg.data.val_split).largest)
     if cfg.eval.mode == "whole" and height * width > WHOLE_PIXELS:
-        text = f"the largest image of {cfg.data.val_split} is {height}x{width} px, looked at whole"
+        text = f"the largest image of {cfg.data.val_split} is {height}x{width} px (height x width), looked at whole"
         findings.append(Finding("warning", "evaluation", text, "eval.mode=sliding bounds its memory"))
     return findings
 

@@ -16,7 +16,7 @@ import torch
 from segdist import __version__, card, config, log, record, storage
 from segdist.checkpoint import load_state, scores_of
 from segdist.errors import MissingError, UserError
-from segdist.export import native, onnx, proof
+from segdist.export import native, onnx, proof, usage
 from segdist.export.graph import INPUT, Graph, Shape, program
 from segdist.models.formats import formats_of
 from segdist.models.segmenter import Traits
@@ -59,10 +59,11 @@ def export(
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if form == "native":
-            about, measured = _native(trained, folder, about, verify)
+            (about, measured), only = _native(trained, folder, about, verify), None
         else:
-            about, measured = _graph(trained, form, folder, about, size, argmax, verify)
-        told = card.about(trained, run, "THIS_FOLDER", about["layout"], about["sides"])
+            about, measured, only = _graph(trained, form, folder, about, size, argmax, verify)
+        code = usage.code(about["layout"], ".", trained.model.traits, trained.cfg.data.image_size, only, argmax)
+        told = card.about(trained, run, ".", about["layout"], about["sides"], code)
         (folder / "README.md").write_text(card.model_card(told), encoding="utf-8")
         origin = initial_of(load_state(trained.uri))
         (folder / "config.yaml").write_text(
@@ -144,8 +145,8 @@ def _graph(
     size: tuple[int, int] | None,
     argmax: bool,
     verify: bool,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes the graph of the first shape that can be traced and verifies; (about, what the proof measured)."""
+) -> tuple[dict[str, Any], dict[str, Any], tuple[int, int] | None]:
+    """Writes the graph of the first shape that can be traced and verifies; (about, what the proof measured, its one size)."""
     traits, layout, output = trained.model.traits, _LAYOUTS[form], "classes" if argmax else "logits"
     graph, reason = Graph(trained.model, argmax, slices=form == "onnx"), ""
     for shape in _shapes(trained, form, size):
@@ -170,13 +171,13 @@ def _graph(
             else:
                 torch.export.save(traced, folder / "model.pt2", extra_files={MARK: json.dumps(told)})
             if not verify:
-                return told, {}
+                return told, {}, shape.size
             found = proof.prove(trained.model, layout, folder, proof.graph_sizes(traits, shape), argmax)
         except Exception as error:  # tracers, converters and runtimes raise anything
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             reason = f"for {shape.words(traits)} it does not verify ({first[:300]})"
         else:
-            return told, _measured(found)
+            return told, _measured(found), shape.size
     raise UserError(f"{layout}: {reason}, from {trained.uri}; nothing was written. Please report this")
 
 
@@ -209,7 +210,7 @@ def _versions(layout: str) -> dict[str, str]:
 def _sides(traits: Traits) -> str:
     """What images the exported network takes, in words; segdist pads others, and cuts the logits."""
     if traits.most:
-        return f"images of {traits.most}x{traits.most} px alone"
+        return f"images of {traits.most}x{traits.most} px (height x width) alone"
     each = f"sides of at least {traits.least} px" + (f", multiples of {traits.multiple}" if traits.multiple > 1 else "")
     return f"square images, {each}" if traits.square else each
 

@@ -29,7 +29,11 @@ class Shape:
     any_batch: bool = True
 
     def words(self, traits: Traits) -> str:
-        sides = f"{self.size[0]}x{self.size[1]} px" if self.size else f"any sides from {least_side(traits)} px"
+        sides = (
+            f"{self.size[0]}x{self.size[1]} px (height x width)"
+            if self.size
+            else f"any sides from {least_side(traits)} px"
+        )
         return sides + ("" if self.any_batch else ", one image at a time")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segdist.config import Model, Segformer, Smp
+from segdist.errors import UserError
 from segdist.models import hf, segformer, smp, weights
 from segdist.models.segmenter import Segmenter
 from segdist.models.weights import Weights
@@ -20,6 +21,11 @@ def build(cfg: Model, class_names: Sequence[str], found: Weights | None = None) 
     if cfg.weights is not None and found is None and not _only_encoder(cfg):
         with weights.fetched(cfg.weights, cfg.revision) as found:
             return build(cfg, class_names, found)
+    if found is not None and (theirs := found.about.get("architecture", cfg.name)) != cfg.name:
+        raise UserError(
+            f"model.weights {found.said!r} is an export of a {theirs}, and this config asks for {cfg.name}; set model.name="
+            f"{theirs}"
+        )
     if isinstance(cfg, Segformer):
         return segformer.build(cfg, class_names, found)
     if isinstance(cfg, Smp):

@@ -48,6 +48,8 @@ class Entry:
     package: str  # that has it
     example: str  # one line of YAML
     parameters: dict[str, int]  # of some sizes, by their name
+    smallest: str  # the line of YAML of the smallest one that begins from published weights
+    smallest_parameters: int
     stride: int  # image px per logit
     align_corners: bool  # how logits are resized to the mask
     images: str  # which sizes it takes
@@ -74,14 +76,14 @@ def _entry(name: str) -> Entry:
         source, traits = "SegFormer (Xie et al. 2021, arXiv:2105.15203)", segformer.TRAITS
         sizes = {size: _count(segformer.outline(size, _NUM_CLASSES)) for size in ("b0", "b1", "b2", "b3", "b4", "b5")}
         return Entry(
-            name, source, "transformers", example, sizes, traits.stride, traits.align_corners,
+            name, source, "transformers", example, sizes, example, sizes["b0"], traits.stride, traits.align_corners,
             f"sides of any size from {traits.least} px", False, True, *exports, weights,
         )  # fmt: skip
     family = hf.FAMILIES[name]
     net, stride = hf.outline(name, _MEASURED.get(name, {}), _NUM_CLASSES)
     called = {"upernet": "ConvNeXt-T"}.get(name, "default")
     return Entry(
-        name, family.source, "transformers", example, {called: _count(net)}, stride, False,
+        name, family.source, "transformers", example, {called: _count(net)}, example, _count(net), stride, False,
         hf.sides(family), name in NEEDS_PAIRS, family.own_aux, *exports, weights,
     )  # fmt: skip
 
@@ -90,9 +92,11 @@ def _of_smp(name: str) -> Entry:
     family = smp.FAMILIES[name]
     encoder = "tu-vit_base_patch16_224" if name == "smp_dpt" else "resnet34"
     least = f", at least {family.least} px" if family.least > 1 else ""
+    small = "tu-vit_tiny_patch16_224" if name == "smp_dpt" else "mobilenet_v2"
     return Entry(
         name, family.source, "segmentation-models-pytorch", f"{{name: {name}, encoder: {encoder}, weights: imagenet}}",
-        {encoder: _count(smp.outline(name, encoder, _NUM_CLASSES))}, 1, True,
+        {encoder: _count(smp.outline(name, encoder, _NUM_CLASSES))},
+        f"{{name: {name}, encoder: {small}, weights: imagenet}}", _count(smp.outline(name, small, _NUM_CLASSES)), 1, True,
         f"padded to {'twice ' if family.strides > 1 else ''}the encoder's stride{least}", name in NEEDS_PAIRS, True,
         *_exports(name), [],
     )  # fmt: skip

@@ -189,15 +189,18 @@ def _names(library: Any, found: weights.Weights) -> list[str] | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's own table of what was loaded: ours says it."""
+    """Without the library's own table of what was loaded, which ours says, and its progress bar of every tensor."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def normalisation(folder: Path, mean: Constants, std: Constants) -> tuple[Constants, Constants]:

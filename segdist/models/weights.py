@@ -30,6 +30,7 @@ from segdist.models.head import Loaded, short
 from segdist.models.segmenter import Segmenter
 
 CONFIG, ABOUT, CARD = "config.json", "segdist.json", "README.md"
+RECIPE = "config.yaml"  # beside segdist.json: the config of the run
 _WHOLE = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -77,7 +78,9 @@ def fetched(said: str, revision: str | None) -> Iterator[Weights]:
         elif local:
             folder = Path(said).expanduser()
         else:
-            raise UserError(f"model.weights {said!r} could not be loaded: there is no such folder, and it is no Hub id")
+            raise UserError(
+                f"model.weights {said!r} could not be loaded: there is no such folder{storage.near(said)}, and it is no Hub id"
+            )
         licence = licences.of(said if hub else None, _text(folder / CARD))
         commit = folder.name if hub else None
         found = Weights(said, folder, origin_of(said, commit, licence), commit)
@@ -204,8 +207,10 @@ def _shards(index: dict[str, Any]) -> list[str]:
 def _of_hub(repo: str, revision: str | None) -> Path:
     """The folder in huggingface_hub's cache, which bears the name of the commit."""
     folder = _config_of_hub(repo, revision).parent
-    for name in (CARD, ABOUT, "preprocessor_config.json"):
+    for name in (CARD, "preprocessor_config.json", ABOUT):
         _of_model(repo, name, folder.name)
+    if (folder / ABOUT).is_file():
+        _of_model(repo, RECIPE, folder.name)
     _fetch(repo, lambda name: _of_model(repo, name, folder.name) is not None, folder)
     return folder
 
@@ -227,7 +232,8 @@ def _of_model(repo: str, name: str, revision: str | None) -> Path | None:
         return _hub_file(repo, name, revision)
     except StorageError as error:
         kind = UnavailableError if isinstance(error, UnavailableError) else UserError
-        raise kind(f"model.weights {repo!r} could not be loaded: {error}") from None
+        here = f"there is no such folder{near}, and " if (near := storage.near(repo)) else ""
+        raise kind(f"model.weights {repo!r} could not be loaded: {here}{error}") from None
 
 
 def _hub_file(repo: str, name: str, revision: str | None) -> Path | None:
@@ -249,7 +255,7 @@ def _download(uri: str, folder: Path) -> None:
         raise UserError(
             f"model.weights {uri!r} could not be loaded: no {CONFIG} is there; give a folder with it and weights"
         )
-    for name in (CARD, ABOUT, "preprocessor_config.json"):
+    for name in (CARD, ABOUT, RECIPE, "preprocessor_config.json"):
         get(name)
     if not _fetch(uri, get, folder):
         _chosen(uri, there)

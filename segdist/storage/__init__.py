@@ -8,6 +8,7 @@ remedy: MissingError where nothing is there, UnavailableError where the same req
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +20,12 @@ from segdist.storage import hf, http, local, s3
 from segdist.storage.entry import Entry
 
 __all__ = [
-    "Entry", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "is_local", "join", "local_path",
-    "names", "patiently", "read",
-    "read_range", "shown", "sizes", "sweep", "walk", "write",
+    "Entry", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "hub_knows", "is_local",
+    "join", "local_path", "names", "near", "patiently", "read", "read_range", "shown", "sizes", "sweep", "walk", "write",
 ]  # fmt: skip
 
 T = TypeVar("T")
-hub_file = hf.cached
+hub_file, hub_knows = hf.cached, hf.knows
 _STORES = {"": local, "file": local, "s3": s3, "hf": hf, "http": http, "https": http}
 _READ_ONLY = {"hf", "http", "https"}
 _PATIENCE_SECONDS = 120.0
@@ -121,6 +121,21 @@ def create(uri: str, data: bytes) -> bool:
 def names(uri: str) -> list[str]:
     """Names directly below `uri`, files and folders, sorted; none when it does not exist. Writes under way are not shown."""
     return _store(uri).names(uri)
+
+
+def near(uri: str) -> str:
+    """What is there and bears almost the name of something that is not: " (near it: URI)", or nothing."""
+    above, _, name = uri.rstrip("/").rpartition("/")
+    if above.endswith((":", ":/")):
+        return ""
+    try:
+        if above and not exists(above):
+            return near(above)
+        siblings = names(above or ("/" if uri.startswith("/") else "."))
+        found = difflib.get_close_matches(name, siblings, 1)
+    except StorageError:
+        return ""
+    return f" (near it: {f'{above}/' if '/' in uri.rstrip('/') else ''}{found[0]})" if found else ""
 
 
 def sizes(uri: str) -> dict[str, int]:

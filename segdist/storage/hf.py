@@ -63,6 +63,15 @@ def walk(uri: str) -> Iterator[Entry]:
         yield Entry(name.removeprefix(f"{root}/"), item["size"], tag)
 
 
+def knows(repo: str, name: str, revision: str | None = None) -> bool:
+    """Whether a model has a file: in this machine's cache, or on the Hub, which is asked once. Raises StorageError."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, name, revision=revision), str):
+        return True
+    return exists(f"hf://{repo}{f'@{revision}' if revision else ''}/{name}")
+
+
 def cached(repo: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a model in huggingface_hub's own cache, in a folder that bears the commit's name, fetched if need be.
 
@@ -115,7 +124,7 @@ def _ask(uri: str, work: Callable[[], T]) -> T:
     try:
         return work()
     except (RepositoryNotFoundError, FileNotFoundError) as error:
-        if isinstance(error.__cause__ or error, RepositoryNotFoundError):
+        if isinstance(error, RepositoryNotFoundError) or isinstance(error.__cause__, RepositoryNotFoundError):
             raise StorageError(
                 f"{uri}: the Hub knows no such repository; correct the name (data sets: hf://datasets/OWNER/NAME), or set "
                 "HF_TOKEN if it is private or gated"

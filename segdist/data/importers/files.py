@@ -275,7 +275,7 @@ def open_picture(data: bytes, name: str, max_pixels: int, load: bool = True) -> 
         if image.width * image.height > max_pixels:
             image.close()
             raise DataError(
-                f"{name}: {image.width}x{image.height} pixels exceed --max-megapixels {max_pixels // 10**6}; "
+                f"{name}: {image.height}x{image.width} pixels (height x width) exceed --max-megapixels {max_pixels // 10**6}; "
                 "raise it if you trust this file"
             )
         if image.format == "PNG":

@@ -63,7 +63,8 @@ def check_size(height: Any, width: Any, name: str, max_pixels: int) -> tuple[int
         )
     if height * width > max_pixels:
         raise DataError(
-            f"{name}: {width}x{height} pixels exceed --max-megapixels {max_pixels // 10**6}; raise it if you trust this file"
+            f"{name}: {height}x{width} pixels (height x width) exceed --max-megapixels {max_pixels // 10**6}; "
+            "raise it if you trust this file"
         )
     return height, width
 
