@@ -22,10 +22,11 @@ from segdist.config.reading import checked
 from segdist.config.sweep import Dimension, Sweep
 from segdist.errors import ConfigError, StorageError, UserError
 from segdist.launch.cluster import room
-from segdist.sweep import best, ledger, open_ledger, plan, refuse_changes
+from segdist.sweep import best, ledger, plan
 from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Trial
 from segdist.sweep.search import known_beforehand, num_trials, propose
 from segdist.sweep.space import confined, draw, grid, is_active, name_of, points, quantised, value_at
+from segdist.sweep.tune import open_ledger, refuse_changes
 from segdist.train import fit
 from segdist.world import World
 

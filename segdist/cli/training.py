@@ -72,8 +72,8 @@ def tune(
 
     Ctrl-C and SIGTERM let every trial commit, and stop, with exit code 75: not finished, the same command goes on.
     """
-    from segdist.sweep import tune as run_sweep
     from segdist.sweep.plan import read
+    from segdist.sweep.tune import tune as run_sweep
 
     summary = run_sweep(read(sweep, overrides or []), retry_failed)
     machine(json, summary)

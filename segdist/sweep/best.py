@@ -8,18 +8,10 @@ from typing import Any
 import yaml
 
 from segdist import checkpoint, config, record, storage
-from segdist.sweep.ledger import FAILED, SUCCEEDED, Ledger, Trial
+from segdist.sweep.ledger import FAILED, Ledger, Trial, ranked
 from segdist.sweep.plan import Plan, shown
 
 YAML = "best.yaml"
-
-
-def ranked(trials: list[Trial], metric: str) -> list[Trial]:
-    """Trials with a score, the best first; those that went to their end before those that were stopped."""
-    found = [
-        (best if metric == "loss" else -best, trial) for trial in trials if (best := trial.best(metric)) is not None
-    ]
-    return [trial for _, trial in sorted(found, key=lambda one: (one[1].state != SUCCEEDED, one[0], one[1].id))]
 
 
 def confirmations(plan: Plan, ledger: Ledger) -> list[Trial]:

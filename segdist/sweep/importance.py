@@ -13,9 +13,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from segdist.sweep import best
 from segdist.sweep.axes import Axis
-from segdist.sweep.ledger import Trial
+from segdist.sweep.ledger import Trial, ranked
 
 LEAST_TRIALS = 10  # with a score; below, the estimate says nothing
 _TOP, _TOP_TRIALS = 0.2, 5  # the best: this share of the trials, and so many at least
@@ -44,25 +43,25 @@ def weights(axes: Mapping[str, Axis], trials: Sequence[Trial], metric: str) -> d
 
     Trials count by their rank: one that was stopped stands behind all that went to their end.
     """
-    ranked = best.ranked([trial for trial in trials if not trial.confirms], metric)
-    if len(ranked) < LEAST_TRIALS or len(axes) < 2:
+    order = ranked([trial for trial in trials if not trial.confirms], metric)
+    if len(order) < LEAST_TRIALS or len(axes) < 2:
         return {}
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    share = max(_TOP, _TOP_TRIALS / len(ranked))
+    share = max(_TOP, _TOP_TRIALS / len(order))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
         study = optuna.create_study()
-        study.add_trials([_told(axes, trial, rank) for rank, trial in enumerate(ranked)])
+        study.add_trials([_told(axes, trial, rank) for rank, trial in enumerate(order)])
         weigh = functools.partial(get_param_importances, study, evaluator=evaluator, normalize=False)
         found = weigh()
         total = sum(found.values())
         if not total > 0:
             return {}
-        rng, ranks = random.Random(0), list(range(len(ranked)))
+        rng, ranks = random.Random(0), list(range(len(order)))
         chances = []
         for _ in range(_SHUFFLES):
             rng.shuffle(ranks)

@@ -130,3 +130,11 @@ def read(uri: str) -> tuple[dict[str, Any], list[Trial]]:
 def trials_of(tree: dict[str, Any]) -> list[Trial]:
     """The trials in a sweep.json."""
     return [Trial(**{**one, "scores": [Score(**score) for score in one["scores"]]}) for one in tree["trials"]]
+
+
+def ranked(trials: list[Trial], metric: str) -> list[Trial]:
+    """Trials with a score, the best first; those that went to their end before those that were stopped."""
+    found = [
+        (best if metric == "loss" else -best, trial) for trial in trials if (best := trial.best(metric)) is not None
+    ]
+    return [trial for _, trial in sorted(found, key=lambda one: (one[1].state != SUCCEEDED, one[0], one[1].id))]

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segdist.sweep import best
 from segdist.sweep.axes import Axis, axes, tight_axis, written
 from segdist.sweep.importance import Weight, weights
-from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, Trial
+from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, Trial, ranked
 
 Ink = tuple[int, int, int]
 _SHARPER = 3  # drawn so much larger first, which makes lines smooth
@@ -82,7 +81,7 @@ class _View:
     def __init__(self, facts: dict[str, Any], searched: Sequence[Trial]) -> None:
         self.metric = facts["metric"]
         self.trials, self.fields = searched, axes(facts, searched)
-        self.scored = best.ranked(list(searched), self.metric)
+        self.scored = ranked(list(searched), self.metric)
         self.leader = leader(facts, searched)
         self.chosen = self.leader and self.leader["trial"]
         values = [value for trial in self.scored if (value := trial.best(self.metric)) is not None]
@@ -117,7 +116,7 @@ def leader(facts: dict[str, Any], trials: Sequence[Trial]) -> dict[str, Any] | N
     """The best trial: as the sweep has named it, or while it runs, the best so far. None where there is no score."""
     if facts["best"] and facts["state"] != RUNNING:
         return dict(facts["best"])
-    first = next(iter(best.ranked([trial for trial in trials if not trial.confirms], facts["metric"])), None)
+    first = next(iter(ranked([trial for trial in trials if not trial.confirms], facts["metric"])), None)
     if first is None:
         return None
     score = first.best(facts["metric"])

@@ -43,8 +43,9 @@ class Plan:
         )
 
     def full(self, values: Point, run_uri: str) -> Config:
-        """The config of these values without what `set` changes for trials."""
-        return self._resolved(copy.deepcopy(self.base), values, run_uri, {})
+        """The config of these values without what `set` changes for trials, but for the data set's address."""
+        uri = self.sweep.set.get("data", {}).get("uri")
+        return self._resolved(_merged(self.base, {"data": {"uri": uri}} if uri else {}), values, run_uri, {})
 
     def continued(self, cfg: Config, offset: int, parent: str) -> Config:
         """The rest of a trial as a run of its own, which begins with another trial's weights after `offset` steps."""

@@ -1,0 +1,203 @@
+"""A sweep, from the first look at what is there to the best values: `tune`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+from segdist import config, log, record, storage
+from segdist.errors import ConfigError, UserError
+from segdist.sweep import best, ledger
+from segdist.sweep.ledger import FAILED, RUNNING, SUCCEEDED, WAITING, Ledger, Trial
+from segdist.sweep.plan import Plan, budget_spent, check, shown
+from segdist.sweep.search import num_trials, propose
+
+PICTURE = "sweep.png"
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our runs have records of their own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a wish to stop is ours to hear
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has no score
+    "TUNE_WARN_THRESHOLD_S": "60",  # our ledger may wait for storage
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
+    """Runs a sweep to its end, or as far as it is let, from wherever it stands; its summary.
+
+    Raises UserError before the first trial when one of those known beforehand could not run, and when all fail alike.
+    """
+    from segdist.launch.cluster import connect
+
+    uri = plan.sweep.uri
+    found = ledger.load(uri)
+    if found is None:
+        check(plan)
+    else:
+        refuse_changes(plan, found)
+    if found and found["state"] == SUCCEEDED and not _wants_more(plan, found, retry_failed):
+        why = f" ({found['reason']})" if found["reason"] else ""
+        log.say(f"{uri} is finished{why}; nothing to do. More trials: a greater budget. A new sweep: another uri")
+        return summary(uri, found)
+    book = open_ledger(plan, found, retry_failed)
+    connect(_SETTINGS)
+    import ray
+
+    try:
+        ended = _run(plan, book)
+    finally:
+        ray.shutdown()
+    book.facts["state"], book.facts["reason"] = ended
+    book.facts["best"] = best.name_best(plan, book)
+    book.save()
+    if book.facts["best"]:
+        log.say(f"written: {best.write_config(plan, book.facts['best'])}")
+    put_picture(uri, book)
+    if ended[0] == FAILED:
+        raise UserError(f"{uri}: {ended[1]}")
+    tree = ledger.load(uri)
+    assert tree is not None
+    return summary(uri, tree)
+
+
+def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
+    """(the state of the sweep afterwards, why) of all its trials and then of those that confirm the best."""
+    from segdist.sweep.driver import Rounds
+
+    cfg = plan.config(_first(plan, book), storage.join(plan.sweep.uri, "trials", "0000"))
+    rounds = Rounds(plan, book, cfg.scale, cfg.train.num_steps, cfg.eval.every_steps)
+    rounds.check_room()
+    log.say(
+        f"sweep {plan.sweep.uri}, launch {book.attempt}: {len(book.searched)} of {num_trials(plan.sweep)} trials known, "
+        f"{rounds.slots()} at a time; searcher {plan.sweep.searcher}, scheduler {plan.sweep.scheduler.name}"
+    )
+
+    def following() -> Trial | None:
+        point = propose(plan.sweep, book.searched)
+        if point is None:
+            return None
+        id = f"{len(book.searched):04d}"
+        book.trials.append(Trial(id, point, f"trials/{id}"))
+        book.save()
+        return book.trials[-1]
+
+    rounds.run(following)
+    if rounds.stopping is None:
+        again = best.confirmations(plan, book)
+        fresh = [trial for trial in again if trial not in book.trials]
+        if fresh:
+            log.say(f"the best {len({trial.confirms for trial in again})} are trained again with another seed")
+            book.trials += fresh
+            book.save()
+        if any(trial.state == WAITING for trial in again):
+            rounds.run(lambda: None, judged=False)
+    if rounds.stopping is None and any(trial.state == WAITING for trial in book.trials):
+        return record.PREEMPTED, "some trials ended before their time"
+    if rounds.stopping is None:
+        return (SUCCEEDED, None) if any(trial.scores for trial in book.trials) else (FAILED, "no trial has a score")
+    kind, why = rounds.stopping
+    return {"budget": SUCCEEDED, "asked": record.PREEMPTED}.get(kind, FAILED), why
+
+
+def put_picture(uri: str, book: Ledger) -> None:
+    """Writes the sweep's picture. One that cannot be drawn or written is a warning."""
+    from segdist.figures import png
+    from segdist.sweep.picture import picture
+
+    address = storage.join(uri, PICTURE)
+    try:
+        storage.write(address, png(picture(book.facts, book.trials, uri)))
+        log.say(f"written: {address}")
+    except Exception as error:
+        log.say(f"warning: {address} is missing: {error}")
+
+
+def _first(plan: Plan, book: Ledger) -> dict[str, Any]:
+    """Values of some trial: what trials share hangs on none of them."""
+    point = book.trials[0].values if book.trials else propose(plan.sweep, [])
+    assert point is not None
+    return point
+
+
+def open_ledger(plan: Plan, found: dict[str, Any] | None, retry_failed: bool) -> Ledger:
+    """The ledger of a new launch. Trials that were cut off wait again, with what their runs tell of them."""
+    uri = plan.sweep.uri
+    if found is None:
+        storage.check_writable(uri)
+        if storage.exists(storage.join(uri, record.NAME)):
+            raise ConfigError(f"uri {uri} holds a run; give the sweep a folder of its own")
+        found = {"version": 1, "identity": identity_of(plan), "metric": plan.sweep.metric, "began": time.time()}
+        found |= {"seconds": 0.0, "trials": [], "exploits": [], "best": None}
+    found |= {"state": RUNNING, "reason": None, "num_trials": num_trials(plan.sweep), "identity": identity_of(plan)}
+    found |= {"dollars_per_hour": plan.sweep.budget.dollars_per_hour, "scheduler": plan.sweep.scheduler.name}
+    found |= {"num_ranks": plan.num_ranks}  # of a trial; with the price of one, what the sweep costs
+    book = Ledger(uri, found, record.claim_attempt(uri))
+    for trial in book.trials:
+        if trial.state in (RUNNING, WAITING) or (retry_failed and trial.state == FAILED):
+            _look_up(book, trial)
+    book.save()
+    return book
+
+
+def _look_up(book: Ledger, trial: Trial) -> None:
+    """Takes over what the run of a trial that did not end tells of it."""
+    run = book.address(trial)
+    trial.state, trial.reason = WAITING, None
+    known = record.load(run)
+    if known is None:
+        return
+    for row in record.read_metrics(run):
+        if row["kind"] == "eval" and trial.offset + row["step"] > trial.step:
+            trial.hear(trial.offset + row["step"], row["miou"], row["loss"])
+    if known["state"] == record.SUCCEEDED:
+        trial.state = SUCCEEDED
+        log.say(f"trial {trial.id} had ended after the last word of the launch before: {shown(trial.values)}")
+
+
+def identity_of(plan: Plan) -> dict[str, Any]:
+    """All that decides which trials a sweep has, and how they are judged."""
+    tree = config.to_tree(plan.sweep)
+    return {key: tree[key] for key in ("space", "metric", "searcher", "scheduler", "seed")} | {
+        "config": plan.identity()
+    }
+
+
+def refuse_changes(plan: Plan, found: dict[str, Any]) -> None:
+    """Raises ConfigError, with the differences, when a sweep would go on as another one."""
+    before, now = found["identity"], identity_of(plan)
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if changed:
+        lines = "".join(f"\n  {key}: {before.get(key)} -> {now.get(key)}" for key in changed)
+        raise ConfigError(
+            f"{plan.sweep.uri} was begun with other settings, and its trials would not compare:{lines}\n"
+            "Undo these to continue it, or give another uri"
+        )
+
+
+def _wants_more(plan: Plan, found: dict[str, Any], retry_failed: bool) -> bool:
+    """Whether a finished sweep has something left to do."""
+    trials = ledger.trials_of(found)
+    if budget_spent(plan, found["seconds"], trials):
+        return False
+    searched = [trial for trial in trials if trial.confirms is None]
+    more = num_trials(plan.sweep) > max(len(searched), found["num_trials"]) or found["reason"] is not None
+    return more or any(trial.state == WAITING or (retry_failed and trial.state == FAILED) for trial in trials)
+
+
+def summary(uri: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """What `segdist tune --json` prints."""
+    states = [one["state"] for one in tree["trials"]]
+    named = tree["best"] or {}
+    return {
+        "sweep_uri": uri,
+        "state": tree["state"],
+        "trials": {state: len(list(group)) for state, group in itertools.groupby(sorted(states))},
+        "metric": tree["metric"],
+        "best_trial": named.get("trial"),
+        "best_score": named.get("score"),
+        "best_values": named.get("values"),
+        "best_config": storage.join(uri, best.YAML) if named else None,
+        "best_checkpoint": storage.join(uri, named["checkpoint"]) if named.get("checkpoint") else None,
+        "seconds": tree["seconds"],
+    }
