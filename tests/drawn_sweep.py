@@ -49,7 +49,7 @@ def drawn(num: int, num_fields: int = 8, metric: str = "miou", **more: Any) -> t
     facts = {
         "version": 1, "identity": identity, "metric": metric, "began": BEGAN, "seconds": now + 400 - BEGAN, "best": None,
         "state": "SUCCEEDED", "reason": None, "num_trials": num, "dollars_per_hour": None, "scheduler": "asha", "attempt": 1,
-        "heartbeat": now, "exploits": [],
+        "heartbeat": now, "exploits": [], "num_ranks": 1, "data": {},
     }  # fmt: skip
     return facts | more, trials
 

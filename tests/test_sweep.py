@@ -26,7 +26,7 @@ from segdist.sweep import best, ledger, plan
 from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Trial
 from segdist.sweep.search import known_beforehand, num_trials, propose
 from segdist.sweep.space import confined, draw, grid, is_active, name_of, points, quantised, value_at
-from segdist.sweep.tune import open_ledger, refuse_changes
+from segdist.sweep.tune import identity_of, open_ledger, refuse_changes
 from segdist.train import fit
 from segdist.world import World
 
@@ -143,6 +143,8 @@ def test_a_grid_is_gone_through_once_and_conditions_make_no_doubles() -> None:
             "plain field of optim or loss",
         ),
         ({"scheduler": {"name": "pbt"}, "searcher": "tpe"}, "leave searcher out"),
+        ({"scheduler": {"name": "hyperband"}, "searcher": "tpe"}, "searcher=tpe could learn from none"),
+        ({"scheduler": {"name": "hyperband"}, "max_concurrent": 2}, "leave max_concurrent out"),
         ({"scheduler": {"grace_steps": 10}}, "scheduler.grace_steps has no effect with scheduler.name=none"),
         ({"budget": {"dollars": 10}}, "budget.dollars needs budget.dollars_per_hour"),
         ({"metrics": "miou"}, "nearest valid key is `metric`"),
@@ -281,9 +283,9 @@ def test_a_sweep_file_that_is_not_there_is_told(tmp_path: Path, make_plan: Calla
 
 def test_a_ledger_comes_back_as_it_was_saved(make_plan: Callable[..., plan.Plan]) -> None:
     found = make_plan()
-    book = open_ledger(found, None, False)
+    book = open_ledger(found, {}, False)
     scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.25)
-    book.trials[0].hear(12, float("nan"), 2.0)
+    book.trials[0].hear(12, None, 2.0)
     book.save()
     facts, trials = ledger.read(found.sweep.uri)
     assert [(s.step, s.miou, s.loss) for s in trials[0].scores] == [(10, 0.25, 1.0), (12, None, 2.0)]
@@ -292,25 +294,29 @@ def test_a_ledger_comes_back_as_it_was_saved(make_plan: Callable[..., plan.Plan]
 
 def test_an_older_driver_stops_when_a_newer_one_has_the_sweep(make_plan: Callable[..., plan.Plan]) -> None:
     found = make_plan()
-    old = open_ledger(found, None, False)
-    open_ledger(found, ledger.load(found.sweep.uri), False)
+    old = open_ledger(found, {}, False)
+    open_ledger(found, {}, False)
     with pytest.raises(StorageError, match="has taken this sweep over"):
         old.save()
 
 
 def test_a_sweep_does_not_go_on_as_another_one(make_plan: Callable[..., plan.Plan]) -> None:
     found = make_plan()
-    open_ledger(found, None, False)
+    open_ledger(found, {}, False)
     known = ledger.load(found.sweep.uri)
     assert known is not None
-    refuse_changes(make_plan(budget={"num_trials": 99}, max_concurrent=2), known)
+
+    def refuse(other: plan.Plan) -> None:
+        refuse_changes("sweep", known["identity"], identity_of(other))
+
+    refuse(make_plan(budget={"num_trials": 99}, max_concurrent=2))
     with pytest.raises(ConfigError, match="space"):
-        refuse_changes(make_plan(space={"optim.lr": {"loguniform": [1e-6, 2.0]}}), known)
+        refuse(make_plan(space={"optim.lr": {"loguniform": [1e-6, 2.0]}}))
     with pytest.raises(ConfigError, match=r"config: .*'crop_size': \[32, 32\]"):
-        refuse_changes(make_plan(set={"data": {"crop_size": [32, 32]}}), known)
+        refuse(make_plan(set={"data": {"crop_size": [32, 32]}}))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"trials": [{"id": 1}]}', '{"trials": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"trials": []}', '{"trials": [{"id": 1}]}', '{"trials": 3}'])
 def test_a_damaged_record_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "sweep.json").write_text(text, encoding="utf-8")
     with pytest.raises(StorageError, match="not a sweep's record"):
@@ -319,23 +325,25 @@ def test_a_damaged_record_is_told(tmp_path: Path, text: str) -> None:
 
 def test_what_a_run_did_after_the_drivers_last_word_is_taken_over(make_plan: Callable[..., plan.Plan]) -> None:
     found = make_plan()
-    book = open_ledger(found, None, False)
+    book = open_ledger(found, {}, False)
     book.trials += [
         Trial("0000", {"optim.lr": 1e-3}, "trials/0000", RUNNING),
         Trial("0001", {}, "trials/0001", RUNNING),
     ]
     book.save()
     fit(found.config({"optim.lr": 1e-3}, f"{found.sweep.uri}/trials/0000"), World(0, 1, torch.device("cpu")))
-    again = open_ledger(found, ledger.load(found.sweep.uri), False)
+    again = open_ledger(found, {}, False)
     done, waits = again.trials
     assert (done.state, [score.step for score in done.scores]) == (SUCCEEDED, [2, 4])
     assert (waits.state, waits.scores) == (WAITING, [])
 
 
-def test_the_best_is_named_by_the_mean_over_seeds(make_plan: Callable[..., plan.Plan]) -> None:
+def test_the_best_is_named_by_the_mean_over_seeds_and_told_by_the_others_alone(
+    make_plan: Callable[..., plan.Plan],
+) -> None:
     found = make_plan(confirm={"num_best": 2})
-    book = open_ledger(found, None, False)
-    for score, state in ((0.5, SUCCEEDED), (0.6, SUCCEEDED), (0.9, STOPPED), (0.4, SUCCEEDED)):
+    book = open_ledger(found, {}, False)
+    for score, state in ((0.5, SUCCEEDED), (0.6, SUCCEEDED), (0.9, STOPPED), (0.4, SUCCEEDED), (0.95, FAILED)):
         scored(found.sweep, book.trials, {"optim.lr": score}, score, state)
     again = best.confirmations(found, book)
     assert [(trial.id, trial.seed, trial.values) for trial in again] == [
@@ -343,25 +351,89 @@ def test_the_best_is_named_by_the_mean_over_seeds(make_plan: Callable[..., plan.
         ("0000-seed-4", 4, {"optim.lr": 0.5}),
     ]
     book.trials += again
-    again[0].hear(10, 0.2, 1.0)
-    again[1].hear(10, 0.5, 1.0)
+    for trial, score in zip(again, (0.2, 0.48)):
+        trial.hear(10, score, 1.0)
+        trial.state = SUCCEEDED
     assert best.confirmations(found, book) == again  # none is made twice
     named = best.name_best(found, book)
     assert named is not None
-    assert (named["trial"], named["score"], named["scores"]) == ("0000", 0.5, [0.5, 0.5])
+    assert (named["trial"], named["score"], named["scores"], named["confirmed"]) == ("0000", 0.48, [0.48], True)
     address = best.write_config(found, named)
     cfg = config.load(address)
     assert (cfg.optim.lr, cfg.run.uri) == (0.5, f"{found.sweep.uri}/best")
 
 
-def test_scores_on_a_part_of_the_split_do_not_count_beside_those_on_all(make_plan: Callable[..., plan.Plan]) -> None:
-    found = make_plan(confirm={"num_best": 1}, base={"eval": {"num_samples": 2, "every_steps": 2}})
-    book = open_ledger(found, None, False)
-    scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.9)
-    assert best.scores_of(found, book, book.trials[0]) == [0.9]  # nothing else is known
+@pytest.mark.parametrize("state", [WAITING, RUNNING, FAILED, STOPPED])
+def test_a_confirmation_that_did_not_end_counts_for_nothing(make_plan: Callable[..., plan.Plan], state: str) -> None:
+    found = make_plan(confirm={"num_best": 2})
+    book = open_ledger(found, {}, False)
+    for score in (0.5, 0.6):
+        scored(found.sweep, book.trials, {"optim.lr": score}, score)
+    book.trials += best.confirmations(found, book)
+    cut, whole = book.trials[2:]
+    cut.hear(2, 0.1, 1.0)
+    cut.state = state
+    whole.hear(10, 0.4, 1.0)
+    whole.state = SUCCEEDED
+    named = best.name_best(found, book)
+    assert named is not None and (named["trial"], named["score"]) == ("0000", 0.4)  # the only one that was confirmed
+
+
+def test_an_extended_sweep_can_name_a_new_best(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan(confirm={"num_best": 1})
+    book = open_ledger(found, {}, False)
+    scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.5)
     book.trials += best.confirmations(found, book)
     book.trials[1].hear(10, 0.5, 1.0)
-    assert best.scores_of(found, book, book.trials[0]) == [0.5]
+    book.trials[1].state = SUCCEEDED
+    book.trials.append(Trial("0001", {"optim.lr": 0.9}, "trials/0001", SUCCEEDED))
+    book.trials[2].hear(10, 0.9, 1.0)
+    (again,) = best.confirmations(found, book)
+    assert again.confirms == "0001"
+    book.trials.append(again)
+    again.hear(10, 0.8, 1.0)
+    again.state = SUCCEEDED
+    named = best.name_best(found, book)
+    assert named is not None and (named["trial"], named["score"]) == ("0001", 0.8)
+
+
+def test_what_a_budget_cut_off_is_ranked_by_its_score(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan()
+    book = open_ledger(found, {}, False)
+    scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.05)
+    scored(found.sweep, book.trials, {"optim.lr": 0.6}, 0.6, WAITING)
+    named = best.name_best(found, book)
+    assert named is not None and (named["trial"], named["confirmed"]) == ("0001", False)
+
+
+def test_scores_on_a_part_of_the_split_do_not_count_beside_those_on_all(make_plan: Callable[..., plan.Plan]) -> None:
+    found = make_plan(confirm={"num_best": 2}, base={"eval": {"num_samples": 2, "every_steps": 2}})
+    book = open_ledger(found, {}, False)
+    for score in (0.5, 0.9):
+        scored(found.sweep, book.trials, {"optim.lr": score}, score)
+    book.trials += best.confirmations(found, book)
+    for trial, score in zip(book.trials[2:], (0.40, 0.45)):
+        trial.hear(10, score, 1.0)
+        trial.state = SUCCEEDED
+    named = best.name_best(found, book)
+    assert named is not None and named["trial"] == "0000"  # 0.45 on all samples; 0.9 was on two
+
+
+def test_a_score_that_is_no_number_is_none(make_plan: Callable[..., plan.Plan]) -> None:
+    trials = [Trial(f"{n:04d}", {}, "run", SUCCEEDED) for n in range(3)]
+    for trial, score in zip(trials, (0.7, float("nan"), 0.9)):
+        trial.hear(2, score, float("inf"))
+    assert [trial.id for trial in ledger.ranked(trials, "miou")] == ["0002", "0000"]
+    assert trials[0].best("loss") is None
+
+
+def test_a_member_that_took_anothers_weights_is_judged_by_what_it_is_now() -> None:
+    trial = Trial("0000", {}, "trials/0000", SUCCEEDED)
+    trial.hear(2, 0.7, 1.0)
+    trial.run, trial.offset = "trials/0000-from-0001-step-00000002-aa", 2
+    assert trial.best("miou") is None
+    trial.hear(4, 0.6, 1.0)
+    assert trial.best("miou") == 0.6
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,14 @@ class Sweep(Section):
             raise ValueError(f"space.{grids[0]}: {other} draws values; give `choice` instead of `grid`")
         if self.scheduler.name == "pbt":
             self._check_population()
+        if self.scheduler.name == "hyperband" and self.searcher == "tpe":
+            raise ValueError(
+                "scheduler.name=hyperband begins all trials at once, so searcher=tpe could learn from none; use asha"
+            )
+        if self.scheduler.name in ("pbt", "hyperband") and self.max_concurrent is not None:
+            raise ValueError(
+                f"scheduler.name={self.scheduler.name} needs its trials together; leave max_concurrent out"
+            )
         return self
 
     def _check_when(self, key: str, dimension: Dimension) -> None:

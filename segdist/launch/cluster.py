@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from segdist import log
+from segdist import log, storage
 from segdist.config import Scale
 from segdist.errors import UserError
 
@@ -25,6 +25,16 @@ _RAY_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # it prints what the raylet has to say on stdout, which is for our JSON
 }
 _STORE_BYTES = 100 << 20  # of Ray's object store on a cluster of our own: pixels never pass through it
+
+
+def refuse_fleeting(*uris: str) -> None:
+    """Raises UserError for a relative path in a submitted job."""
+    lost = [uri for uri in uris if storage.is_local(uri) and not uri.startswith(("/", "~", "file:"))]
+    if lost and "/working_dir_files/" in os.getcwd():
+        raise UserError(
+            f"{', '.join(lost)}: in a submitted job a relative path lies in Ray's copy of your folder, which Ray deletes; give "
+            "s3://, or an absolute path on a file system that all nodes share"
+        )
 
 
 def connect(settings: dict[str, str] | None = None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from segdist import config, log, record, storage
 from segdist.config import Config
 from segdist.errors import RanksError, UserError
-from segdist.launch.cluster import connect, end_siblings, in_use, log_folder, needs, nodes, shortage
+from segdist.launch.cluster import connect, end_siblings, in_use, log_folder, needs, nodes, refuse_fleeting, shortage
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import StopSignal
@@ -31,11 +31,7 @@ _LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS = 10, 60, 15, 10
 
 def run_on_ray(cfg: Config) -> dict[str, Any]:
     """The summary of the run. Raises UserError, before Ray is started where it can be known, when it cannot be made."""
-    if "/working_dir_files/" in os.getcwd() and (lost := [u for u in (cfg.run.uri, cfg.data.uri) if _is_relative(u)]):
-        raise UserError(
-            f"{', '.join(lost)}: in a submitted job a relative path lies in Ray's copy of your folder, which Ray deletes; give "
-            "s3://, or an absolute path on a file system that all nodes share"
-        )
+    refuse_fleeting(cfg.run.uri, cfg.data.uri)
     found = look(cfg, cfg.scale.num_ranks)
     if found.finished:
         return found.finished
@@ -51,10 +47,6 @@ def run_on_ray(cfg: Config) -> dict[str, Any]:
 def run_on_ranks(cfg: Config, tell: Tell, notice: Notice) -> dict[str, Any]:
     """As `run_on_ray`, in a process that belongs to Ray already. Rank 0 waits for `tell`, whose answer is in `notice`."""
     return _Driver(cfg, tell, notice).run()
-
-
-def _is_relative(uri: str) -> bool:
-    return storage.is_local(uri) and not uri.startswith(("/", "~", "file:"))
 
 
 class _Driver:
@@ -112,7 +104,7 @@ class _Driver:
         while thread.is_alive():
             thread.join(0.25)
             self._show()
-            if notice():
+            if notice() == "stop":
                 if not self._alive:
                     raise SystemExit(75)  # there is nothing that could commit
                 if not asked:

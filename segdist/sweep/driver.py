@@ -23,7 +23,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from segdist import log, storage
 from segdist.config import Scale
-from segdist.errors import UserError
+from segdist.errors import UnavailableError, UserError
 from segdist.launch.cluster import in_use, needs, nodes, room, shortage
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.stop import StopSignal
@@ -35,7 +35,8 @@ from segdist.sweep.trial import PLACE, Job, Place, TrialProcess
 
 TOGETHER = ("pbt", "hyperband")  # their trials wait for each other
 _FEW = 3  # trials that fail alike, before the sweep is held to be at fault
-_IDLE_SECONDS, _SAY_SECONDS = 30.0, 60.0
+_IDLE_SECONDS, _SAY_SECONDS, _LEAVE_SECONDS = 30.0, 60.0, 1800.0
+_OUTAGE = "OutageError: "  # in Ray's words for that exception of trial.py
 
 Next = Callable[[], Trial | None]
 
@@ -52,13 +53,20 @@ class Rounds:
         )
         self.mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         self.stopping: tuple[str, str] | None = None  # (kind, why), once nothing more is to begin
+        self.leaving: set[str] | None = None  # trials that ran when it was said to stop, and still do
+        self.ending: dict[str, float] = {}  # stopped trials that may still commit -> since when
+        self._heard: set[str] = set()
+        self._stopped_at = 0.0
 
     def run(self, following: Next, judged: bool = True) -> None:
         """Runs the trials that wait, and then those that `following` gives. `judged`: by the sweep's scheduler."""
         mark = storage.join(self.plan.sweep.uri, ".ray", "driver")
         storage.patiently(lambda: storage.write(mark, b"segdist"), log.say)
         job = Job(self.plan, os.getcwd(), mark, self.mailbox, self.need.get("GPU", 0))
-        queue = Queue(self, following, judged and self.plan.sweep.scheduler.name in TOGETHER)
+        waiting = [
+            trial for trial in self.ledger.trials if trial.state == WAITING and (trial.confirms is None) == judged
+        ]
+        queue = Queue(self, waiting, following, judged and self.plan.sweep.scheduler.name in TOGETHER)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials(self.plan.sweep) if queue.together else 1)
         before = [trial for trial in self.ledger.searched if trial.scores]
         with StopSignal() as notice, warnings.catch_warnings():
@@ -95,46 +103,74 @@ class Rounds:
         fit = max(1, room(self.scale, self.need, nodes()))
         return min(fit, wish or fit)
 
-    def check_room(self) -> None:
-        """Raises UserError when a trial could never run here, or trials that wait for each other could not run together."""
-        if not os.environ.get("RAY_ADDRESS") and (lack := shortage(self.scale, self.need, nodes())):
-            raise UserError(lack)  # this machine will not grow
-        num, name = num_trials(self.plan.sweep), self.plan.sweep.scheduler.name
-        if name in TOGETHER and self.scale.num_ranks > 1 and (fit := room(self.scale, self.need, nodes())) < num:
-            raise UserError(
-                f"scheduler.name={name} needs all {num} trials at once, and the cluster has room for {fit} of "
-                f"{self.scale.num_ranks} ranks each; lower budget.num_trials, use scale.num_ranks=1, or another scheduler"
-            )
-
     def stop(self, kind: Literal["asked", "budget", "alike", "stuck"], why: str) -> None:
         """Lets everything that runs commit and end; nothing more begins."""
         if self.stopping is None:
-            self.stopping = kind, why
+            self.stopping, self._stopped_at = (kind, why), time.monotonic()
+            self.mailbox.ask.remote("stop")
             log.say(why)
+
+    def has_left(self) -> bool:
+        """Whether all that ran when it was said to stop has ended, or has had its time."""
+        late = time.monotonic() - self._stopped_at > _LEAVE_SECONDS
+        return self.stopping is not None and self.leaving is not None and (late or not (self.leaving or self.ending))
+
+    def hear(self) -> None:
+        """What trials have posted: warnings, each kind once, and that they have ended."""
+        try:
+            posts, _, _ = ray.get(self.mailbox.take.remote(), timeout=60)
+        except ray.exceptions.RayError:
+            return  # the mailbox is started again
+        for kind, *rest in posts:
+            if kind == "ended":
+                self.ending.pop(rest[0], None)
+            elif kind == "say" and (alike := re.sub(r"\d", "", rest[0])) not in self._heard:
+                self._heard.add(alike)  # what one trial warned of, the others need not
+                log.say(*rest)
+        now = time.monotonic()
+        self.ending = {id: since for id, since in self.ending.items() if now - since < _LEAVE_SECONDS}
+
+
+def check_room(plan: Plan, scale: Scale) -> None:
+    """Raises UserError when a trial could never run here, or trials that wait for each other could not run together."""
+    need = needs(scale, sum(node["Resources"].get("GPU", 0) for node in nodes()))
+    if not os.environ.get("RAY_ADDRESS") and (lack := shortage(scale, need, nodes())):
+        raise UserError(lack)  # this machine will not grow
+    num, name = num_trials(plan.sweep), plan.sweep.scheduler.name
+    if name in TOGETHER and scale.num_ranks > 1 and (fit := room(scale, need, nodes())) < num:
+        raise UserError(
+            f"scheduler.name={name} needs all {num} trials at once, and the cluster has room for {fit} of {scale.num_ranks} "
+            "ranks each; lower budget.num_trials, use scale.num_ranks=1, or another scheduler"
+        )
 
 
 class Queue(SearchAlgorithm):
     """What Tune asks for its next trial. Trials bear our own ids, so that what is known of one stays its own."""
 
-    def __init__(self, rounds: Rounds, following: Next, together: bool) -> None:
+    def __init__(self, rounds: Rounds, waiting: list[Trial], following: Next, together: bool) -> None:
         self._rounds, self._following, self.together = rounds, following, together
-        self._waiting = deque(trial for trial in rounds.ledger.trials if trial.state == WAITING)
+        self._waiting = deque(waiting)
         self._live: set[str] = set()
         self._experiment: Any = None
-        self._finished = False
+        self._exhausted = self._finished = False
 
     def add_configurations(self, experiments: Any) -> None:
         (self._experiment,) = experiments
 
     def next_trial(self) -> TuneTrial | None:
-        if self._finished or self._rounds.stopping:
-            self._finished = True
+        if self._exhausted or self._rounds.stopping:
+            self._rounds.hear()
+            self._finished = self._rounds.has_left() if self._rounds.stopping else not self._rounds.ending
             return None
         if not self.together and len(self._live) >= self._rounds.slots():
             return None
-        trial = self._waiting.popleft() if self._waiting else self._following()
+        try:
+            trial = self._waiting.popleft() if self._waiting else self._following()
+        except UnavailableError as error:
+            log.say(f"warning: {error}; no new trial begins before storage answers")
+            return None
         if trial is None:
-            self._finished = True
+            self._exhausted = True
             return None
         self._live.add(trial.id)
         return self._tunes(trial)
@@ -166,14 +202,14 @@ class Watch(tune.Callback):
     def __init__(self, rounds: Rounds, notice: StopSignal) -> None:
         self._rounds, self._ledger, self._notice = rounds, rounds.ledger, notice
         self._idle_since = self._said = time.monotonic()
-        self._heard: set[str] = set()
+        self._ended: list[Trial] = []  # in this launch
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         known = self._ledger.trial(trial.trial_id)
         if known.state != RUNNING:
             log.say(f"trial {known.id} {'goes on' if known.scores else 'begins'}: {shown(known.values)}")
         known.state = RUNNING
-        self._ledger.save()
+        self._ledger.note()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -193,19 +229,21 @@ class Watch(tune.Callback):
         known, sweep = self._ledger.trial(trial.trial_id), self._rounds.plan.sweep
         if known.state == RUNNING and not self._rounds.stopping:
             known.state, known.reason = STOPPED, f"by {sweep.scheduler.name}, after step {known.step}"
+            self._rounds.ending[known.id] = time.monotonic()
         best = known.best(sweep.metric)
         score = "" if best is None else f", best {sweep.metric} {best:.4f}"
         if known.state in ENDED:
             log.say(f"trial {known.id} {known.state}{score}{f': {known.reason}' if known.reason else ''}")
-        self._ledger.save()
-        self._check_alike()
+        self._ledger.note()
+        self._check_alike(known)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         known = self._ledger.trial(trial.trial_id)
-        known.state, known.reason = FAILED, _last_line(trial)
-        log.say(f"trial {known.id} FAILED: {known.reason}")
-        self._ledger.save()
-        self._check_alike()
+        known.reason = _last_line(trial)
+        known.state = WAITING if _OUTAGE in known.reason else FAILED  # the same command takes up what waits
+        log.say(f"trial {known.id} {known.state}: {known.reason}")
+        self._ledger.note()
+        self._check_alike(known)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         log.say(
@@ -213,8 +251,11 @@ class Watch(tune.Callback):
         )
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        self._ledger.tick({trial.trial_id for trial in trials if trial.status == TuneTrial.RUNNING})
-        self._hear()
+        running = {trial.trial_id for trial in trials if trial.status == TuneTrial.RUNNING}
+        self._ledger.tick(running)
+        self._rounds.hear()
+        if self._rounds.stopping:
+            self._rounds.leaving = running if self._rounds.leaving is None else self._rounds.leaving & running
         if self._notice():
             self._rounds.stop("asked", "every trial commits after its step, and ends")
         if spent := budget_spent(self._rounds.plan, self._ledger.facts["seconds"], self._ledger.trials):
@@ -229,19 +270,9 @@ class Watch(tune.Callback):
         self._ledger.exploits.append({**about, "time": time.time()})
         known.run, known.offset, known.parent, known.values = result["run"], result["offset"], result["parent"], values
 
-    def _hear(self) -> None:
-        try:
-            posts, _, _ = ray.get(self._rounds.mailbox.take.remote(), timeout=60)
-        except ray.exceptions.RayError:
-            return  # the mailbox is started again
-        for kind, *rest in posts:
-            if kind == "say" and (alike := re.sub(r"\d", "", rest[0])) not in self._heard:
-                self._heard.add(alike)  # what one trial warned of, the others need not
-                log.say(*rest)
-
-    def _check_alike(self) -> None:
-        """Stops a sweep whose trials all fail in one way: the rest would, too."""
-        ended = [trial for trial in self._ledger.trials if trial.state in ENDED]
+    def _check_alike(self, known: Trial) -> None:
+        """Stops a sweep all of whose trials, in this launch, fail in one way: the rest would, too."""
+        ended = self._ended = [*self._ended, *([known] if known.state in ENDED else [])]
         if len(ended) >= _FEW and all(trial.state == FAILED for trial in ended):
             causes = {re.sub(r"\d[\d.e+-]*", "#", trial.reason or "") for trial in ended}
             if len(causes) == 1:
@@ -274,7 +305,7 @@ class Halt(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._rounds.stopping is not None
+        return self._rounds.has_left()
 
 
 def _tunes_own(uri: str) -> str:

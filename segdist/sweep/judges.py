@@ -6,6 +6,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -58,7 +59,9 @@ class Population(PopulationBasedTraining):
 
     def __init__(self, sweep: Sweep, common: dict[str, Any], interval: int, trials: list[Trial]) -> None:
         self._metric_name, self._known = sweep.metric, {trial.id: trial for trial in trials}
-        random.seed(sweep.seed + sum(len(trial.scores) for trial in trials))  # Tune draws from the global generator
+        drawn = sweep.seed + sum(len(trial.scores) for trial in trials)
+        random.seed(drawn)  # Tune draws from the global generators
+        np.random.seed(drawn)
         super().__init__(
             **common,
             perturbation_interval=interval,

@@ -7,18 +7,23 @@ is given twice; what a trial did after the last word of a driver that died, its 
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segdist import log, record, storage
-from segdist.errors import ConfigError, StorageError
+from segdist.errors import ConfigError, StorageError, UnavailableError
 from segdist.sweep.space import Point
 
 NAME = "sweep.json"
 WAITING, RUNNING, STOPPED, FAILED, SUCCEEDED = "WAITING", "RUNNING", "STOPPED", "FAILED", "SUCCEEDED"
 ENDED = (STOPPED, FAILED, SUCCEEDED)
-_SAVE_SECONDS = 5.0
+_SAVE_SECONDS, _WARN_SECONDS = 5.0, 60.0
+_FACTS = {
+    "state", "reason", "metric", "scheduler", "num_trials", "num_ranks", "dollars_per_hour", "identity", "began", "seconds",
+    "exploits", "best", "data",
+}  # fmt: skip
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Score:
     step: int
     miou: float | None
     loss: float | None
+    run: str  # below the sweep; of a member of a population, it may have been another than now
     time: float  # when it was told, seconds since 1970
 
 
@@ -50,12 +56,18 @@ class Trial:
     def hear(self, step: int, miou: float | None, loss: float | None) -> None:
         """One evaluation, which replaces what was heard of this step and later ones."""
         self.scores = [score for score in self.scores if score.step < step]
-        self.scores.append(Score(step, miou, loss, time.time()))
+        miou, loss = (value if value is not None and math.isfinite(value) else None for value in (miou, loss))
+        self.scores.append(Score(step, miou, loss, self.run, time.time()))
+
+    def best_score(self, metric: str) -> Score | None:
+        """The best evaluation of its run; None where there is none. What it was before it took another's weights is gone."""
+        found = [score for score in self.scores if score.run == self.run and getattr(score, metric) is not None]
+        return (min if metric == "loss" else max)(found, key=lambda score: getattr(score, metric), default=None)
 
     def best(self, metric: str) -> float | None:
         """Its best score so far; None where there is none."""
-        found = [value for score in self.scores if (value := getattr(score, metric)) is not None]
-        return (min if metric == "loss" else max)(found, default=None)
+        found = self.best_score(metric)
+        return None if found is None else float(getattr(found, metric))
 
     @property
     def step(self) -> int:
@@ -70,7 +82,7 @@ class Ledger:
         self.trials = trials_of(tree)
         self.exploits: list[dict[str, Any]] = tree["exploits"]
         self.facts = {key: value for key, value in tree.items() if key not in ("trials", "exploits")}
-        self._saved = 0.0
+        self._saved = self._warned = -_WARN_SECONDS
         self._ticked = time.monotonic()
 
     def trial(self, id: str) -> Trial:
@@ -93,17 +105,29 @@ class Ledger:
         for trial in self.trials:
             trial.seconds += passed * (trial.id in running)
         if now - self._saved > _SAVE_SECONDS:
-            self.save()
+            self.note()
+
+    def note(self) -> None:
+        """As `save`, where storage that is away may be told later."""
+        try:
+            self._save()
+        except UnavailableError as error:
+            if time.monotonic() - self._warned > _WARN_SECONDS:
+                self._warned = time.monotonic()
+                log.say(f"warning: {error}; the sweep goes on, and its record is written when storage answers")
+        self._saved = time.monotonic()
 
     def save(self) -> None:
-        """Raises StorageError when a newer driver owns the sweep."""
+        """Waits for storage a while. Raises StorageError when a newer driver owns the sweep, and UnavailableError."""
+        storage.patiently(self._save, log.say)
+        self._saved = time.monotonic()
+
+    def _save(self) -> None:
         if (newest := record.newest_attempt(self.uri)) > self.attempt:
             raise StorageError(f"{self.uri}: a newer launch ({newest}) has taken this sweep over, so this one stops")
-        self._saved = time.monotonic()
         tree = {**self.facts, "attempt": self.attempt, "heartbeat": time.time(), "exploits": self.exploits}
         tree["trials"] = [asdict(trial) for trial in self.trials]
-        text = record.to_json(tree, indent=1).encode()
-        storage.patiently(lambda: storage.write(storage.join(self.uri, NAME), text), log.say)
+        storage.write(storage.join(self.uri, NAME), record.to_json(tree, indent=1).encode())
 
 
 def load(uri: str) -> dict[str, Any] | None:
@@ -113,9 +137,13 @@ def load(uri: str) -> dict[str, Any] | None:
         return None
     try:
         tree = json.loads(storage.read(address))
-        trials_of(tree)
+        if lost := _FACTS - tree.keys():
+            raise KeyError(f"{', '.join(sorted(lost))} missing")
+        for trial in trials_of(tree):
+            if strange := trial.values.keys() - tree["identity"]["space"].keys():
+                raise KeyError(f"trial {trial.id} has values of {', '.join(strange)}, which are not in its space")
         return dict(tree)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{address}: not a sweep's record ({error}); mend it, or give another uri") from None
 
 
@@ -133,8 +161,8 @@ def trials_of(tree: dict[str, Any]) -> list[Trial]:
 
 
 def ranked(trials: list[Trial], metric: str) -> list[Trial]:
-    """Trials with a score, the best first; those that went to their end before those that were stopped."""
+    """Trials with a score, the best first; those that failed or were stopped as weak stand behind all others."""
     found = [
         (best if metric == "loss" else -best, trial) for trial in trials if (best := trial.best(metric)) is not None
     ]
-    return [trial for _, trial in sorted(found, key=lambda one: (one[1].state != SUCCEEDED, one[0], one[1].id))]
+    return [trial for _, trial in sorted(found, key=lambda one: (one[1].state in (STOPPED, FAILED), one[0], one[1].id))]

@@ -12,6 +12,7 @@ from segdist.config import Config
 from segdist.config.reading import checked, named, read_tree
 from segdist.config.sweep import Sweep
 from segdist.data import index as indices
+from segdist.data.index import Index
 from segdist.errors import ConfigError, MissingError, UserError
 from segdist.sweep.ledger import Trial
 from segdist.sweep.search import known_beforehand
@@ -50,7 +51,8 @@ class Plan:
     def continued(self, cfg: Config, offset: int, parent: str) -> Config:
         """The rest of a trial as a run of its own, which begins with another trial's weights after `offset` steps."""
         tree = config.to_tree(cfg)
-        tree["train"] |= {"num_steps": cfg.train.num_steps - offset, "init_from": parent}
+        seed = cfg.train.seed + offset  # so that it does not see the first batches again
+        tree["train"] |= {"num_steps": cfg.train.num_steps - offset, "init_from": parent, "seed": seed}
         tree["optim"] |= {"warmup_steps": 0, "freeze_encoder_steps": 0}
         return config.from_tree(tree, f"{cfg.run.uri} after step {offset}")
 
@@ -92,8 +94,11 @@ def read(uri: str, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def check(plan: Plan) -> None:
-    """Resolves every trial that is known beforehand, and holds it against the data. Raises ConfigError before any starts."""
+def check(plan: Plan) -> Index:
+    """Resolves every trial that is known beforehand, and holds it against the data, whose index it gives.
+
+    Raises UserError before any trial starts.
+    """
     runs = storage.join(plan.sweep.uri, "trials", "0000")
     mistakes: dict[str, str] = {}
     first, index = None, None
@@ -102,6 +107,7 @@ def check(plan: Plan) -> None:
             cfg = plan.config(point, runs)
             index = index or indices.load(cfg.data.uri)
             opening.check_recipe(cfg, index, cfg.scale.num_ranks)
+            plan.full(point, runs)
             first = first or cfg
         except UserError as error:
             text = str(error) if shown(point) in str(error) else f"{plan.sweep.config} with {shown(point)}: {error}"
@@ -112,13 +118,14 @@ def check(plan: Plan) -> None:
             f"{plan.sweep.uri}: {len(mistakes)} kind(s) of trials could not run, so none was started:\n{told}\n"
             "Take these values out of the space, or tie them to others by `when`"
         )
-    assert first is not None
+    assert first is not None and index is not None
     opening.look(first, first.scale.num_ranks)
     steps = plan.sweep.scheduler.grace_steps or plan.sweep.scheduler.interval_steps
     if steps and steps % first.eval.every_steps:
         log.say(
             f"warning: the scheduler hears of evaluations only, every {first.eval.every_steps} steps, not of step {steps}"
         )
+    return index
 
 
 def budget_spent(plan: Plan, seconds: float, trials: Sequence[Trial]) -> str | None:

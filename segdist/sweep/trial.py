@@ -6,6 +6,7 @@ that Tune stops commits and ends as any run does. What Tune keeps as a checkpoin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
 import threading
@@ -19,10 +20,12 @@ from ray.tune import Trainable
 
 from segdist import checkpoint, log, record, storage
 from segdist.config import Config
-from segdist.errors import RanksError, UserError, is_out_of_memory
+from segdist.errors import MissingError, RanksError, StorageError, UserError, is_out_of_memory
 from segdist.launch import run_inside
+from segdist.launch.mailbox import PolledNotice
 from segdist.launch.ray_rank import check_shared
 from segdist.sweep.plan import Plan
+from segdist.sweep.space import name_of
 
 PLACE = "_place"  # beside the values in what Tune calls a trial's config
 _NOTE = "segdist.json"
@@ -50,6 +53,10 @@ class Job:
     gpus: float  # of a trial of one rank
 
 
+class OutageError(Exception):
+    """A trial could not go on for no fault of its own: another process may."""
+
+
 class TrialProcess(Trainable):
     """What Tune knows of a trial: its next evaluation, where it can go on, and its end."""
 
@@ -60,6 +67,7 @@ class TrialProcess(Trainable):
         self._verdicts: queue.Queue[str] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._stop = False
+        self._wish: Any = lambda: None
         self._local_step = 0
         self._last: dict[str, Any] = {}
         log.use(_Voice(job.mailbox, self.trial_id))
@@ -71,7 +79,10 @@ class TrialProcess(Trainable):
             self._thread.start()
         else:
             self._verdicts.put("go on")
-        return self._told.get()
+        told = self._told.get()
+        if "outage" in told:
+            raise OutageError(told["outage"])
+        return told
 
     def cleanup(self) -> None:
         """Tune has stopped this trial, or it has ended: the run commits first."""
@@ -79,6 +90,7 @@ class TrialProcess(Trainable):
         self._verdicts.put("stop")
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
+        self._job.mailbox.post.remote("ended", self.trial_id)
 
     def save_checkpoint(self, folder: str) -> None:
         """A note of the commit that was made at the last evaluation, once it is whole."""
@@ -98,15 +110,21 @@ class TrialProcess(Trainable):
         if note["trial"] == self.trial_id:
             self._place = Place(note["run"], note["offset"], note["parent"], note["seed"])
             return
-        uri = self._job.plan.sweep.uri
-        run = f"trials/{self.trial_id}-from-{note['trial']}-step-{note['step']:08d}"
-        parent = note["checkpoint"]
-        if not storage.exists(storage.join(uri, run)) and not storage.exists(parent):
-            # the other has gone on for long since
-            parent = checkpoint.resolve(storage.join(uri, note["run"]))
-        self._place = Place(run, note["step"], parent)
+        uri, parent, step = self._job.plan.sweep.uri, note["checkpoint"], note["step"]
+        tried = hashlib.sha256(name_of(self._values).encode()).hexdigest()[:8]  # the same commit may be taken twice
+        run = f"trials/{self.trial_id}-from-{note['trial']}-step-{step:08d}-{tried}"
+        if not storage.exists(storage.join(uri, run)) and not storage.exists(parent):  # the other has gone on for long
+            total = self._job.plan.config(self._values, run).train.num_steps
+            kept = [(note["offset"] + (checkpoint.step_of(one) or 0), one) for one in _commits(uri, note["run"])]
+            step, parent = max((one for one in kept if one[0] < total), default=(step, parent))
+        self._place = Place(run, step, parent)
 
     def _run(self) -> None:
+        with PolledNotice(self._job.mailbox) as wish:
+            self._wish = wish
+            self._train()
+
+    def _train(self) -> None:
         try:
             cfg = self._config()
             check_shared(cfg.run.uri, self._job.folder, self._job.mark)
@@ -116,6 +134,9 @@ class TrialProcess(Trainable):
             state = run_inside(cfg, self._tell, self._notice)["state"]
             end = {"state": state, "reason": None}
         except BaseException as error:  # one trial's failure is a result of the sweep, not its end
+            if is_outage(error):
+                self._told.put({"outage": str(error)})
+                return
             end = {"state": record.FAILED, "reason": reason(error)}
             if not isinstance(error, UserError):
                 log.say(traceback.format_exc(limit=-8))
@@ -136,7 +157,7 @@ class TrialProcess(Trainable):
             self._stop = True
 
     def _notice(self) -> Any:
-        return "stop" if self._stop else None
+        return "stop" if self._stop else self._wish()
 
     def _about(self) -> dict[str, Any]:
         place = self._place
@@ -151,6 +172,17 @@ def reason(error: BaseException) -> str:
     if isinstance(error, UserError | RanksError):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a trial failed because something around it did, storage or a node."""
+    if isinstance(error, RanksError):
+        return error.exit_code == 75
+    return isinstance(error, StorageError) and not isinstance(error, MissingError)
+
+
+def _commits(uri: str, run: str) -> list[str]:
+    return checkpoint.committed(storage.join(uri, run))
 
 
 def _commit_of(run: str, step: int) -> str | None:

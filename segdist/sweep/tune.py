@@ -7,11 +7,12 @@ import time
 from typing import Any
 
 from segdist import config, log, record, storage
-from segdist.errors import ConfigError, UserError
+from segdist.config import Config
+from segdist.errors import ConfigError, UnavailableError, UserError
 from segdist.sweep import best, ledger
-from segdist.sweep.ledger import FAILED, RUNNING, SUCCEEDED, WAITING, Ledger, Trial
+from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Ledger, Trial
 from segdist.sweep.plan import Plan, budget_spent, check, shown
-from segdist.sweep.search import num_trials, propose
+from segdist.sweep.search import known_beforehand, num_trials, propose
 
 PICTURE = "sweep.png"
 _SETTINGS = {
@@ -28,46 +29,55 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
 
     Raises UserError before the first trial when one of those known beforehand could not run, and when all fail alike.
     """
-    from segdist.launch.cluster import connect
+    from segdist.launch.cluster import connect, refuse_fleeting
 
     uri = plan.sweep.uri
     found = ledger.load(uri)
-    if found is None:
-        check(plan)
-    else:
-        refuse_changes(plan, found)
+    if found:
+        refuse_changes(uri, found["identity"], identity_of(plan))
     if found and found["state"] == SUCCEEDED and not _wants_more(plan, found, retry_failed):
         why = f" ({found['reason']})" if found["reason"] else ""
         log.say(f"{uri} is finished{why}; nothing to do. More trials: a greater budget. A new sweep: another uri")
         return summary(uri, found)
-    book = open_ledger(plan, found, retry_failed)
+    index = check(plan)
+    cfg = plan.config(known_beforehand(plan.sweep, 1)[0], uri)  # what trials share hangs on none of their values
+    refuse_fleeting(uri, cfg.data.uri)
+    data = {split: index.digest(split) for split in (cfg.data.train_split, cfg.data.val_split)}
+    if found:
+        refuse_changes(uri, {"data": found["data"]}, {"data": data})
     connect(_SETTINGS)
     import ray
 
     try:
-        ended = _run(plan, book)
+        from segdist.sweep.driver import check_room
+
+        check_room(plan, cfg.scale)
+        book = open_ledger(plan, data, retry_failed)
+        state, reason = _run(plan, book, cfg)
     finally:
         ray.shutdown()
-    book.facts["state"], book.facts["reason"] = ended
-    book.facts["best"] = best.name_best(plan, book)
+    named = best.name_best(plan, book)
+    if named:
+        log.say(f"written: {best.write_config(plan, named)}")
+    put_picture(uri, book, named)
+    book.facts |= {
+        "state": state,
+        "reason": reason,
+        "best": named,
+    }  # when all else is written: a kill leaves it unfinished
     book.save()
-    if book.facts["best"]:
-        log.say(f"written: {best.write_config(plan, book.facts['best'])}")
-    put_picture(uri, book)
-    if ended[0] == FAILED:
-        raise UserError(f"{uri}: {ended[1]}")
+    if state == FAILED:
+        raise UserError(f"{uri}: {reason}")
     tree = ledger.load(uri)
     assert tree is not None
     return summary(uri, tree)
 
 
-def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
+def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
     """(the state of the sweep afterwards, why) of all its trials and then of those that confirm the best."""
     from segdist.sweep.driver import Rounds
 
-    cfg = plan.config(_first(plan, book), storage.join(plan.sweep.uri, "trials", "0000"))
     rounds = Rounds(plan, book, cfg.scale, cfg.train.num_steps, cfg.eval.every_steps)
-    rounds.check_room()
     log.say(
         f"sweep {plan.sweep.uri}, launch {book.attempt}: {len(book.searched)} of {num_trials(plan.sweep)} trials known, "
         f"{rounds.slots()} at a time; searcher {plan.sweep.searcher}, scheduler {plan.sweep.scheduler.name}"
@@ -78,13 +88,21 @@ def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
         if point is None:
             return None
         id = f"{len(book.searched):04d}"
-        book.trials.append(Trial(id, point, f"trials/{id}"))
-        book.save()
-        return book.trials[-1]
+        trial = Trial(id, point, f"trials/{id}")
+        book.trials.append(trial)
+        try:
+            book.save()  # before it begins, so that nobody gives its number again
+        except UnavailableError:
+            book.trials.remove(trial)
+            raise
+        return trial
 
     rounds.run(following)
     if rounds.stopping is None:
         again = best.confirmations(plan, book)
+        for trial in book.trials:
+            if trial.confirms and trial.state == WAITING and trial not in again:
+                trial.state, trial.reason = STOPPED, "what it confirms is no longer among the best"
         fresh = [trial for trial in again if trial not in book.trials]
         if fresh:
             log.say(f"the best {len({trial.confirms for trial in again})} are trained again with another seed")
@@ -100,39 +118,36 @@ def _run(plan: Plan, book: Ledger) -> tuple[str, str | None]:
     return {"budget": SUCCEEDED, "asked": record.PREEMPTED}.get(kind, FAILED), why
 
 
-def put_picture(uri: str, book: Ledger) -> None:
+def put_picture(uri: str, book: Ledger, named: dict[str, Any] | None) -> None:
     """Writes the sweep's picture. One that cannot be drawn or written is a warning."""
     from segdist.figures import png
     from segdist.sweep.picture import picture
 
     address = storage.join(uri, PICTURE)
     try:
-        storage.write(address, png(picture(book.facts, book.trials, uri)))
+        storage.write(address, png(picture({**book.facts, "best": named}, book.trials, uri)))
         log.say(f"written: {address}")
     except Exception as error:
         log.say(f"warning: {address} is missing: {error}")
 
 
-def _first(plan: Plan, book: Ledger) -> dict[str, Any]:
-    """Values of some trial: what trials share hangs on none of them."""
-    point = book.trials[0].values if book.trials else propose(plan.sweep, [])
-    assert point is not None
-    return point
-
-
-def open_ledger(plan: Plan, found: dict[str, Any] | None, retry_failed: bool) -> Ledger:
-    """The ledger of a new launch. Trials that were cut off wait again, with what their runs tell of them."""
+def open_ledger(plan: Plan, data: dict[str, str], retry_failed: bool) -> Ledger:
+    """The ledger of a new launch, which owns the sweep from then on. Trials that were cut off wait again, with what their runs
+    tell of them.
+    """
     uri = plan.sweep.uri
+    storage.check_writable(uri)
+    if storage.exists(storage.join(uri, record.NAME)):
+        raise ConfigError(f"uri {uri} holds a run; give the sweep a folder of its own")
+    attempt = record.claim_attempt(uri)
+    found = ledger.load(uri)  # now that no older launch writes it
     if found is None:
-        storage.check_writable(uri)
-        if storage.exists(storage.join(uri, record.NAME)):
-            raise ConfigError(f"uri {uri} holds a run; give the sweep a folder of its own")
-        found = {"version": 1, "identity": identity_of(plan), "metric": plan.sweep.metric, "began": time.time()}
-        found |= {"seconds": 0.0, "trials": [], "exploits": [], "best": None}
+        found = {"version": 1, "metric": plan.sweep.metric, "began": time.time(), "seconds": 0.0, "data": data}
+        found |= {"trials": [], "exploits": [], "best": None}
     found |= {"state": RUNNING, "reason": None, "num_trials": num_trials(plan.sweep), "identity": identity_of(plan)}
     found |= {"dollars_per_hour": plan.sweep.budget.dollars_per_hour, "scheduler": plan.sweep.scheduler.name}
     found |= {"num_ranks": plan.num_ranks}  # of a trial; with the price of one, what the sweep costs
-    book = Ledger(uri, found, record.claim_attempt(uri))
+    book = Ledger(uri, found, attempt)
     for trial in book.trials:
         if trial.state in (RUNNING, WAITING) or (retry_failed and trial.state == FAILED):
             _look_up(book, trial)
@@ -163,20 +178,21 @@ def identity_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def refuse_changes(plan: Plan, found: dict[str, Any]) -> None:
+def refuse_changes(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises ConfigError, with the differences, when a sweep would go on as another one."""
-    before, now = found["identity"], identity_of(plan)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         lines = "".join(f"\n  {key}: {before.get(key)} -> {now.get(key)}" for key in changed)
         raise ConfigError(
-            f"{plan.sweep.uri} was begun with other settings, and its trials would not compare:{lines}\n"
+            f"{uri} was begun with other settings or data, and its trials would not compare:{lines}\n"
             "Undo these to continue it, or give another uri"
         )
 
 
 def _wants_more(plan: Plan, found: dict[str, Any], retry_failed: bool) -> bool:
     """Whether a finished sweep has something left to do."""
+    if found["best"] and not storage.exists(storage.join(plan.sweep.uri, best.YAML)):
+        return True
     trials = ledger.trials_of(found)
     if budget_spent(plan, found["seconds"], trials):
         return False
