@@ -23,17 +23,17 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from segdist import log, storage
 from segdist.config import Scale
-from segdist.errors import UnavailableError, UserError
-from segdist.launch.cluster import in_use, needs, nodes, room, shortage
+from segdist.errors import UnavailableError
+from segdist.launch.cluster import in_use, needs, nodes, shortage
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.stop import StopSignal
 from segdist.sweep.judges import judge
 from segdist.sweep.ledger import ENDED, FAILED, RUNNING, STOPPED, WAITING, Ledger, Trial
 from segdist.sweep.plan import Plan, budget_spent, shown
+from segdist.sweep.room import TOGETHER, slots
 from segdist.sweep.search import num_trials
 from segdist.sweep.trial import PLACE, Job, Place, TrialProcess
 
-TOGETHER = ("pbt", "hyperband")  # their trials wait for each other
 _FEW = 3  # trials that fail alike, before the sweep is held to be at fault
 _IDLE_SECONDS, _SAY_SECONDS, _LEAVE_SECONDS = 30.0, 60.0, 1800.0
 _OUTAGE = "OutageError: "  # in Ray's words for that exception of trial.py
@@ -95,14 +95,6 @@ class Rounds:
             return tune.PlacementGroupFactory([self.need])
         return tune.PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
 
-    def slots(self) -> int:
-        """Trials that the cluster has room for now, so that none waits for ranks while others hold what it needs."""
-        wish = self.plan.sweep.max_concurrent
-        if wish and self.scale.num_ranks == 1:
-            return wish  # trials that wait are what an autoscaler looks at
-        fit = max(1, room(self.scale, self.need, nodes()))
-        return min(fit, wish or fit)
-
     def stop(self, kind: Literal["asked", "budget", "alike", "stuck"], why: str) -> None:
         """Lets everything that runs commit and end; nothing more begins."""
         if self.stopping is None:
@@ -131,19 +123,6 @@ class Rounds:
         self.ending = {id: since for id, since in self.ending.items() if now - since < _LEAVE_SECONDS}
 
 
-def check_room(plan: Plan, scale: Scale) -> None:
-    """Raises UserError when a trial could never run here, or trials that wait for each other could not run together."""
-    need = needs(scale, sum(node["Resources"].get("GPU", 0) for node in nodes()))
-    if not os.environ.get("RAY_ADDRESS") and (lack := shortage(scale, need, nodes())):
-        raise UserError(lack)  # this machine will not grow
-    num, name = num_trials(plan.sweep), plan.sweep.scheduler.name
-    if name in TOGETHER and scale.num_ranks > 1 and (fit := room(scale, need, nodes())) < num:
-        raise UserError(
-            f"scheduler.name={name} needs all {num} trials at once, and the cluster has room for {fit} of {scale.num_ranks} "
-            "ranks each; lower budget.num_trials, use scale.num_ranks=1, or another scheduler"
-        )
-
-
 class Queue(SearchAlgorithm):
     """What Tune asks for its next trial. Trials bear our own ids, so that what is known of one stays its own."""
 
@@ -160,9 +139,9 @@ class Queue(SearchAlgorithm):
     def next_trial(self) -> TuneTrial | None:
         if self._exhausted or self._rounds.stopping:
             self._rounds.hear()
-            self._finished = self._rounds.has_left() if self._rounds.stopping else not self._rounds.ending
+            self._finished = not (self._live or self._rounds.ending) or self._rounds.has_left()
             return None
-        if not self.together and len(self._live) >= self._rounds.slots():
+        if not self.together and len(self._live) >= slots(self._rounds.plan, self._rounds.scale, self._rounds.need):
             return None
         try:
             trial = self._waiting.popleft() if self._waiting else self._following()

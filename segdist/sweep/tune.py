@@ -49,7 +49,7 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
     import ray
 
     try:
-        from segdist.sweep.driver import check_room
+        from segdist.sweep.room import check_room
 
         check_room(plan, cfg.scale)
         book = open_ledger(plan, data, retry_failed)
@@ -76,11 +76,12 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
 def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
     """(the state of the sweep afterwards, why) of all its trials and then of those that confirm the best."""
     from segdist.sweep.driver import Rounds
+    from segdist.sweep.room import slots
 
     rounds = Rounds(plan, book, cfg.scale, cfg.train.num_steps, cfg.eval.every_steps)
     log.say(
         f"sweep {plan.sweep.uri}, launch {book.attempt}: {len(book.searched)} of {num_trials(plan.sweep)} trials known, "
-        f"{rounds.slots()} at a time; searcher {plan.sweep.searcher}, scheduler {plan.sweep.scheduler.name}"
+        f"{slots(plan, cfg.scale, rounds.need)} at a time; searcher {plan.sweep.searcher}, scheduler {plan.sweep.scheduler.name}"
     )
 
     def following() -> Trial | None:
