@@ -81,7 +81,8 @@ def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
     rounds = Rounds(plan, book, cfg.scale, cfg.train.num_steps, cfg.eval.every_steps)
     log.say(
         f"sweep {plan.sweep.uri}, launch {book.attempt}: {len(book.searched)} of {num_trials(plan.sweep)} trials known, "
-        f"{slots(plan, cfg.scale, rounds.need)} at a time; searcher {plan.sweep.searcher}, scheduler {plan.sweep.scheduler.name}"
+        f"{slots(plan, cfg.scale, rounds.need)} at a time; searcher {plan.sweep.searcher}, "
+        f"scheduler {plan.sweep.scheduler.name}"
     )
 
     def following() -> Trial | None:
