@@ -60,12 +60,8 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
     if named:
         log.say(f"written: {best.write_config(plan, named)}")
     put_picture(uri, book, named)
-    book.facts |= {
-        "state": state,
-        "reason": reason,
-        "best": named,
-    }  # when all else is written: a kill leaves it unfinished
-    book.save()
+    book.facts |= {"state": state, "reason": reason, "best": named}
+    book.save()  # when all else is written: a kill before leaves the sweep unfinished
     if state == FAILED:
         raise UserError(f"{uri}: {reason}")
     tree = ledger.load(uri)
