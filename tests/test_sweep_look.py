@@ -20,7 +20,7 @@ from segdist import launch, log, record, storage
 from segdist.cli import app, status
 from segdist.config.reading import checked, read_tree
 from segdist.config.sweep import Budget, Confirm, Dimension, Scheduler, Sweep
-from segdist.errors import ConfigError, UserError
+from segdist.errors import UserError
 from segdist.sweep import plan, search
 from segdist.sweep.axes import Axis, axes, varying
 from segdist.sweep.importance import weights
@@ -120,12 +120,14 @@ def test_a_sweep_that_runs_again_shows_the_best_so_far_and_a_finished_one_the_be
         "values": {},
         "score": 0.5,
         "scores": [0.4, 0.6],
+        "own": 0.7,
+        "confirmed": True,
         "run": "trials/0001",
         "checkpoint": None,
     }
     ended = status.look(write(tmp_path / "a", *drawn(3, 2, best=named)))
     assert ended["best"] == named
-    assert "trial 0001, mIoU 0.5000, mean of 2 seeds" in text_of(status.shown(ended))
+    assert "trial 0001, mIoU 0.5000 over 2 other seeds (0.7000 with its own)" in text_of(status.shown(ended))
     again = status.look(write(tmp_path / "b", *drawn(3, 2, best=named, state="RUNNING", heartbeat=time.time())))
     assert again["best"]["trial"] == "0000"
 
@@ -288,7 +290,7 @@ def test_training_from_a_sweep_takes_its_best_values_and_overrides(
         (7e-4, 50, "elsewhere"),
         (7e-4, 600, "demo-out/run"),
     ]
-    with pytest.raises(ConfigError, match=r"write it as section\.field=value"):
+    with pytest.raises(UserError, match="give one of them"):
         command("train", "configs/demo.yaml", "--from-sweep", uri)
 
 

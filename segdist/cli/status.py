@@ -19,7 +19,7 @@ from segdist import log, record, storage
 from segdist.errors import UserError
 from segdist.record import to_json
 
-_EVERY_SECONDS = 3.0
+_EVERY_SECONDS, _BEGIN_SECONDS = 3.0, 60.0
 _SILENT_SECONDS = 300.0  # without a sign of life, in which something of a run or sweep was to be written twenty times
 _STYLES = {"RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red", "PREEMPTED": "yellow"}
 _TOLD = {"state", "step", "num_steps", "miou", "best_step", "heartbeat", "attempt", "run_uri"}  # in words of our own
@@ -91,6 +91,11 @@ def best_config(uri: str) -> str:
     if storage.exists(address):
         if facts["state"] == record.RUNNING:
             log.say(f"warning: {uri} is not finished; these are the best values of its launch before")
+        if facts["scheduler"] == "pbt":
+            log.say(
+                f"warning: the best of a population is a history, which its last values do not repeat; its weights are in "
+                f"{storage.join(uri, facts['best']['checkpoint'] or facts['best']['run'])}"
+            )
         return address
     if facts["state"] == record.RUNNING:
         why = "it is not finished; `segdist status` shows how it stands, and the same `segdist tune` goes on if it was killed"
@@ -208,6 +213,8 @@ def _chosen(tree: dict[str, Any], most: int | None) -> list[dict[str, Any]]:
 
 def _summary(tree: dict[str, Any]) -> list[str]:
     """What stands below the table."""
+    from segdist.sweep.ledger import told
+
     counts = ", ".join(f"{num} {state.lower()}" for state, num in tree["counts"].items())
     cost = "" if tree["dollars"] is None else f", ${tree['dollars']:.2f}"
     lines = [
@@ -218,11 +225,7 @@ def _summary(tree: dict[str, Any]) -> list[str]:
         lines.append(tree["reason"])
     if tree["best"]:
         values = ", ".join(f"{key} {_value(value)}" for key, value in tree["best"]["values"].items())
-        seeds = len(tree["best"]["scores"])
-        mean = f", mean of {seeds} seeds" if seeds > 1 else ""
-        lines.append(
-            f"best: trial {tree['best']['trial']}, {_metric(tree)} {tree['best']['score']:.4f}{mean}: {values}"
-        )
+        lines.append(f"best: trial {tree['best']['trial']}, {told(tree['best'], tree['metric'])}: {values}")
     if life := _life(tree, "segdist tune"):
         lines.append(f"sign of life: {life}")
     return lines
@@ -263,7 +266,7 @@ def follow(uri: str, every_seconds: float = _EVERY_SECONDS) -> dict[str, Any]:
 
     On a terminal one picture that changes, else a line for each thing that has.
     """
-    tree = look(uri)
+    tree = _begun(uri)
     if not log.console.is_terminal:
         told: set[str] = set()
 
@@ -282,6 +285,16 @@ def follow(uri: str, every_seconds: float = _EVERY_SECONDS) -> dict[str, Any]:
             lambda tree: live.update(shown(tree, max(5, log.console.height - 12)), refresh=True),
             every_seconds,
         )
+
+
+def _begun(uri: str) -> dict[str, Any]:
+    """The first look; whoever has just begun a sweep or run may wait a while for its record."""
+    until = time.monotonic() + _BEGIN_SECONDS
+    while not (storage.exists(storage.join(uri, record.NAME)) or storage.exists(storage.join(uri, "sweep.json"))):
+        if time.monotonic() > until:
+            break
+        time.sleep(1)
+    return look(uri)
 
 
 def _watch(

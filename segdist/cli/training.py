@@ -44,6 +44,8 @@ def train(
     """
     from segdist.launch import run
 
+    if from_sweep is not None and config is not None and "=" not in config:
+        raise UserError(f"{config} and --from-sweep {from_sweep}: give one of them, and fields as section.field=value")
     if from_sweep is not None:
         config, overrides = status.best_config(from_sweep), ([] if config is None else [config]) + (overrides or [])
     if config is None:

@@ -65,6 +65,7 @@ def name_best(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
         "values": best.values,
         "score": statistics.fmean(scores),
         "scores": scores,
+        "own": getattr(own, metric),
         "confirmed": bool(confirmed),
         "run": best.run,
         "checkpoint": _checkpoint_of(ledger, best, own, metric),

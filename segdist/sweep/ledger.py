@@ -147,6 +147,16 @@ def load(uri: str) -> dict[str, Any] | None:
         raise StorageError(f"{address}: not a sweep's record ({error}); mend it, or give another uri") from None
 
 
+def told(best: dict[str, Any], metric: str) -> str:
+    """The score of a named best, for people."""
+    name = "mIoU" if metric == "miou" else metric
+    if not best.get("confirmed"):
+        return f"{name} {best['score']:.4f}"
+    seeds = len(best["scores"])
+    how = "with another seed" if seeds == 1 else f"over {seeds} other seeds"
+    return f"{name} {best['score']:.4f} {how} ({best['own']:.4f} with its own)"
+
+
 def read(uri: str) -> tuple[dict[str, Any], list[Trial]]:
     """(the facts, the trials) of a sweep, for those who only look. Raises ConfigError when there is none."""
     tree = load(uri)

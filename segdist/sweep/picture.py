@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from segdist.sweep.axes import Axis, axes, tight_axis, written
 from segdist.sweep.importance import Weight, weights
 from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, Trial, ranked
+from segdist.sweep.ledger import told as score_of
 
 Ink = tuple[int, int, int]
 _SHARPER = 3  # drawn so much larger first, which makes lines smooth
@@ -134,8 +135,7 @@ def _headline(view: _View) -> str:
         f"{num} {state.lower()}" for state, num in counts.items() if num
     ]
     if named := view.leader:
-        mean = f" (mean of {len(named['scores'])} seeds)" if len(named["scores"]) > 1 else ""
-        told.append(f"best {view.score.name} {named['score']:.4f}{mean} by trial {named['trial']}")
+        told.append(f"best trial {named['trial']}: {score_of(named, view.metric)}")
     return ", ".join(told)
 
 

@@ -44,9 +44,14 @@ class Plan:
         )
 
     def full(self, values: Point, run_uri: str) -> Config:
-        """The config of these values without what `set` changes for trials, but for the data set's address."""
-        uri = self.sweep.set.get("data", {}).get("uri")
-        return self._resolved(_merged(self.base, {"data": {"uri": uri}} if uri else {}), values, run_uri, {})
+        """The config of these values at its own length: without numbers of steps, and of scored samples, that `set` gives."""
+        changes = {
+            section: {k: v for k, v in fields.items() if not (is_length(k) and k in self.base.get(section, {}))}
+            if isinstance(fields, dict)
+            else fields
+            for section, fields in self.sweep.set.items()
+        }
+        return self._resolved(_merged(self.base, changes), values, run_uri, {})
 
     def continued(self, cfg: Config, offset: int, parent: str) -> Config:
         """The rest of a trial as a run of its own, which begins with another trial's weights after `offset` steps."""
@@ -82,16 +87,23 @@ def read(uri: str, overrides: Sequence[str] = ()) -> Plan:
 
     Raises ConfigError, naming file, key and nearest valid key.
     """
-    tree = read_tree(_text(uri, "sweep file"), uri, overrides)
+    tree = read_tree(_text(uri, "sweep file; examples are in configs/sweeps/"), uri, overrides)
+    if "space" not in tree and {"model", "train"} & tree.keys():
+        raise ConfigError(f"{uri} is a run's config; a sweep file names it as its `config`, see configs/sweeps/")
     sweep = checked(Sweep, tree, named(uri, overrides))
     folder = uri.rpartition("/")[0]
     where = sweep.config
     if folder and "://" not in where and not where.startswith(("/", "~")):
         where = f"{folder}/{where}"  # which may begin with ../
-    plan = Plan(sweep, read_tree(_text(where, "config of the sweep"), where))
+    plan = Plan(sweep, read_tree(_text(where, f"config, which {uri} names"), where))
     if sweep.scheduler.name == "pbt" and (plan.base | sweep.set).get("optim", {}).get("schedule") != "constant":
         raise ConfigError(f"{uri}: scheduler.name=pbt makes the schedule itself; give set.optim.schedule=constant")
     return plan
+
+
+def is_length(field: str) -> bool:
+    """Whether trials have another value of this field for being shorter."""
+    return field.endswith("_steps") or field in ("num_samples", "num_previews")
 
 
 def check(plan: Plan) -> Index:
@@ -99,10 +111,11 @@ def check(plan: Plan) -> Index:
 
     Raises UserError before any trial starts.
     """
-    runs = storage.join(plan.sweep.uri, "trials", "0000")
+    runs = storage.join(plan.sweep.uri, "trials")  # where no run is, nor will be
     mistakes: dict[str, str] = {}
-    first, index = None, None
-    for point in known_beforehand(plan.sweep):
+    first, index, points = None, None, known_beforehand(plan.sweep)
+    failed = 0
+    for point in points:
         try:
             cfg = plan.config(point, runs)
             index = index or indices.load(cfg.data.uri)
@@ -110,8 +123,13 @@ def check(plan: Plan) -> Index:
             plan.full(point, runs)
             first = first or cfg
         except UserError as error:
+            if index is None and not isinstance(error, ConfigError):
+                raise  # there is no such data set, which no point is to blame for
+            failed += 1
             text = str(error) if shown(point) in str(error) else f"{plan.sweep.config} with {shown(point)}: {error}"
             mistakes.setdefault(text.replace(shown(point), ""), text)
+    if len(mistakes) == 1 and failed == len(points) > 1:
+        raise ConfigError(f"no trial could run, so none was started: {next(iter(mistakes.values()))}")
     if mistakes:
         told = "\n".join(list(mistakes.values())[:_MANY])
         raise ConfigError(
@@ -150,6 +168,8 @@ def shown(values: Point) -> str:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "null"
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
@@ -167,4 +187,4 @@ def _text(uri: str, what: str) -> bytes:
     try:
         return storage.read(uri)
     except MissingError:
-        raise ConfigError(f"{uri}: there is no such {what}; examples are in configs/sweeps/") from None
+        raise ConfigError(f"{uri}: there is no such {what}") from None

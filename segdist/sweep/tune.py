@@ -10,7 +10,7 @@ from segdist import config, log, record, storage
 from segdist.config import Config
 from segdist.errors import ConfigError, UnavailableError, UserError
 from segdist.sweep import best, ledger
-from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Ledger, Trial
+from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Ledger, Trial, told
 from segdist.sweep.plan import Plan, budget_spent, check, shown
 from segdist.sweep.search import known_beforehand, num_trials, propose
 
@@ -60,6 +60,14 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
     if named:
         log.say(f"written: {best.write_config(plan, named)}")
     put_picture(uri, book, named)
+    if plan.sweep.scheduler.name == "pbt" and not book.exploits:
+        log.say("warning: no member of the population went on from another's weights, so this was a random search")
+    if named:
+        log.say(f"best: trial {named['trial']}, {told(named, plan.sweep.metric)}: {shown(named['values'])}")
+    if state == SUCCEEDED and named:
+        log.say(f"at full length: segdist train --from-sweep {uri}")
+    if state == record.PREEMPTED:
+        log.say(f"{uri} is not finished; the same command goes on")
     book.facts |= {"state": state, "reason": reason, "best": named}
     book.save()  # when all else is written: a kill before leaves the sweep unfinished
     if state == FAILED:
@@ -84,6 +92,8 @@ def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
     def following() -> Trial | None:
         point = propose(plan.sweep, book.searched)
         if point is None:
+            if len(book.searched) < num_trials(plan.sweep):
+                log.say(f"every point of the space has been tried: {len(book.searched)} trials")
             return None
         id = f"{len(book.searched):04d}"
         trial = Trial(id, point, f"trials/{id}")
@@ -176,8 +186,17 @@ def identity_of(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def refuse_changes(uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises ConfigError, with the differences, when a sweep would go on as another one."""
+    before, now = _flat(before), _flat(now)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
         lines = "".join(f"\n  {key}: {before.get(key)} -> {now.get(key)}" for key in changed)
@@ -201,7 +220,7 @@ def _wants_more(plan: Plan, found: dict[str, Any], retry_failed: bool) -> bool:
 
 def summary(uri: str, tree: dict[str, Any]) -> dict[str, Any]:
     """What `segdist tune --json` prints."""
-    states = [one["state"] for one in tree["trials"]]
+    states = [one["state"] for one in tree["trials"] if one["confirms"] is None]
     named = tree["best"] or {}
     return {
         "sweep_uri": uri,
