@@ -137,6 +137,9 @@ class TrialProcess(Trainable):
             if is_outage(error):
                 self._told.put({"outage": str(error)})
                 return
+            if isinstance(error, SystemExit):  # stopped before its ranks began
+                self._told.put({**self._about(), "state": record.PREEMPTED, "reason": None, "done": True})
+                return
             end = {"state": record.FAILED, "reason": reason(error)}
             if not isinstance(error, UserError):
                 log.say(traceback.format_exc(limit=-8))
