@@ -126,6 +126,8 @@ def resolve(uri: str) -> str:
             raise CheckpointError(
                 f"{uri} is an export, which `segdist predict` and segdist.load take; here give the run that it came from"
             )
+        if sweep := record.what_a_sweep_is(uri):
+            raise CheckpointError(sweep)
         raise CheckpointError(
             f"{uri}: neither a run with a committed checkpoint nor a checkpoint; give the run.uri of a training, such as "
             "runs/photos"

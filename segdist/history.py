@@ -26,7 +26,8 @@ def records(run_uri: str) -> list[dict[str, Any]]:
     found = record.read_metrics(run_uri)
     if not found:
         raise UserError(
-            f"{run_uri}: no metrics are there; give the run.uri of a training that has made its first steps"
+            record.what_a_sweep_is(run_uri)
+            or f"{run_uri}: no metrics are there; give the run.uri of a training that has made its first steps"
         )
     return found
 

@@ -19,7 +19,7 @@ from typing import Any
 from segdist import __version__, storage
 from segdist.errors import MissingError, StorageError
 
-NAME = "run.json"
+NAME, SWEEP = "run.json", "sweep.json"
 RUNNING, PREEMPTED, FAILED, SUCCEEDED = "RUNNING", "PREEMPTED", "FAILED", "SUCCEEDED"
 _ATTEMPT = re.compile(r"(\d{4,})\.json")
 
@@ -88,6 +88,15 @@ def read_metrics(run_uri: str) -> list[dict[str, Any]]:
         for row in _lines(storage.read(storage.join(run_uri, "metrics", name))):
             rows[row["step"], row["kind"]] = row
     return [rows[k] for k in sorted(rows)]
+
+
+def what_a_sweep_is(uri: str) -> str | None:
+    """What to tell somebody who gives a sweep where a run is asked for; None where no sweep is there."""
+    if not storage.exists(storage.join(uri, SWEEP)):
+        return None
+    return (
+        f"{uri} is a sweep, whose trials are runs in {storage.join(uri, 'trials')}; `segdist status {uri}` names the best"
+    )
 
 
 def versions() -> dict[str, str]:

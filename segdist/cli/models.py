@@ -253,7 +253,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders, or patterns such as s3://BUCKET/day1/*.jpg and 'photos/**/*.jpg' (paths or URIs)."
+            help="Image files, folders, or patterns such as `s3://BUCKET/day1/*.jpg` and `'photos/**/*.jpg'` (paths or URIs)."
         ),
     ],
     out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],

@@ -169,7 +169,10 @@ def _explain(error: Any, root: type[BaseModel]) -> str:
         named = ", ".join(name for kind in kinds for name in get_args(kind.model_fields["name"].annotation))
         return f"`{key}` is no field of this model.name, but of {named}; take it out of the YAML, or give one of these names"
     if kind == "extra_forbidden":
-        return f"unknown key `{key}`; the nearest valid key is `{nearest(key, root)}`"
+        near = nearest(key, root)
+        if len(path) > 2:  # below a name of the user's own, which no valid key can hold
+            near = ".".join([*path[:-1], near.rpartition(".")[2]])
+        return f"unknown key `{key}`; the nearest valid key is `{near}`"
     if kind == "missing":
         return f"`{key}` is missing; add it, or give {key}=... on the command line"
     if kind in ("union_tag_invalid", "union_tag_not_found"):

@@ -16,7 +16,7 @@ from segdist import log, record, storage
 from segdist.errors import ConfigError, StorageError, UnavailableError
 from segdist.sweep.space import Point
 
-NAME = "sweep.json"
+NAME = record.SWEEP
 WAITING, RUNNING, STOPPED, FAILED, SUCCEEDED = "WAITING", "RUNNING", "STOPPED", "FAILED", "SUCCEEDED"
 ENDED = (STOPPED, FAILED, SUCCEEDED)
 _SAVE_SECONDS, _WARN_SECONDS = 5.0, 60.0

@@ -123,7 +123,9 @@ def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
     if rounds.stopping is None:
         return (SUCCEEDED, None) if any(trial.scores for trial in book.trials) else (FAILED, "no trial has a score")
     kind, why = rounds.stopping
-    return {"budget": SUCCEEDED, "asked": record.PREEMPTED}.get(kind, FAILED), why
+    if kind == "asked":
+        return record.PREEMPTED, "it was asked to stop; the same command goes on"
+    return (SUCCEEDED if kind == "budget" else FAILED), why
 
 
 def put_picture(uri: str, book: Ledger, named: dict[str, Any] | None) -> None:
