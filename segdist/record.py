@@ -94,9 +94,7 @@ def what_a_sweep_is(uri: str) -> str | None:
     """What to tell somebody who gives a sweep where a run is asked for; None where no sweep is there."""
     if not storage.exists(storage.join(uri, SWEEP)):
         return None
-    return (
-        f"{uri} is a sweep, whose trials are runs in {storage.join(uri, 'trials')}; `segdist status {uri}` names the best"
-    )
+    return f"{uri} is a sweep, whose trials are runs in {storage.join(uri, 'trials')}; `segdist status {uri}` names the best"
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,7 @@ FLOORS = [
     {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening", "history", "card"},
     {"train", "api", "push", "push_data"},
     {"launch", "prepare"},
-    {"doctor", "stats", "sweep"},
+    {"doctor", "stats", "sweep", "submit"},
     {"cli", "__main__"},
 ]
 PARTS = FLOORS[2]  # pieces that never import one another
@@ -53,12 +53,13 @@ SIBLINGS = {
     ("opening", "health"),
     ("opening", "probe"),
     ("__main__", "cli"),
+    ("submit", "sweep"),
     ("__init__", "api"),  # lazily: segdist.load
     ("metric", "mean_iou"),  # lazily: MeanIoU imports evaluate
     ("mean_iou", "metric"),
 }  # neighbours on one floor that may
 DOORS = {
-    "ray": {"launch", "sweep"},
+    "ray": {"launch", "sweep", "submit"},
     "boto3": {"storage"},
     "deepspeed": {"strategy"},
     "huggingface_hub": {"hub", "storage"},

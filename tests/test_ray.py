@@ -19,6 +19,7 @@ from typing import Any
 
 import boto3
 import guarded_s3
+import metadata_server
 import pytest
 import ray_head
 import s3_server
@@ -220,18 +221,21 @@ def test_sigterm_on_the_driver_commits_first(begin: Callable[..., subprocess.Pop
 
 
 def test_a_node_that_is_told_to_go_makes_its_ranks_commit(begin: Callable[..., subprocess.Popen[str]]) -> None:
-    """What a spot instance's notice becomes in Ray: a drain with a deadline, until which the ranks train on."""
+    """By the notice of a spot instance, which `segdist node watch` makes a drain with a deadline, until which they train on."""
     fields = {"train": {"num_steps": 5000}, "eval": {"every_steps": 5000}, "checkpoint": {"every_steps": 5000}}
     run = "s3://tests/drained"
-    with ray_head.running(num_cpus=2) as doomed:
+    with ray_head.running(num_cpus=2) as doomed, metadata_server.serving() as machine:
         process = begin(run, on=doomed, log={"every_steps": 50}, **fields)
         while not storage.exists(f"{run}/attempts"):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.2)
-        command = [str(BIN / "ray"), "drain-node", "--address", doomed.environment["RAY_ADDRESS"]]
-        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-        command += ["--deadline-remaining-seconds", "120"]
-        subprocess.run(command, env={**os.environ, **doomed.environment}, check=True, capture_output=True)
+        machine.take_away(120)
+        watch = subprocess.run(
+            [sys.executable, "-m", "segdist", "node", "watch"],
+            env={**os.environ, **doomed.environment, "AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.address},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert "1 node(s) of Ray on this machine drain" in watch.stderr, watch.stderr
         wait_for_commit(run, 1, process)
         process.terminate()
         summary, said = end(process, 75)
@@ -344,8 +348,8 @@ def test_a_cluster_that_is_not_there_is_told(
 
 
 NODES = [
-    {"NodeManagerAddress": "a", "Resources": {"CPU": 8, "GPU": 2}},
-    {"NodeManagerAddress": "b", "Resources": {"CPU": 4}},
+    {"NodeManagerAddress": "a", "Resources": {"CPU": 8, "GPU": 2}, "Labels": {"market": "spot", "ray.io/node-id": "1"}},
+    {"NodeManagerAddress": "b", "Resources": {"CPU": 4}, "Labels": {"market": "on-demand"}},
 ]
 
 
@@ -362,6 +366,13 @@ NODES = [
         ({"num_ranks": 3, "gpus_per_rank": 1}, False),
         ({"num_ranks": 1, "gpus_per_rank": 0.5}, True),
         ({"num_ranks": 2, "gpus_per_rank": 1, "cpus_per_rank": 5}, False),
+        ({"num_ranks": 8, "node_labels": {"market": "spot"}}, True),
+        ({"num_ranks": 9, "node_labels": {"market": "spot"}}, False),
+        ({"num_ranks": 9, "node_labels": {"market": "spot"}, "first_rank_labels": {"market": "on-demand"}}, True),
+        ({"num_ranks": 10, "node_labels": {"market": "spot"}, "first_rank_labels": {"market": "on-demand"}}, False),
+        ({"num_ranks": 12, "first_rank_labels": {"market": "on-demand"}}, True),
+        ({"num_ranks": 1, "gpus_per_rank": 1, "first_rank_labels": {"market": "on-demand"}}, False),
+        ({"num_ranks": 1, "first_rank_labels": {"market": "reserved"}}, False),
     ],
 )
 def test_a_shortage_is_known_from_the_nodes(scale: dict[str, Any], fits: bool) -> None:

@@ -46,6 +46,9 @@ class Checkpoint(Section):
     keep_last: int = free(2, "Keep this many newest checkpoints, and always the best one.", ge=1)
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$", max_length=63)]  # of Ray's nodes
+
+
 class Scale(Section):
     launcher: Literal["local", "ray"] = free(
         "local", "local: this process, or the ranks of torchrun; ray: Ray Train, on RAY_ADDRESS or on this machine."
@@ -65,6 +68,12 @@ class Scale(Section):
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = free(
         "pack", "Ray's placement of ranks on nodes: together, apart, or (strict) not at all otherwise."
     )
+    node_labels: dict[str, Label] = free(
+        {}, "Ranks run on nodes of Ray that have all of these labels, such as market: spot; none: on any."
+    )
+    first_rank_labels: dict[str, Label] | None = free(
+        None, "Rank 0 runs on a node with these labels in the stead of node_labels, such as market: on-demand."
+    )
     start_seconds: int = free(
         300, "How long Ray may look for nodes, at the start and after one was lost, before the run gives up.", ge=1
     )
@@ -78,6 +87,10 @@ class Scale(Section):
             raise ValueError(
                 f"scale.num_ranks {self.num_ranks} needs scale.launcher=ray; without Ray, start several ranks by "
                 "`torchrun --nproc-per-node N -m segdist train CONFIG`"
+            )
+        if self.launcher == "local" and (self.node_labels or self.first_rank_labels is not None):
+            raise ValueError(
+                "scale.node_labels and scale.first_rank_labels choose nodes of Ray; set scale.launcher=ray"
             )
         if self.device == "cpu" and self.gpus_per_rank:
             raise ValueError("scale.gpus_per_rank wants GPUs that scale.device=cpu would not use; remove one of them")

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from segdist import log, storage
+from segdist import log
 from segdist.config import Scale
 from segdist.errors import UserError
 
@@ -25,16 +25,6 @@ _RAY_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # it prints what the raylet has to say on stdout, which is for our JSON
 }
 _STORE_BYTES = 100 << 20  # of Ray's object store on a cluster of our own: pixels never pass through it
-
-
-def refuse_fleeting(*uris: str) -> None:
-    """Raises UserError for a relative path in a submitted job."""
-    lost = [uri for uri in uris if storage.is_local(uri) and not uri.startswith(("/", "~", "file:"))]
-    if lost and "/working_dir_files/" in os.getcwd():
-        raise UserError(
-            f"{', '.join(lost)}: in a submitted job a relative path lies in Ray's copy of your folder, which Ray deletes; give "
-            "s3://, or an absolute path on a file system that all nodes share"
-        )
 
 
 def connect(settings: dict[str, str] | None = None) -> None:
@@ -66,9 +56,7 @@ def connect(settings: dict[str, str] | None = None) -> None:
         )
         return
     _check_address(address)
-    own = Path("~/.ray/auth_token").expanduser()  # where `ray start` and `ray get-auth-token` leave it
-    if own.exists() or "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    present_token()
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     try:
         ray.init(address, runtime_env={"env_vars": variables}, logging_level="ERROR", log_to_driver=False)
@@ -77,6 +65,13 @@ def connect(settings: dict[str, str] | None = None) -> None:
             f"RAY_ADDRESS={address}: this Ray cluster does not let us in ({error}). One with tokens needs RAY_AUTH_MODE=token "
             "and the token here too; Ray and Python must be the cluster's versions"
         ) from None
+
+
+def present_token() -> None:
+    """Makes Ray's clients show the token where there is one, which by themselves they do not."""
+    own = Path("~/.ray/auth_token").expanduser()  # where `ray start` and `ray get-auth-token` leave it
+    if own.exists() or "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _check_address(address: str) -> None:
@@ -101,29 +96,57 @@ def needs(scale: Scale, cluster_gpus: float) -> dict[str, float]:
     return {"CPU": scale.cpus_per_rank, **({"GPU": gpus} if gpus else {})}
 
 
+def label_selectors(scale: Scale) -> list[dict[str, str]] | None:
+    """The labels of each rank's node; None where all will do."""
+    first = scale.node_labels if scale.first_rank_labels is None else scale.first_rank_labels
+    found = [dict(first), *(dict(scale.node_labels) for _ in range(scale.num_ranks - 1))]
+    return found if any(found) else None
+
+
 def shortage(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> str | None:
     """Why these nodes cannot hold the ranks, with the remedy; None when they can (be it after others have left)."""
-    fits = _fits(need, nodes)
-    most = {
-        "strict_pack": max(fits, default=0),
-        "strict_spread": sum(fit > 0 for fit in fits),
-    }.get(scale.placement, sum(fits))
+    most = _most_ranks(scale, need, nodes)
     if most >= scale.num_ranks:
         return None
     wanted = " and ".join(f"{amount:g} {name}" for name, amount in need.items())
     there = "; ".join(
-        f"{node['NodeManagerAddress']}: " + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in need)
+        f"{node['NodeManagerAddress']}: "
+        + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in need)
+        + "".join(f", {key} {value}" for key, value in _labels(node).items() if not key.startswith("ray.io/"))
         for node in nodes
     )
+    selected = [
+        f"{what} on nodes with {', '.join(f'{key}={value}' for key, value in labels.items())}"
+        for what, labels in (("ranks", scale.node_labels), ("rank 0", scale.first_rank_labels or {}))
+        if labels
+    ]
+    how = ", ".join([scale.placement, *selected])
+    remedy = "lower scale.num_ranks, scale.cpus_per_rank or scale.gpus_per_rank, or add nodes"
     return (
-        f"{scale.num_ranks} rank(s) with {wanted} each ({scale.placement}) are asked for, and the cluster has room for {most}: "
-        f"{there or 'no node'}. Lower scale.num_ranks, scale.cpus_per_rank or scale.gpus_per_rank, or add nodes"
+        f"{scale.num_ranks} rank(s) with {wanted} each ({how}) are asked for, and the cluster has room for {most}: "
+        f"{there or 'no node'}. {remedy[0].upper()}{remedy[1:]}{' with these labels' if selected else ''}"
     )
+
+
+def _most_ranks(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> int:
+    """How many ranks of one run these nodes could hold."""
+    fits = dict(enumerate(_fits(need, nodes)))
+    others = {i: fit for i, fit in fits.items() if _has(nodes[i], scale.node_labels)}
+    first = scale.first_rank_labels
+    firsts = others if first is None else {i: fit for i, fit in fits.items() if _has(nodes[i], first)}
+    best = 0
+    for i in (i for i, fit in firsts.items() if fit):  # where rank 0 may be
+        left = {**others, i: others.get(i, 1)}  # a node that only rank 0 may have holds it alone
+        totals = {"strict_pack": left[i], "strict_spread": sum(fit > 0 for fit in left.values())}
+        best = max(best, totals.get(scale.placement, sum(left.values())))
+    return best
 
 
 def room(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> int:
     """How many runs of these ranks the nodes can hold at once (be it after others have left)."""
-    fits, ranks = _fits(need, nodes), scale.num_ranks
+    if scale.first_rank_labels is not None and _most_ranks(scale, need, nodes) < scale.num_ranks:
+        return 0
+    fits, ranks = _fits(need, [node for node in nodes if _has(node, scale.node_labels)]), scale.num_ranks
     if scale.placement == "strict_pack":
         return sum(fit // ranks for fit in fits)
     if scale.placement == "strict_spread":
@@ -134,6 +157,14 @@ def room(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> i
 def _fits(need: dict[str, float], nodes: list[dict[str, Any]]) -> list[int]:
     """Ranks that each node can hold."""
     return [min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in need.items()) for node in nodes]
+
+
+def _has(node: dict[str, Any], labels: dict[str, str]) -> bool:
+    return labels.items() <= _labels(node).items()
+
+
+def _labels(node: dict[str, Any]) -> dict[str, str]:
+    return dict(node.get("Labels") or {})
 
 
 def in_use(need: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from segdist import config, log, record, storage
 from segdist.config import Config
 from segdist.errors import RanksError, UserError
-from segdist.launch.cluster import connect, end_siblings, in_use, log_folder, needs, nodes, refuse_fleeting, shortage
+from segdist.launch.cluster import connect, end_siblings, in_use, label_selectors, log_folder, needs, nodes, shortage
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import StopSignal
@@ -31,7 +31,7 @@ _LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS = 10, 60, 15, 10
 
 def run_on_ray(cfg: Config) -> dict[str, Any]:
     """The summary of the run. Raises UserError, before Ray is started where it can be known, when it cannot be made."""
-    refuse_fleeting(cfg.run.uri, cfg.data.uri)
+    storage.check_lasting(cfg.run.uri, cfg.data.uri)
     found = look(cfg, cfg.scale.num_ranks)
     if found.finished:
         return found.finished
@@ -144,6 +144,7 @@ class _Driver:
                 use_gpu=on_gpus,
                 resources_per_worker=self._need,
                 placement_strategy=scale.placement.upper(),
+                label_selector=label_selectors(scale),
             ),
             run_config=ray.train.RunConfig(
                 name=self._launch,

@@ -9,6 +9,7 @@ remedy: MissingError where nothing is there, UnavailableError where the same req
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,9 @@ from segdist.storage import hf, http, local, s3
 from segdist.storage.entry import Entry
 
 __all__ = [
-    "Entry", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "hub_knows", "is_local",
-    "join", "local_path", "names", "near", "patiently", "read", "read_range", "shown", "sizes", "sweep", "walk", "write",
+    "Entry", "check_lasting", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "hub_knows",
+    "is_fleeting", "is_local", "join", "local_path", "names", "near", "patiently", "read", "read_range", "shown", "sizes",
+    "sweep", "walk", "write",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -64,6 +66,21 @@ def is_local(uri: str) -> bool:
 def shown(uri: str) -> str:
     """The URI as a message or a record may name it: the query of a web address may hold a credential."""
     return http.shown(uri) if uri.lower().startswith(("http://", "https://")) else uri
+
+
+def is_fleeting(uri: str) -> bool:
+    """Whether it is a relative path, which means something else on every machine."""
+    return is_local(uri) and not uri.startswith(("/", "~", "file:"))
+
+
+def check_lasting(*uris: str) -> None:
+    """Raises StorageError for a relative path in a job that was submitted to Ray."""
+    lost = [uri for uri in uris if is_fleeting(uri)]
+    if lost and "/working_dir_files/" in os.getcwd():
+        raise StorageError(
+            f"{', '.join(lost)}: in a submitted job a relative path lies in Ray's copy of your folder, which Ray deletes; give "
+            "s3://, or an absolute path on a file system that all nodes share"
+        )
 
 
 def local_path(uri: str) -> Path:
@@ -160,6 +177,7 @@ def sweep(uri: str) -> None:
 
 def check_writable(uri: str) -> None:
     """Raises StorageError unless something can be written below `uri`; leaves nothing behind but the folder."""
+    check_lasting(uri)
     _writable(uri).check_writable(uri)
 
 

@@ -25,10 +25,11 @@ _MANY = 5  # mistakes that are told at once
 
 @dataclass(frozen=True)
 class Plan:
-    """`base` is the config as a tree, not yet checked: a field that varies may be missing from it."""
+    """`base` is the config at `config_uri` as a tree, not yet checked: a field that varies may be missing from it."""
 
     sweep: Sweep
     base: dict[str, Any]
+    config_uri: str
 
     def config(self, values: Point, run_uri: str, seed: int | None = None) -> Config:
         """A trial's config. Raises ConfigError. `seed`: in the stead of the config's own, and
@@ -95,7 +96,7 @@ def read(uri: str, overrides: Sequence[str] = ()) -> Plan:
     where = sweep.config
     if folder and "://" not in where and not where.startswith(("/", "~")):
         where = f"{folder}/{where}"  # which may begin with ../
-    plan = Plan(sweep, read_tree(_text(where, f"config, which {uri} names"), where))
+    plan = Plan(sweep, read_tree(_text(where, f"config, which {uri} names"), where), where)
     if sweep.scheduler.name == "pbt" and (plan.base | sweep.set).get("optim", {}).get("schedule") != "constant":
         raise ConfigError(f"{uri}: scheduler.name=pbt makes the schedule itself; give set.optim.schedule=constant")
     return plan

@@ -29,7 +29,7 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
 
     Raises UserError before the first trial when one of those known beforehand could not run, and when all fail alike.
     """
-    from segdist.launch.cluster import connect, refuse_fleeting
+    from segdist.launch.cluster import connect
 
     uri = plan.sweep.uri
     found = ledger.load(uri)
@@ -41,7 +41,7 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
         return summary(uri, found)
     index = check(plan)
     cfg = plan.config(known_beforehand(plan.sweep, 1)[0], uri)  # what trials share hangs on none of their values
-    refuse_fleeting(uri, cfg.data.uri)
+    storage.check_lasting(uri, cfg.data.uri)
     data = {split: index.digest(split) for split in (cfg.data.train_split, cfg.data.val_split)}
     if found:
         refuse_changes(uri, {"data": found["data"]}, {"data": data})

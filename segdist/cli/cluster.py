@@ -1,0 +1,105 @@
+"""Commands for clusters: send a job to one, and what its machines run beside Ray."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from segdist.cli.app import app, say
+
+node_app = typer.Typer(help="For the machines of a cluster, beside Ray.", no_args_is_help=True)
+app.add_typer(node_app, name="node")
+_OWN = ("submit",)  # commands that are no jobs
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            help="What to do there: a config and overrides as `segdist train` takes them, or a command of segdist by its name, "
+            "and its arguments and options.",
+            metavar="command",
+        ),
+    ],
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster's head, such as http://127.0.0.1:8265."
+        ),
+    ],
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            metavar="NAME",
+            help="Give the job this environment variable as it is here; more than once for several. Who has the cluster's "
+            "token can read it; where nodes have rights of their own (an instance profile, a service account) none is needed.",
+        ),
+    ] = None,
+    num_gpus: Annotated[
+        float,
+        typer.Option("--num-gpus", min=0, help="GPUs for a command that is one process: evaluate, predict, export."),
+    ] = 0,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the log.")] = False,
+) -> None:
+    """Run a command of segdist as a job on a Ray cluster, and follow its log.
+
+    Example: `segdist submit --address http://127.0.0.1:8265 configs/camvid_unet_r34.yaml data.uri=s3://BUCKET/camvid
+    run.uri=s3://BUCKET/runs/camvid scale.num_ranks=4`
+
+    Others: `segdist submit tune SWEEP.yaml ...`, `segdist submit --num-gpus 1 evaluate s3://BUCKET/runs/camvid --json`.
+
+    The code of this machine and the files named in the command travel with the job; folders do not, so data and runs lie in
+    object storage. Ctrl-C leaves the job running, and the same command comes back to it. `ray job stop` lets it commit first;
+    afterwards the same command continues the run. The exit code is the command's own: 75 means not finished, submit again.
+
+    A cluster with tokens (RAY_AUTH_MODE=token) wants its token in ~/.ray/auth_token or RAY_AUTH_TOKEN here too.
+    """
+    from segdist import submit as jobs
+
+    names = [one.name or one.callback.__name__.replace("_", "-") for one in app.registered_commands if one.callback]
+    job = jobs.job_of(command, [name for name in names if name not in _OWN])
+    id = jobs.submit(job, address, env or [], num_gpus)
+    leave = f"come back: the same command, or ray job logs --follow --address {address} {id}"
+    stop = f"stop it (it commits first): ray job stop --address {address} {id}"
+    if no_wait:
+        say(f"submitted: {id}\n{leave}\n{stop}")
+        return
+    say(f"submitted: {id}; Ctrl-C leaves it running\n{stop}")
+    try:
+        code = jobs.follow(address, id)
+    except KeyboardInterrupt:
+        say(f"left: job {id} goes on\n{leave}\n{stop}")
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
+
+
+@node_app.command()
+def watch() -> None:
+    """On a spot machine of EC2: wait for the notice that it will be taken away, and drain its node of Ray in time.
+
+    The ranks on it commit a checkpoint, and start again elsewhere. It ends at once on a machine that is not spot.
+    `cluster.yaml` starts it on every worker.
+    """
+    from segdist.launch import node
+
+    node.watch()
+
+
+@node_app.command()
+def drain(
+    seconds: Annotated[float, typer.Option(min=1, help="After which this machine goes.")] = 110,
+    why: Annotated[str, typer.Option(help="What Ray's records will say.")] = "asked to go",
+) -> None:
+    """Tell Ray that this machine goes, and wait until ranks and trials have left it. For the preStop hook of a pod.
+
+    Exit code 0 when they have left, 75 when the time was too short for them.
+    """
+    from segdist.launch import node
+
+    num = node.drain(seconds, why)
+    say(f"{num} node(s) of Ray on this machine drain, within {seconds:g} s")
+    if not node.wait_for_work(seconds):
+        raise typer.Exit(75)

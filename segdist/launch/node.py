@@ -1,0 +1,168 @@
+"""This machine as a node that is to go: the notice of its cloud, or of its pod, becomes a drain of Ray's.
+
+Ray tells the ranks of a node that is drained; they commit, train on until its deadline, and start again elsewhere. But nobody
+tells Ray: to its launcher for clouds a spot machine is there until it is gone. So a spot machine runs `segdist node watch`
+beside Ray, and a pod that may be evicted has `segdist node drain` as its preStop hook.
+
+The notice of EC2 comes two minutes before the end, by the instance metadata service, version 2:
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from segdist import log
+from segdist.errors import UserError
+from segdist.launch.cluster import present_token
+
+_EC2 = "http://169.254.169.254"
+_EVERY_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
+_START_SECONDS = 60.0  # in which the service may begin to answer
+_WORK = ("ray::RayTrainWorker", "ray::TrialProcess")  # ranks, and trials of sweeps, as Ray names their processes
+
+
+@dataclass(frozen=True)
+class Notice:
+    action: str  # terminate, stop or hibernate
+    when: float  # seconds since the epoch
+
+
+class Metadata:
+    """EC2's instance metadata service. AWS_EC2_METADATA_SERVICE_ENDPOINT may name another place, as for AWS's own tools."""
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _EC2).rstrip("/")
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # it is never behind a proxy
+        self._token = ""
+
+    def get(self, name: str) -> str | None:
+        """What it has under this name; None where there is nothing. Raises OSError when it does not answer."""
+        for _ in range(2):
+            if not self._token:
+                wish = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
+                self._token = self._ask("PUT", "api/token", wish)
+            try:
+                return self._ask("GET", f"meta-data/{name}", {"X-aws-ec2-metadata-token": self._token})
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    return None
+                if error.code != 401:
+                    raise
+                self._token = ""  # it has expired
+        raise OSError(f"{self._address} takes no token of its own")
+
+    def notice(self) -> Notice | None:
+        """That this machine will be taken away; None while nobody has said so. Raises OSError as `get`."""
+        text = self.get("spot/instance-action")
+        if text is None:
+            return None
+        found = json.loads(text)
+        return Notice(str(found["action"]), datetime.fromisoformat(found["time"]).timestamp())
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> str:
+        request = urllib.request.Request(f"{self._address}/latest/{path}", headers=headers, method=method)
+        with self._open(request, timeout=_ANSWER_SECONDS) as answer:
+            return str(answer.read(1 << 16).decode())
+
+
+def watch() -> None:
+    """Waits for the notice, and drains this node when it comes. Raises UserError on a machine without the service."""
+    metadata = Metadata()
+    kind = _kind(metadata)
+    if kind != "spot":
+        log.say(f"this machine is {kind}: it gets no notice, and nothing is to be watched")
+        return
+    log.say(f"watching for a spot notice, every {_EVERY_SECONDS:g} s")
+    silent = False
+    while True:
+        time.sleep(_EVERY_SECONDS)
+        try:
+            notice, silent = metadata.notice(), False
+        except (OSError, ValueError, KeyError) as error:
+            if not silent:
+                log.say(f"warning: the metadata service gives no answer ({error}); it is asked again")
+            notice, silent = None, True
+        if notice is None:
+            continue
+        left = max(0.0, notice.when - time.time())
+        try:
+            num = drain(left, f"spot notice: {notice.action}")
+        except UserError as error:
+            log.say(f"warning: {error}")  # Ray may be about to start
+            continue
+        log.say(f"notice: {notice.action} in {left:.0f} s; {num} node(s) of Ray on this machine drain")
+        return
+
+
+def drain(seconds: float, why: str) -> int:
+    """Tells Ray that it loses what nodes it has on this machine in so many seconds; their number. Raises UserError."""
+    present_token()
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray drain-node` does it
+    from ray.core.generated import autoscaler_pb2
+
+    preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    found = dict(_nodes_here())
+    if not found:
+        raise UserError("no node of Ray runs on this machine, or not the one at RAY_ADDRESS; there is nothing to drain")
+    for node, address in found.items():
+        deadline = int((time.time() + seconds) * 1000)
+        accepted, refusal = GcsClient(address=address).drain_node(node, preemption, why, deadline)
+        if not accepted:
+            raise UserError(f"{address} does not drain node {node}: {refusal}")
+    return len(found)
+
+
+def wait_for_work(seconds: float) -> bool:
+    """Whether all ranks and trials have left this machine within so many seconds."""
+    until = time.monotonic() + seconds
+    while _works_here():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _kind(metadata: Metadata) -> str:
+    """How this machine was bought: spot or on-demand."""
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return metadata.get("instance-life-cycle") or "of an unknown kind"
+        except OSError as error:
+            if time.monotonic() > until or not isinstance(error, TimeoutError | urllib.error.URLError):
+                raise UserError(
+                    f"no metadata service of EC2 answers ({error}). In a container it takes host networking, or "
+                    "HttpPutResponseHopLimit 2 in the instance's MetadataOptions"
+                ) from None
+        time.sleep(1)
+
+
+def _nodes_here() -> Iterator[tuple[str, str]]:
+    """(id, address of its cluster) of the nodes whose raylet runs on this machine; with RAY_ADDRESS, of that cluster alone."""
+    port = os.environ.get("RAY_ADDRESS", "").rpartition(":")[2]
+    for words in _command_lines():
+        if os.path.basename(words[0]) == "raylet":
+            said = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+            if not port.isdigit() or said["gcs-address"].endswith(f":{port}"):
+                yield said["node_id"], said["gcs-address"]
+
+
+def _works_here() -> bool:
+    return any(words[0].startswith(_WORK) for words in _command_lines())
+
+
+def _command_lines() -> Iterator[list[str]]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if text := path.read_bytes():
+                yield text.decode(errors="replace").rstrip("\0").split("\0")

@@ -1,0 +1,146 @@
+"""A machine that is to go: the notice of EC2, from a stand-in for its metadata service. tests/test_ray.py has the drain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import metadata_server
+import pytest
+from metadata_server import Machine
+
+from segdist.errors import UserError
+from segdist.launch import node
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    with metadata_server.serving() as machine:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", machine.address + "/")
+        monkeypatch.setattr(node, "_EVERY_SECONDS", 0.02)
+        yield machine
+
+
+@pytest.fixture
+def drained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
+    """(seconds, why) of every drain that was wished for; Ray takes them all."""
+    wishes: list[tuple[float, str]] = []
+
+    def drain(seconds: float, why: str) -> int:
+        wishes.append((seconds, why))
+        return 1
+
+    monkeypatch.setattr(node, "drain", drain)
+    return wishes
+
+
+def test_a_notice_becomes_a_drain_with_its_deadline(machine: Machine, drained: list[Any]) -> None:
+    machine.take_away(100)
+    node.watch()
+    [(seconds, why)] = drained
+    assert 95 < seconds <= 100
+    assert why == "spot notice: terminate"
+
+
+def test_it_waits_for_as_long_as_there_is_no_notice(
+    machine: Machine, drained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        assert drained == []
+        if rounds == 5:
+            machine.take_away(60, "stop")
+
+    monkeypatch.setattr(node.time, "sleep", sleep)
+    node.watch()
+    assert rounds == 5
+    assert drained[0][1] == "spot notice: stop"
+    assert sum(method == "PUT" for method, _ in machine.asked) == 1  # the token is kept
+
+
+def test_a_token_that_expired_is_asked_for_again(machine: Machine) -> None:
+    metadata = node.Metadata()
+    assert metadata.notice() is None
+    machine.token = "another"
+    machine.take_away(30)
+    assert metadata.notice() is not None
+    assert [method for method, _ in machine.asked] == ["PUT", "GET", "GET", "PUT", "GET"]
+
+
+def test_an_outage_of_the_service_is_warned_of_once_and_outlived(
+    machine: Machine, drained: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.take_away(100)
+    kind = node._kind
+
+    def then_fail(metadata: Any) -> str:
+        found = kind(metadata)
+        machine.failing = 3
+        return found
+
+    monkeypatch.setattr(node, "_kind", then_fail)
+    node.watch()
+    assert len(drained) == 1
+    assert capsys.readouterr().err.count("gives no answer") == 1
+
+
+def test_ray_that_is_not_there_yet_is_asked_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries = 0
+
+    def drain(seconds: float, why: str) -> int:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise UserError("no node of Ray runs on this machine")
+        return 1
+
+    monkeypatch.setattr(node, "drain", drain)
+    machine.take_away(100)
+    node.watch()
+    assert tries == 3
+    assert "1 node(s) of Ray on this machine drain" in capsys.readouterr().err
+
+
+def test_an_on_demand_machine_is_not_watched(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.life_cycle = "on-demand"
+    machine.take_away(1)
+    node.watch()
+    assert "this machine is on-demand" in capsys.readouterr().err
+
+
+def test_a_machine_that_is_not_of_ec2_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with metadata_server.serving() as gone:
+        address = gone.address
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
+    monkeypatch.setattr(node, "_START_SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"no metadata service of EC2 answers .*HttpPutResponseHopLimit"):
+        node.watch()
+
+
+def test_work_is_known_by_the_names_that_ray_gives_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [["ray::IDLE"], ["ray::RayTrainWorker.execute"], ["python", "train.py"]]
+    monkeypatch.setattr(node, "_command_lines", lambda: iter(lines))
+    began = time.monotonic()
+    assert not node.wait_for_work(0.1)
+    assert time.monotonic() - began >= 0.1
+    del lines[1]
+    assert node.wait_for_work(0.1)
+
+
+def test_only_nodes_of_the_cluster_that_is_meant_are_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        ["/opt/ray/raylet", "--node_id=aa", "--gcs-address=10.0.0.1:6379", "--head"],
+        ["/opt/ray/raylet", "--node_id=bb", "--gcs-address=10.0.0.1:7000"],
+        ["/opt/ray/gcs_server", "--gcs-address=10.0.0.1:6379"],
+    ]
+    monkeypatch.setattr(node, "_command_lines", lambda: iter(lines))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert dict(node._nodes_here()) == {"aa": "10.0.0.1:6379", "bb": "10.0.0.1:7000"}
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:7000")
+    assert dict(node._nodes_here()) == {"bb": "10.0.0.1:7000"}

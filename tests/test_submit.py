@@ -1,0 +1,283 @@
+"""`segdist submit`: what travels and what is refused, and on a real head with tokens, the whole road."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import ray_head
+import s3_server
+import yaml
+from conftest import tree
+from ray_head import BIN, Head
+
+from segdist import checkpoint, record, storage, submit
+from segdist.cli.app import app
+from segdist.errors import UserError
+from segdist.storage import s3
+
+COMMANDS = ("train", "tune", "evaluate", "predict", "prepare")
+SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 3, "num_previews": 0}, "optim": {"warmup_steps": 0}}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with configs of a run and a sweep, and things that must stay at home."""
+    (tmp_path / "configs/sweeps").mkdir(parents=True)
+    run = tree("s3://bucket/data", "s3://bucket/run", **SIX)
+    (tmp_path / "configs/run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    sweep = {"uri": "s3://bucket/sweep", "config": "../run.yaml", "space": {"optim.lr": {"grid": [1e-3, 1e-2]}}}
+    (tmp_path / "configs/sweeps/lr.yaml").write_text(yaml.safe_dump(sweep), encoding="utf-8")
+    (tmp_path / "runs/photos").mkdir(parents=True)
+    (tmp_path / "names.txt").write_text("sky\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_config_alone_is_a_training_on_ray(files: Path) -> None:
+    job = submit.job_of(["configs/run.yaml", "scale.num_ranks=4"], COMMANDS)
+    assert job.arguments == ["train", "configs/run.yaml", "scale.launcher=ray", "scale.num_ranks=4"]
+    assert job.uri == "s3://bucket/run"
+
+
+def test_a_sweep_takes_its_config_along_wherever_that_lies(files: Path) -> None:
+    job = submit.job_of(["tune", "configs/sweeps/lr.yaml", "config=../run.yaml", "budget.num_trials=2"], COMMANDS)
+    assert job.arguments == ["tune", "configs/sweeps/lr.yaml", "config=config.yaml", "budget.num_trials=2"]
+    assert job.files["config.yaml"].samefile(files / "configs/run.yaml")
+    assert job.uri == "s3://bucket/sweep"
+
+
+def test_the_best_of_a_sweep_is_trained_without_a_file(files: Path) -> None:
+    job = submit.job_of(["--from-sweep", "s3://bucket/sweep", "run.uri=s3://bucket/best"], COMMANDS)
+    assert job.arguments == [
+        "train",
+        "--from-sweep",
+        "s3://bucket/sweep",
+        "scale.launcher=ray",
+        "run.uri=s3://bucket/best",
+    ]
+    assert (job.files, job.uri) == ({}, "s3://bucket/best")
+
+
+def test_files_travel_and_options_stay_as_they_are(files: Path) -> None:
+    outside = files.parent / "palette.txt"
+    outside.write_text("", encoding="utf-8")
+    job = submit.job_of(
+        ["prepare", "s3://b/photos", "s3://b/data", "--names", "names.txt", f"--colors={outside}", "--val", "0.2"],
+        COMMANDS,
+    )
+    assert job.arguments[3:] == ["--names", "names.txt", "--colors=files/1/palette.txt", "--val", "0.2"]
+    assert set(job.files) == {"names.txt", "files/1/palette.txt"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["configs/run.yaml", "run.uri=runs/here"], "run.uri runs/here: a job does not see the folders of this machine"),
+        (["configs/run.yaml", "model.size=null", "model.weights=./mit-b0"], "model.weights ./mit-b0: a job does not see"),
+        (["configs/run.yaml", "train.num_step=5"], "`train.num_steps`"),
+        (["tune", "configs/sweeps/lr.yaml", "uri=sweeps/lr"], "uri sweeps/lr: a job does not see"),
+        (["evaluate", "runs/photos"], "runs/photos is a folder of this machine"),
+        (["--from-sweep", "s3://b/sweep", "run.uri=best"], "run.uri best"),
+        (["train", "scale.num_ranks=2"], "give a config"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_there_is_told_here(files: Path, arguments: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+        submit.job_of(arguments, COMMANDS)
+
+
+def test_what_travels_is_our_code_and_those_files(files: Path, tmp_path: Path) -> None:
+    job = submit.job_of(["configs/run.yaml"], COMMANDS)
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    num, size = submit.fill(job, folder)
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert len(found) == num and size < 4 << 20
+    assert {path.parts[0] for path in found} == {"segdist", "configs"}
+    assert {path.suffix for path in found} <= {".py", ".yaml", ".json", ".txt"}
+    done = subprocess.run(  # whole enough to run, and it is this copy that runs
+        [sys.executable, "-c", "import segdist; print(segdist.__file__)"], cwd=folder, capture_output=True, text=True
+    )
+    assert Path(done.stdout.strip()).is_relative_to(folder)
+
+
+def test_what_is_too_large_to_travel_is_named(files: Path, tmp_path: Path) -> None:
+    with (files / "names.txt").open("wb") as file:
+        file.truncate(60 << 20)
+    (tmp_path / "packed").mkdir()
+    with pytest.raises(UserError, match=r"60 MiB, the largest is names.txt; more than 50 MiB"):
+        submit.fill(submit.job_of(["prepare", "s3://b/x", "--names", "names.txt"], COMMANDS), tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:6379", "give the address of the cluster's dashboard"),
+        ("ray://127.0.0.1:10001", "give the address of the cluster's dashboard"),
+        (f"http://127.0.0.1:{ray_head.free_ports(1)[0]}", "Failed to connect"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_told(files: Path, address: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        submit.submit(submit.job_of(["configs/run.yaml"], COMMANDS), address)
+
+
+def test_ids_are_readable_and_never_the_same(files: Path) -> None:
+    job = submit.job_of(["configs/run.yaml", "run.uri=s3://bucket/Größe 1/"], COMMANDS)
+    assert submit._new_id(job) != submit._new_id(job)
+    assert submit._new_id(job).startswith("train-Gr-e-1-")
+
+
+def test_every_command_but_submit_is_a_job() -> None:
+    names = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback}
+    assert set(COMMANDS) < names
+
+
+# -- a real head with tokens -----------------------------------------------------------------------------------------------
+
+
+def on_a_head(test: Any) -> Any:
+    return pytest.mark.slow(pytest.mark.ray(pytest.mark.timeout(600)(test)))
+
+
+@pytest.fixture(scope="module")
+def store(street_data: str) -> Iterator[dict[str, str]]:
+    """The environment of an S3 server with the data set, which this process uses too."""
+    with s3_server.serving() as address, pytest.MonkeyPatch.context() as patch:
+        environment = s3_server.settings(address)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        s3._client_of.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="tests")
+        for entry in storage.walk(street_data):
+            storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+        yield environment
+    s3._client_of.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with ray_head.running() as head:
+        yield head
+
+
+@pytest.fixture
+def send(head: Head, store: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """send(*arguments) -> `segdist submit` from a folder of its own, which is not on the cluster."""
+
+    def send(*arguments: str, token: bool = True) -> subprocess.Popen[str]:
+        environment = {k: v for k, v in head.environment.items() if k in ("RAY_AUTH_TOKEN_PATH",) and token}
+        env = [part for name in store for part in ("--env", name)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "segdist", "submit", "--address", head.dashboard, *env, *arguments],
+            cwd=tmp_path, env={**os.environ, **environment, "HOME": str(tmp_path)}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    return send
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err[-4000:]
+    assert "Traceback" not in err
+    return out, err
+
+
+def config_file(folder: Path, run: str, **sections: dict[str, Any]) -> str:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree("s3://tests/data", run, **{**SIX, **sections})), encoding="utf-8")
+    return path.name
+
+
+@on_a_head
+def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
+    send: Callable[..., subprocess.Popen[str]], head: Head, tmp_path: Path
+) -> None:
+    run = "s3://tests/run"
+    slow = {"data": {"crop_size": [192, 288]}, "train": {"num_steps": 150}, "checkpoint": {"every_steps": 150}}
+    command = [config_file(tmp_path, run, **slow, eval={"every_steps": 150}), "scale.num_ranks=2", "--json"]
+    first = send(*command)
+    wait_until(first, lambda: storage.exists(f"{run}/attempts"))
+    first.send_signal(signal.SIGINT)
+    _, said = ended(first, 130)
+    id = said.split("submitted: ")[1].split(";")[0]
+    assert id.startswith("train-run-") and f"left: job {id} goes on" in said
+    assert "not given to the job" not in said
+
+    second = send(*command)
+    time.sleep(8)  # it has found the job by then
+    environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
+    stop = [str(BIN / "ray"), "job", "stop", "--address", head.dashboard, id]
+    subprocess.run(stop, env=environment, check=True, capture_output=True)
+    out, said = ended(second, 75)
+    assert f"{run}: job {id} is at it already" in said
+    assert "2 rank(s) on cpu" in said  # the log from its beginning
+    assert "stopping: a checkpoint is committed" in said
+    state = record.load(run)
+    assert state is not None and state["state"] == "PREEMPTED"
+    assert checkpoint.step_of(checkpoint.newest(run, print)) == state["step"] > 0
+
+    out, said = ended(send(*command))
+    assert json.loads(out)["step"] == 150
+    assert "step 150/150" in said
+    out, said = ended(send(*command))
+    assert "is finished since step 150; nothing to do" in said
+
+
+@on_a_head
+def test_a_sweep_an_evaluation_and_predictions_are_jobs_too(
+    send: Callable[..., subprocess.Popen[str]], street_folder: Path, tmp_path: Path
+) -> None:
+    config_file(tmp_path, "s3://tests/unused")
+    sweep = {"uri": "s3://tests/sweep", "config": "run.yaml", "space": {"optim.lr": {"grid": [1e-3, 1e-2]}}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "confirm": {"num_best": 0}}), encoding="utf-8")
+    out, said = ended(send("tune", "sweep.yaml", "--json"))
+    found = json.loads(out)
+    assert found["state"] == "SUCCEEDED" and len(storage.names("s3://tests/sweep/trials")) == 2
+    assert "best: trial" in said
+
+    best = found["best_checkpoint"]
+    out, said = ended(send("evaluate", best, "--json"))
+    assert json.loads(out)["miou"] == pytest.approx(found["best_score"], abs=1e-12)
+
+    image = sorted((street_folder / "images").iterdir())[0]
+    (tmp_path / "street.png").write_bytes(image.read_bytes())
+    ended(send("predict", best, "street.png", "--out", "s3://tests/masks"))
+    assert "street.png" in storage.names("s3://tests/masks")
+    _, said = ended(send("predict", best, "street.png", "--out", "masks"), 2)
+    assert "Ray's copy of your folder" in said
+
+
+@on_a_head
+def test_a_job_without_rights_and_a_person_without_the_token_are_told(
+    send: Callable[..., subprocess.Popen[str]], head: Head, store: dict[str, str], tmp_path: Path
+) -> None:
+    path = config_file(tmp_path, "s3://tests/no-rights")
+    bare = subprocess.run(
+        [sys.executable, "-m", "segdist", "submit", "--address", head.dashboard, "--env", "AWS_ENDPOINT_URL", path],
+        cwd=tmp_path, env={**os.environ, "RAY_AUTH_TOKEN_PATH": head.environment["RAY_AUTH_TOKEN_PATH"]},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert bare.returncode == 2, bare.stderr
+    assert "not given to the job: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in bare.stderr
+    _, said = ended(send(path, token=False), 2)
+    assert "token" in said
+
+
+def wait_until(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
