@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,6 +36,146 @@ def test_the_cluster_wants_the_ray_that_is_pinned() -> None:
 def test_every_node_gets_the_token() -> None:
     assert "/home/segdist/.ray/auth_token" in CLUSTER["file_mounts"]
     assert "--env=RAY_AUTH_MODE=token" in CLUSTER["docker"]["run_options"]
+
+
+TYPES = CLUSTER["available_node_types"]
+
+
+def misread_by_ec2(node_config: dict[str, Any]) -> str:
+    """What is wrong with the arguments for a machine, by EC2's own description of RunInstances; "" where nothing is."""
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    wrong = ParamValidator().validate({**node_config, "MinCount": 1, "MaxCount": 1}, shape).generate_report()
+    known = shape.members["InstanceType"].enum
+    kind = node_config.get("InstanceType")
+    return wrong or ("" if kind in known else f"there is no InstanceType {kind}")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_ec2_understands_every_machine(name: str) -> None:
+    assert misread_by_ec2(TYPES[name]["node_config"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"InstanceMarketOption": {"MarketType": "spot"}}, 'Unknown parameter in input: "InstanceMarketOption"'),
+        ({"MetadataOptions": {"HttpToken": "required"}}, 'Unknown parameter in MetadataOptions: "HttpToken"'),
+        ({"InstanceType": "g6.2xlagre"}, "there is no InstanceType g6.2xlagre"),
+        ({"IamInstanceProfile": "segdist"}, "Invalid type for parameter IamInstanceProfile"),
+    ],
+)
+def test_a_slip_in_a_machine_would_be_seen(change: dict[str, Any], told: str) -> None:
+    assert told in misread_by_ec2({**TYPES["gpu_g6"]["node_config"], **change})
+
+
+def test_what_the_labels_say_of_the_market_is_so() -> None:
+    for name, kind in TYPES.items():
+        is_spot = kind["node_config"].get("InstanceMarketOptions") == {"MarketType": "spot"}
+        assert kind["labels"] == {"market": "spot" if is_spot else "on-demand"}, name
+    assert TYPES[CLUSTER["head_node_type"]]["labels"]["market"] == "on-demand"
+    assert TYPES["head"]["resources"] == {"CPU": 0}
+    spot = [kind["node_config"]["InstanceType"] for kind in TYPES.values() if kind["labels"]["market"] == "spot"]
+    assert len(set(spot)) >= 3
+
+
+def test_rank_0_finds_a_machine_that_stays_and_all_gpus_together_hold_what_is_advised() -> None:
+    from segdist.config import Scale
+    from segdist.launch.cluster import needs, shortage
+
+    nodes = [
+        {"NodeManagerAddress": name, "Resources": kind["resources"], "Labels": kind["labels"]}
+        for name, kind in TYPES.items()
+        for _ in range(kind.get("max_workers", 1))
+    ]
+    wanted = {"launcher": "ray", "gpus_per_rank": 1, "num_ranks": 9, "node_labels": {"market": "spot"}}
+    scale = Scale.model_validate({**wanted, "first_rank_labels": {"market": "on-demand"}})
+    assert shortage(scale, needs(scale, 1), nodes) is None
+    only_head = [node for node in nodes if node["Resources"] == {"CPU": 0}]
+    assert shortage(scale, needs(scale, 1), only_head) is not None
+
+
+def test_every_worker_watches_for_its_notice_and_the_command_is_ours() -> None:
+    from typer.testing import CliRunner
+
+    from segdist.cli import app
+
+    [line] = [line for line in CLUSTER["worker_start_ray_commands"] if "segdist" in line]
+    words = re.search(r"segdist (\w+ \w+)", line)
+    assert words and CLUSTER["worker_start_ray_commands"].index(line) > 1  # after `ray start`
+    assert CliRunner().invoke(app, [*words[1].split(), "--help"]).exit_code == 0
+    assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0
+
+
+# -- rights ------------------------------------------------------------------------------------------------------------
+
+# What a request needs: https://docs.aws.amazon.com/service-authorization/latest/reference/, list_amazons3.html and
+# list_amazonec2.html
+S3_RIGHTS = {
+    "get_object": {"s3:GetObject"},
+    "head_object": {"s3:GetObject"},
+    "download_fileobj": {"s3:GetObject"},
+    "put_object": {"s3:PutObject"},
+    "upload_fileobj": {"s3:PutObject", "s3:AbortMultipartUpload"},
+    "delete_object": {"s3:DeleteObject"},
+    "delete_objects": {"s3:DeleteObject"},
+    "list_objects_v2": {"s3:ListBucket"},
+}
+EC2_RIGHTS = {
+    "describe_instance_types": {"ec2:DescribeInstanceTypes"},
+    "describe_images": {"ec2:DescribeImages"},
+    "create_instances": {"ec2:RunInstances", "iam:PassRole"},
+    "create_tags": {"ec2:CreateTags"},
+    "terminate_instances": {"ec2:TerminateInstances"},
+    "filter": {"ec2:DescribeInstances"},  # of ec2.instances
+    "start_instances": set(),  # provider.cache_stopped_nodes is false
+    "stop_instances": set(),
+}
+
+
+def granted(name: str) -> set[str]:
+    policy = json.loads((ROOT / "docs/aws" / name).read_text(encoding="utf-8"))
+    assert all(one["Effect"] == "Allow" and "*" not in "".join(one["Action"]) for one in policy["Statement"])
+    return {action for one in policy["Statement"] for action in one["Action"]}
+
+
+def called(source: Path, names: str) -> set[str]:
+    """The calls of an AWS client in a file."""
+    text = source.read_text(encoding="utf-8")
+    return set(re.findall(names, text))
+
+
+def test_the_policy_of_data_grants_what_our_code_calls_and_no_more() -> None:
+    import boto3
+
+    client = boto3.client("s3", region_name="us-west-2", aws_access_key_id="a", aws_secret_access_key="b")
+    source = ROOT / "segdist/storage/s3.py"
+    words = called(source, r"\b[a-z]+_[a-z0-9_]+\b")
+    calls = {word for word in words if hasattr(client, word) and word not in ("get_paginator", "can_paginate")}
+    assert calls - S3_RIGHTS.keys() == set()
+    assert granted("data-policy.json") == set().union(*(S3_RIGHTS[call] for call in calls))
+
+
+@pytest.mark.ray
+def test_the_policy_of_the_head_grants_what_rays_launcher_calls_and_no_more() -> None:
+    from ray.autoscaler._private.aws import node_provider
+
+    assert CLUSTER["provider"]["cache_stopped_nodes"] is False
+    calls = called(
+        Path(node_provider.__file__), r"\b(?:describe|create|terminate|start|stop|run|modify|cancel)_[a-z_]+\b"
+    )
+    calls &= ec2_methods() | {"create_instances"}
+    assert calls | {"filter"} == EC2_RIGHTS.keys()
+    assert granted("head-policy.json") == set().union(*EC2_RIGHTS.values())
+
+
+def ec2_methods() -> set[str]:
+    import botocore.session
+    from botocore import xform_name
+
+    return {xform_name(one) for one in botocore.session.get_session().get_service_model("ec2").operation_names}
 
 
 def test_the_image_installs_what_is_pinned_and_runs_as_nobody_special() -> None:
