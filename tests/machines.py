@@ -1,0 +1,148 @@
+"""Several machines on this one: network namespaces on a bridge, each with its own address, Ray node and count of bytes.
+
+`with network(4) as machines:` needs root and iproute2; `can_be_made()` tells. Processes of a machine are those in its
+namespace, so that a machine can die as machines do: all at once, and without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+_GCS, _DASHBOARD = 6379, 8265
+
+
+def can_be_made() -> bool:
+    """Whether namespaces, bridges and pairs of interfaces can be made here."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    with contextlib.suppress(subprocess.CalledProcessError), network(1):
+        return True
+    return False
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+@dataclass
+class Machine:
+    """`cable`: the name, outside, of its network interface."""
+
+    name: str
+    address: str
+    cable: str
+    folder: Path
+    environment: dict[str, str]
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        """A process on the machine, with its output in `log`."""
+        with self.log.open("ab") as out:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.name, *command],
+                env={**self.environment, **environment},
+                stdin=subprocess.PIPE,  # open for as long as this process is
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Until the machine's log has the text."""
+        until = time.monotonic() + seconds
+        while text not in self.log.read_text(errors="replace"):
+            assert time.monotonic() < until, self.log.read_text(errors="replace")[-4000:]
+            time.sleep(0.2)
+
+    def processes(self) -> set[int]:
+        return {int(pid) for pid in _ip("netns", "pids", self.name).split()}
+
+    def die(self) -> None:
+        """All of its processes at once."""
+        while pids := self.processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        for process in self.started:
+            process.communicate(timeout=20)
+
+    def bytes(self) -> tuple[int, int]:
+        """(sent, received) so far."""
+        counts = Path(f"/sys/class/net/{self.cable}/statistics")
+        return int((counts / "rx_bytes").read_text()), int((counts / "tx_bytes").read_text())  # seen from outside
+
+    def start_ray(self, head: Machine, num_cpus: int = 1, labels: Sequence[str] = ()) -> None:
+        """A node of the cluster; that of `head` is its head."""
+        place = (
+            ["--head", f"--port={_GCS}", f"--dashboard-port={_DASHBOARD}", "--dashboard-host=127.0.0.1"]
+            if self is head
+            else [f"--address={head.address}:{_GCS}"]
+        )
+        self.start(
+            str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *place, f"--num-cpus={num_cpus}",
+            f"--node-ip-address={self.address}", f"--object-store-memory={100 << 20}", f"--temp-dir={self.folder / self.name}",
+            *([f"--labels={','.join(labels)}"] if labels else []),
+        )  # fmt: skip
+        self.wait_for("Ray runtime started")
+
+
+@contextmanager
+def network(num: int, **environment: str) -> Iterator[list[Machine]]:
+    """So many machines, which reach each other and, at 10.77.N.254, this process; no way leads out."""
+    tag = secrets.token_hex(3)
+    bridge, net = f"sd{tag}", f"10.77.{secrets.randbelow(250)}"
+    folder = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))  # short: socket paths end at 107 characters
+    (folder / "token").write_text(secrets.token_hex(32), encoding="utf-8")
+    (folder / "token").chmod(0o600)
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "HF_", "RAY_"))}
+    bare |= {
+        "PATH": f"{BIN}:{bare['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "GLOO_SOCKET_IFNAME": "eth0",  # all have this machine's host name, which says nothing
+        **environment,
+    }
+    machines: list[Machine] = []
+    _ip("link", "add", bridge, "type", "bridge")
+    try:
+        _ip("addr", "add", f"{net}.254/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        for i in range(num):
+            machine = Machine(f"{bridge}-{i}", f"{net}.{i + 1}", f"{bridge}p{i}", folder, bare)
+            machine.log.touch()
+            _ip("netns", "add", machine.name)
+            machines.append(machine)
+            _ip("link", "add", machine.cable, "type", "veth", "peer", "name", "eth0", "netns", machine.name)
+            _ip("link", "set", machine.cable, "master", bridge)
+            _ip("link", "set", machine.cable, "up")
+            _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                _ip("-n", machine.name, "link", "set", device, "up")
+        yield machines
+    finally:
+        for machine in machines:
+            machine.die()
+            _ip("netns", "del", machine.name)
+        _ip("link", "del", bridge)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Real Ray on several machines, network namespaces here: one dies, another comes, and the run goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import machines
+import pytest
+import s3_server
+import torch
+import yaml
+from conftest import ROOT, tree
+from machines import Machine
+
+from segdist import checkpoint, config, record, storage
+from segdist.storage import s3
+from segdist.train import fit
+from segdist.world import World
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not machines.can_be_made(), reason="needs root and iproute2, to make network namespaces"),
+]
+SOON = {  # when Ray's head holds a node that is silent for dead
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+RUN = {
+    "data": {"crop_size": [64, 96]},
+    "train": {"num_steps": 24, "global_batch_size": 6},
+    "eval": {"every_steps": 24},
+    "checkpoint": {"every_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[list[Machine]]:
+    """A store, a head, one machine on demand and three on spot."""
+    with machines.network(6, **SOON) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def data(net: list[Machine], street_data: str) -> Iterator[str]:
+    """The data set in an S3 store on a machine of its own, which all others and this process use."""
+    store = net[0]
+    store.start(sys.executable, str(ROOT / "demo/s3_server.py"), store.address)
+    store.wait_for("http://", 60)
+    environment = s3_server.settings(store.log.read_text().strip())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+            for machine in net:
+                machine.environment[name] = value
+        s3._client_of.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="tests")
+        for entry in storage.walk(street_data):
+            storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+        yield "s3://tests/data"
+    s3._client_of.cache_clear()
+
+
+def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
+    net: list[Machine], data: str, street_data: str, tmp_path: Path
+) -> None:
+    _, head, stays, spot, doomed, comes = net
+    head.start_ray(head, num_cpus=0)
+    stays.start_ray(head, labels=["market=on-demand"])
+    for machine in (spot, doomed):
+        machine.start_ray(head, labels=["market=spot"])
+    run, file = "s3://tests/run", tmp_path / "run.yaml"
+    scale = {
+        "launcher": "ray", "num_ranks": 3, "device": "cpu", "cpu_threads": 1, "placement": "strict_spread",
+        "node_labels": {"market": "spot"}, "first_rank_labels": {"market": "on-demand"},
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(tree(data, run, scale=scale, **RUN)), encoding="utf-8")
+    driver = head.start(
+        sys.executable, "-m", "segdist", "train", str(file), RAY_ADDRESS=f"{head.address}:6379", PYTHONPATH=str(ROOT)
+    )
+    until = time.monotonic() + 180
+    while (newest := checkpoint.newest(run, print)) is None or checkpoint.step_of(newest) < 4:
+        assert driver.poll() is None and time.monotonic() < until, head.log.read_text()[-4000:]
+        time.sleep(0.2)
+    first = json.loads(storage.read(f"{run}/attempts/0001.json"))
+    assert first["pid"] in stays.processes()  # rank 0, which commits
+
+    doomed.die()
+    head.wait_for("the cluster has room for 2", 120)
+    comes.start_ray(head, labels=["market=spot"])
+    assert driver.wait(timeout=240) == 0, head.log.read_text()[-6000:]
+
+    said = head.log.read_text()
+    assert re.search(r"rank \d(, \d)*: the (node|process) died .*restart 1 of 10", said), said[-4000:]
+    state = record.load(run)
+    assert state is not None
+    assert (state["state"], state["attempt"]) == ("SUCCEEDED", 2)
+    cfg = config.from_tree(tree(street_data, str(tmp_path / "alone"), **RUN), "test")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    fit(cfg, World(0, 1, torch.device("cpu")), lambda metrics: None, lambda: None)
+    torch.set_num_threads(before)
+    theirs, ours = (storage.read(f"{checkpoint.newest(uri, print)}/model.safetensors") for uri in (run, cfg.run.uri))
+    assert theirs == ours
