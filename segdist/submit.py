@@ -211,7 +211,8 @@ def _lines(client: Any, id: str) -> Iterator[str]:
                 *lines, rest = (rest + new).split("\n")
                 yield from lines
             if client.get_job_status(id).is_terminal():
-                break
+                yield from (rest + client.get_job_logs(id)[seen:]).splitlines()
+                return
         except (aiohttp.ClientError, RuntimeError, OSError) as error:
             failing_since = failing_since or time.monotonic()
             if time.monotonic() - failing_since > _PATIENCE_SECONDS:
@@ -219,8 +220,6 @@ def _lines(client: Any, id: str) -> Iterator[str]:
                     f"the cluster does not answer any more ({error}); job {id} may go on without us: the same command finds it"
                 ) from None
         time.sleep(1)
-    if rest:
-        yield rest
 
 
 def _waited_for(chunks: AsyncIterator[str]) -> Iterator[str]:

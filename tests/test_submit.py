@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import ray_head
 import s3_server
 import yaml
 from conftest import tree
+from ray.job_submission import JobStatus
 from ray_head import BIN, Head
 
 from segdist import checkpoint, record, storage, submit
@@ -141,6 +142,44 @@ def test_ids_are_readable_and_never_the_same(files: Path) -> None:
 def test_every_command_but_submit_is_a_job() -> None:
     names = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback}
     assert set(COMMANDS) < names
+
+
+class Cutting:
+    """A client of a cluster whose connection breaks here and there: each log it tails ends after another number of letters."""
+
+    def __init__(self, text: str, ends: list[int]) -> None:
+        self._text, self._ends = text, ends
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        self._ended = not self._ends
+        end = self._ends.pop(0) if self._ends else len(self._text)
+        for begin in range(0, end, 7):
+            yield self._text[begin : min(begin + 7, end)]
+        if end % 2:  # else it closes without a word
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_status(self, id: str) -> JobStatus:
+        return JobStatus.SUCCEEDED if self._ended else JobStatus.RUNNING
+
+    def get_job_logs(self, id: str) -> str:
+        return self._text
+
+
+@pytest.mark.parametrize("ends", [[], [0, 5, 5, 3, 40], [13, 26, 39], [100, 1]])
+def test_a_log_is_followed_over_broken_connections_each_line_once(
+    ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    lines = [f"line {i} of the log" for i in range(12)]
+    client = Cutting("\n".join(lines), list(ends))
+    assert list(submit._lines(client, "id")) == lines
+
+
+def test_a_cluster_that_is_gone_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="does not answer any more .* the same command finds it"):
+        list(submit._lines(Cutting("a\nb\n", [1] * 10), "id"))
 
 
 # -- a real head with tokens -----------------------------------------------------------------------------------------------

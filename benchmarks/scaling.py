@@ -1,0 +1,166 @@
+"""What a run sends: bytes per update, commit and evaluation, and requests per image, between real machines' interfaces.
+
+The machines are network namespaces on a bridge (tests/machines.py; root and iproute2), one rank on each, the store on another.
+What is told of one update is the difference of two runs that differ in their number of updates alone, and so of commits and
+evaluations. `python benchmarks/scaling.py [--ranks 1 2 4] [--models segformer-b0 unet-resnet34]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "demo"), str(ROOT / "tests")]
+import machines
+import s3_server
+import streets
+from machines import Machine
+
+from segdist import checkpoint, config, models, storage
+from segdist.errors import UserError
+from segdist.prepare import Declared, prepare
+from segdist.storage import s3
+from segdist.train import fit
+from segdist.world import World
+
+_SLOTS = 4
+_FEW, _MANY = 4, 12  # updates
+
+
+def tree_of(
+    run: str, model: str, num_steps: int, strategy: str, commits: int = 10_000, scores: int = 10_000
+) -> dict[str, Any]:
+    name, _, kind = model.partition("-")
+    return {
+        "run": {"uri": run},
+        "data": {"uri": "s3://bench/data", "crop_size": [96, 96]},
+        "model": {"name": "segformer", "size": kind} if name == "segformer" else {"name": "unet", "encoder": kind},
+        "train": {"num_steps": num_steps, "global_batch_size": _SLOTS, "micro_batch_size": 1, "strategy": strategy},
+        "optim": {"warmup_steps": 0},
+        "eval": {"every_steps": scores, "num_previews": 0},
+        "checkpoint": {"every_steps": commits},
+        "scale": {"device": "cpu", "cpu_threads": 1},
+    }
+
+
+def run(net: list[Machine], num_ranks: int, tree: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Bytes that a training sent: `rank`, by the mean of its ranks' machines, and `store`, to the store."""
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    store, ranks = net[0], net[1 : 1 + num_ranks]
+    before = [machine.bytes() for machine in ranks], store.bytes()
+    began = time.perf_counter()
+    started = [
+        machine.start(
+            sys.executable, "-m", "torch.distributed.run", f"--nnodes={num_ranks}", f"--node-rank={i}", "--nproc-per-node=1",
+            f"--master-addr={ranks[0].address}", "--master-port=29500", "-m", "segdist", "train", str(file),
+            PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1",
+        )
+        for i, machine in enumerate(ranks)
+    ]  # fmt: skip
+    codes = [process.wait(timeout=900) for process in started]
+    if any(codes):
+        raise SystemExit("\n".join(machine.log.read_text()[-3000:] for machine in ranks))
+    seconds = time.perf_counter() - began
+    sent = [machine.bytes()[0] - old[0] for machine, old in zip(ranks, before[0])]
+    return {"rank": statistics.mean(sent), "store": store.bytes()[1] - before[1][1], "seconds": seconds}
+
+
+def requests_of(model: str, num_steps: int) -> tuple[Counter[str], int]:
+    """The operations on the store of a run in this process, and the bytes it read."""
+    counts: Counter[str] = Counter()
+    read = 0
+    client = s3._client()
+
+    def count(model: Any, **_: Any) -> None:
+        counts[model.name] += 1
+
+    def take(parsed: dict[str, Any], **_: Any) -> None:
+        nonlocal read
+        read += parsed.get("ContentLength", 0)
+
+    client.meta.events.register("before-call.s3", count, unique_id="scaling")
+    client.meta.events.register("after-call.s3.GetObject", take, unique_id="scaling")
+    uri = f"s3://bench/requests-{model}-{num_steps}"
+    fit(config.from_tree(tree_of(uri, model, num_steps, "exact"), "benchmark"), World(0, 1, torch.device("cpu")))
+    client.meta.events.unregister("before-call.s3", unique_id="scaling")
+    client.meta.events.unregister("after-call.s3.GetObject", unique_id="scaling")
+    return counts, read
+
+
+@contextmanager
+def site(num: int, folder: Path) -> Iterator[list[Machine]]:
+    """A store with the data, and machines for ranks."""
+    with machines.network(1 + num) as net:
+        net[0].start(sys.executable, str(ROOT / "demo/s3_server.py"), net[0].address)
+        net[0].wait_for("http://", 60)
+        settings = s3_server.settings(net[0].log.read_text().strip())
+        os.environ.update(settings)
+        for machine in net:
+            machine.environment.update(settings)
+        boto3.client("s3").create_bucket(Bucket="bench")
+        streets.draw_folder(folder / "streets", 160, 480, 360, seed=1)
+        prepare(str(folder / "streets"), "s3://bench/data", "folder", Declared(names=str(folder / "streets/names.txt")))
+        yield net
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--models", nargs="+", default=["segformer-b0", "unet-resnet34"])
+    given = parser.parse_args()
+    if not machines.can_be_made():
+        raise UserError("this benchmark needs root and iproute2, to make network namespaces")
+    with tempfile.TemporaryDirectory() as name, site(max(given.ranks), Path(name)) as net:
+        number = 0
+
+        def measured(num_ranks: int, model: str, num_steps: int, strategy: str, **often: int) -> dict[str, float]:
+            nonlocal number
+            number += 1
+            return run(net, num_ranks, tree_of(f"s3://bench/{number}", model, num_steps, strategy, **often), Path(name))
+
+        print("| model | parameters | strategy | ranks | sent per rank and update | per parameter | expected |")
+        for model in given.models:
+            cfg = config.from_tree(tree_of("-", model, 1, "ddp"), "benchmark")
+            size = sum(p.numel() for p in models.build(cfg.model, ["class"] * 8).parameters())
+            for strategy in ("ddp", "exact"):
+                for num in given.ranks:
+                    few, many = (measured(num, model, steps, strategy)["rank"] for steps in (_FEW, _MANY))
+                    each, width = (many - few) / (_MANY - _FEW), 4 if strategy == "ddp" else 8
+                    ring = 2 * (num - 1) / num * width
+                    told = f"{each / 1e6:.2f} MB | {each / size:.2f} B | {ring:.2f} B |"
+                    print(f"| {model} | {size:,} | {strategy} | {num} | {told}")
+                    sys.stdout.flush()
+        for model in given.models:
+            few, many = (measured(1, model, _MANY, "exact", commits=every)["store"] for every in (_MANY, 3))
+            newest = checkpoint.newest(f"s3://bench/{number}", print) or ""
+            size = sum(storage.sizes(newest).values())
+            print(f"commit, {model}: {(many - few) / 3 / 1e6:.2f} MB sent; {size / 1e6:.2f} MB of files")
+            seldom, often = (measured(2, model, _MANY, "exact", scores=every)["rank"] for every in (_MANY, 3))
+            print(f"evaluation, {model}: {(often - seldom) / 3 / 1e3:.1f} kB sent by a rank of 2")
+        counts, read = requests_of(given.models[0], 40)
+        more, read_more = requests_of(given.models[0], 120)
+        images = 80 * _SLOTS
+        gets = more["GetObject"] - counts["GetObject"]
+        print(
+            f"stream: {gets / images:.3f} GETs and {(read_more - read) / images / 1e3:.1f} kB an image, over {images} images"
+        )
+        print(f"of a run of 120 updates: {dict(more)}")
+
+
+if __name__ == "__main__":
+    main()
