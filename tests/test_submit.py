@@ -178,7 +178,7 @@ def test_a_log_is_followed_over_broken_connections_each_line_once(
 def test_a_cluster_that_is_gone_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "_PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
-    with pytest.raises(UserError, match="does not answer any more .* the same command finds it"):
+    with pytest.raises(UserError, match=r"does not answer any more .* the same command finds it"):
         list(submit._lines(Cutting("a\nb\n", [1] * 10), "id"))
 
 
