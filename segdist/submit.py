@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import segdist
-from segdist import config, log, storage
+from segdist import config, log, opening, storage
 from segdist.errors import UserError
 from segdist.launch.cluster import present_token
 from segdist.sweep import plan
+from segdist.sweep.search import known_beforehand
 
 _MOST_BYTES = 50 << 20  # of the working directory; Ray refuses 500 MiB
 _STOP_SECONDS = 300  # what a job that is to stop has for its commit
@@ -77,6 +78,7 @@ def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
     job.arguments.append("scale.launcher=ray")  # the user's own word, behind it, wins
     said = ["scale.launcher=ray", *overrides]
     cfg = config.load(uri, said) if "://" not in uri else config.loads(storage.read(uri), uri, said)
+    opening.check_groups(cfg, cfg.scale.num_ranks)
     weights = cfg.model.weights if config.is_place(cfg.model.weights) else None
     places = {"run.uri": cfg.run.uri, "data.uri": cfg.data.uri, "train.init_from": cfg.train.init_from}
     _refuse_relative({**places, "model.weights": weights})
@@ -85,8 +87,9 @@ def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
 
 def _add_sweep(job: Job, uri: str, overrides: list[str]) -> None:
     read = plan.read(uri, overrides)
-    sections = {**read.base.get("data", {}), **read.sweep.set.get("data", {})}
-    _refuse_relative({"uri": read.sweep.uri, "data.uri": sections.get("uri")})
+    cfg = read.config(known_beforehand(read.sweep, 1)[0], storage.join(read.sweep.uri, "trials"))
+    opening.check_groups(cfg, cfg.scale.num_ranks)
+    _refuse_relative({"uri": read.sweep.uri, "data.uri": cfg.data.uri})
     job.uri = read.sweep.uri
     if storage.is_local(read.config_uri):
         job.files["config.yaml"] = storage.local_path(read.config_uri)

@@ -45,8 +45,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_config_alone_is_a_training_on_ray(files: Path) -> None:
-    job = submit.job_of(["configs/run.yaml", "scale.num_ranks=4"], COMMANDS)
-    assert job.arguments == ["train", "configs/run.yaml", "scale.launcher=ray", "scale.num_ranks=4"]
+    job = submit.job_of(["configs/run.yaml", "scale.num_ranks=2"], COMMANDS)
+    assert job.arguments == ["train", "configs/run.yaml", "scale.launcher=ray", "scale.num_ranks=2"]
     assert job.uri == "s3://bucket/run"
 
 
@@ -86,6 +86,8 @@ def test_files_travel_and_options_stay_as_they_are(files: Path) -> None:
         (["configs/run.yaml", "run.uri=runs/here"], "run.uri runs/here: a job does not see the folders of this machine"),
         (["configs/run.yaml", "model.size=null", "model.weights=./mit-b0"], "model.weights ./mit-b0: a job does not see"),
         (["configs/run.yaml", "train.num_step=5"], "`train.num_steps`"),
+        (["configs/run.yaml", "scale.num_ranks=3"], "3 ranks share 2 micro-batches per step"),
+        (["tune", "configs/sweeps/lr.yaml", "set.scale.num_ranks=3"], "num_ranks 3 needs scale.launcher=ray"),
         (["tune", "configs/sweeps/lr.yaml", "uri=sweeps/lr"], "uri sweeps/lr: a job does not see"),
         (["evaluate", "runs/photos"], "runs/photos is a folder of this machine"),
         (["--from-sweep", "s3://b/sweep", "run.uri=best"], "run.uri best"),
