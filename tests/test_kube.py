@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -25,12 +26,14 @@ import s3_server
 import yaml
 from conftest import ROOT, tree
 from ray_head import BIN, Head
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from segdist import config, record, storage
 from segdist.cli import app
 from segdist.errors import ConfigError, UserError
 from segdist.kube import Ask, manifests
+from segdist.launch import drivers
 from segdist.storage import s3
 
 Tree = dict[str, Any]
@@ -111,6 +114,25 @@ def test_a_committed_example_is_what_its_command_makes(
     CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")], catch_exceptions=False)
     ours = {p.name: p.read_text(encoding="utf-8") for p in folder.iterdir()}
     assert {p.name: p.read_text(encoding="utf-8") for p in (tmp_path / "out").iterdir()} == ours
+
+
+def test_the_pages_own_command_works_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8").replace("\\\n", "")
+    command = next(line for line in page.splitlines() if line.startswith("segdist k8s "))
+    assert command.endswith(" --out k8s/camvid")
+    words = shlex.split(command)[1:-1]
+    CliRunner().invoke(app, [*words, str(tmp_path / "out")], catch_exceptions=False)
+    assert "rayjob-train.yaml" in [path.name for path in (tmp_path / "out").iterdir()]
+    options = {option.opts[0] for option in get_command(app).commands["k8s"].params}  # type: ignore[attr-defined]
+    assert set(re.findall(r"`(--[a-z-]+)", page)) <= options
+
+
+@pytest.mark.ray
+def test_a_head_that_is_gone_already_keeps_no_hook_waiting() -> None:
+    began = time.monotonic()
+    assert drivers.stop_drivers(100, "http://127.0.0.1:9") == 0
+    assert time.monotonic() - began < 60
 
 
 def test_kubectl_finds_every_file_that_a_kustomization_names() -> None:
@@ -231,7 +253,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "--max-workers is for sweeps": ((), {"max_workers": 4}),
     "it is Ray that starts ranks": (("scale.launcher=local",), {}),
     "for a pod of its own": (("scale.gpus_per_rank=0.5",), {"ranks_per_worker": 2}),
-    "looks like a credential": (("data.uri=https://user:word@host/x",), {}),
+    "config.yaml.data.uri holds what looks like a credential": (("data.uri=https://user:word@host/x",), {}),
+    "the command holds what looks like a credential": (
+        (),
+        {"images": "https://h/x?sig=abc", "predictions": "s3://b/p"},
+    ),
     "the nearest valid key is": (("scale.num_rank=2",), {}),
 }
 
@@ -252,6 +278,7 @@ def test_a_mistake_is_told_before_anything_is_written(message: str) -> None:
         ("would end a sweep", ("budget.hours=80",), {}),
         ("give max_concurrent=4", (), {"max_workers": 4}),
         ("Kueue admits", ("max_concurrent=4",), {"workers": 1, "max_workers": 4, "queue": "q"}),
+        ("a sweep has no model yet", (), {"images": "s3://b/photos", "predictions": "s3://b/out"}),
         ("there are 4 to begin with", ("max_concurrent=4",), {"workers": 4, "max_workers": 4}),
     ],
 )

@@ -8,19 +8,12 @@ checkpoint. Written for KubeRay 1.7 (API ray.io/v1).
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 
 from segdist.kube import checks, objects, pods
 from segdist.kube.layout import dump
 from segdist.kube.work import Ask, Work, read
 
 __all__ = ["Ask", "manifests"]
-
-
-@dataclass(frozen=True)
-class _File:
-    about: str  # what its first lines say
-    content: dict[str, object]
 
 
 def manifests(ask: Ask) -> dict[str, str]:
@@ -32,36 +25,35 @@ def manifests(ask: Ask) -> dict[str, str]:
     work = read(ask)
     checks.check_work(ask, work)
     job = f"rayjob-{work.kind}.yaml"
-    files = {
-        "kustomization.yaml": _File(
+    files: dict[str, tuple[str, dict[str, object]]] = {  # what the first line says, and the object
+        "kustomization.yaml": (
             "`kubectl apply -k` this folder: the job and its config. The other files are applied by themselves.",
             objects.kustomization(ask, ["configmap.yaml", job]),
         ),
-        "configmap.yaml": _File("The config as every launcher reads it.", objects.config_map(ask, work)),
-        "serviceaccount.yaml": _File(
-            "Once per namespace: who the pods are to the cloud.", objects.service_account(ask)
-        ),
-        "podmonitor.yaml": _File(
+        "configmap.yaml": ("The config as every launcher reads it.", objects.config_map(ask, work)),
+        "serviceaccount.yaml": ("Once per namespace: who the pods are to the cloud.", objects.service_account(ask)),
+        "podmonitor.yaml": (
             "Once per namespace, with the Prometheus operator: it scrapes every pod of segdist.",
             objects.pod_monitor(ask),
         ),
-        job: _File(_ABOUT_JOB, objects.ray_job(ask, work, work.kind, work.entrypoint, pods.cluster(ask, work))),
+        job: (_ABOUT_JOB, objects.ray_job(ask, work, work.kind, work.entrypoint, pods.cluster(ask, work))),
     }
     if work.kind == "train":
-        files["rayjob-evaluate.yaml"] = _File(
-            "Scores the run's best checkpoint, in one process on one worker.", _single(ask, work, "evaluate")
+        files["rayjob-evaluate.yaml"] = (
+            "Scores the run's best checkpoint, in one process on one worker.",
+            _single(ask, work, "evaluate"),
         )
         if ask.images:
-            files["rayjob-predict.yaml"] = _File(
+            files["rayjob-predict.yaml"] = (
                 "Predicts every image, in one process on one worker; begun again, it goes on.",
                 _single(ask, work, "predict"),
             )
-        files["raycluster.yaml"] = _File(
+        files["raycluster.yaml"] = (
             "The same pods without a job, for `ray job submit`. Nothing ends it but you: it costs as long as it lives.",
             objects.ray_cluster(ask, pods.cluster(ask, work)),
         )
     made = f"# Made by: {shlex.join(['segdist', 'k8s', *ask.arguments()])}\n"
-    return {name: f"# {file.about}\n{made}{dump(file.content)}" for name, file in files.items()}
+    return {name: f"# {about}\n{made}{dump(content)}" for name, (about, content) in files.items()}
 
 
 _ABOUT_JOB = (

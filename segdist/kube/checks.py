@@ -65,10 +65,10 @@ def check(ask: Ask) -> None:
 
 def check_work(ask: Ask, work: Work) -> None:
     """Raises UserError where the config and the pods do not fit together; warns of what is merely unwise."""
-    for key, value in _texts({"config map": work.files}):
+    for key, value in _texts({**work.files, "the command": ask.arguments()}):
         if _CREDENTIAL.search(value):  # whose value is not repeated
             raise UserError(
-                f"{key.removeprefix('config map.')} holds what looks like a credential, and a config map is for everybody to "
+                f"{key} holds what looks like a credential, and a config map is for everybody to "
                 "read; put it into a Secret (--secret NAME), or give the pods a role (--identity)"
             )
     cfg = work.config
@@ -79,6 +79,10 @@ def check_work(ask: Ask, work: Work) -> None:
         if uri is not None:
             _check_place(ask, key, uri)
     _check_room(ask, work)
+    if ask.images and work.kind == "sweep":
+        raise UserError(
+            "--images is for a run's config: a sweep has no model yet; give the config of `segdist train --from-sweep`"
+        )
     seconds = 3600 * ask.deadline_hours
     if work.budget_hours is not None and work.budget_hours >= ask.deadline_hours:
         raise UserError(
