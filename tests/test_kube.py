@@ -393,6 +393,18 @@ def test_the_hooks_before_a_pods_end_are_commands_within_its_grace(everything: d
             assert command == (["segdist", "stop-drivers"] if where == "head" else ["segdist", "node", "drain"])
 
 
+def test_the_entrypoints_variable_is_where_shells_may_expand_it_and_names_the_mounted_config() -> None:
+    files = made()
+    job = files["rayjob-train.yaml"]
+    pods = {where: template["spec"]["containers"][0] for where, template in templates(job)}
+    for where in ("head", "submitter"):
+        (variable,) = pods[where]["env"]
+        assert job["spec"]["entrypoint"] == f"segdist train ${variable['name']}/config.yaml"
+    assert variable["value"] in [mount["mountPath"] for mount in pods["head"]["volumeMounts"]]
+    volumes = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+    assert files["configmap.yaml"]["metadata"]["name"] in [v["configMap"]["name"] for v in volumes if "configMap" in v]
+
+
 def test_secrets_are_references_for_head_and_workers_alone() -> None:
     job = made(secrets=("hub", "bucket"))["rayjob-train.yaml"]
     for where, template in templates(job):
