@@ -419,7 +419,7 @@ def test_an_export_that_its_library_reads_otherwise_is_not_written(
 
 
 @pytest.mark.parametrize(
-    "command", ["prepare", "train", "status", "evaluate", "compare", "export", "predict", "config show"]
+    "command", ["prepare", "train", "status", "evaluate", "compare", "export", "predict", "config show", "k8s"]
 )
 def test_help_teaches_with_an_example(command: str) -> None:
     text = segdist(*command.split(), "--help").stdout

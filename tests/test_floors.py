@@ -30,7 +30,7 @@ FLOORS = [
     {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening", "history", "card"},
     {"train", "api", "push", "push_data"},
     {"launch", "prepare"},
-    {"doctor", "stats", "sweep", "submit"},
+    {"doctor", "stats", "sweep", "submit", "kube"},
     {"cli", "__main__"},
 ]
 PARTS = FLOORS[2]  # pieces that never import one another
@@ -52,6 +52,7 @@ SIBLINGS = {
     ("report", "evaluate"),
     ("opening", "health"),
     ("opening", "probe"),
+    ("kube", "sweep"),
     ("__main__", "cli"),
     ("submit", "sweep"),
     ("__init__", "api"),  # lazily: segdist.load

@@ -11,11 +11,11 @@ import sys
 from segdist.cli import data, training  # isort: skip (each adds its commands, and --help keeps this order)
 from segdist.cli import models  # isort: skip
 from segdist.cli import hub  # isort: skip
-from segdist.cli import cluster  # isort: skip
+from segdist.cli import cluster, kubernetes  # isort: skip
 from segdist.cli.app import app
 from segdist.errors import RanksError, UserError, is_lost_rank
 
-__all__ = ["app", "cluster", "data", "hub", "main", "models", "training"]
+__all__ = ["app", "cluster", "data", "hub", "kubernetes", "main", "models", "training"]
 
 
 def main() -> None:

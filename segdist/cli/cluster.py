@@ -10,7 +10,7 @@ from segdist.cli.app import app, say
 
 node_app = typer.Typer(help="For the machines of a cluster, beside Ray.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
-_OWN = ("submit",)  # commands that are no jobs
+_OWN = ("submit", "k8s")  # commands that are no jobs
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -103,3 +103,14 @@ def drain(
     say(f"{num} node(s) of Ray on this machine drain, within {seconds:g} s")
     if not node.wait_for_work(seconds):
         raise typer.Exit(75)
+
+
+@node_app.command()
+def stop_drivers(
+    seconds: Annotated[float, typer.Option(min=1, help="How long they may take.")] = 100,
+    dashboard: Annotated[str, typer.Option(help="Address of the head's dashboard.")] = "http://127.0.0.1:8265",
+) -> None:
+    """Let the commands that run beside this head of Ray commit and end. What the head's pod calls before it goes."""
+    from segdist.launch import drivers
+
+    say(f"{drivers.stop_drivers(seconds, dashboard)} driver(s) asked to end")

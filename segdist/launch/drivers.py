@@ -1,0 +1,52 @@
+"""The jobs' drivers on this node: ended as the user would end them, before the node goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+from segdist import log
+
+_LINGER_SECONDS = 10.0  # so that whoever polls the jobs (KubeRay, every 3 s) still sees how they ended
+
+
+def stop_drivers(seconds: float, dashboard: str) -> int:
+    """SIGTERM to every driver of a submitted job on this node; how many there were, once they have ended or the time is over.
+
+    `ray job stop` would do the same, and leave a job that was STOPPED, which nobody begins again. A driver that ends by
+    itself with 75 is a job that FAILED, which KubeRay does begin again.
+    """
+    pids = _drivers(dashboard)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + seconds
+    while any(map(_lives, pids)) and time.monotonic() < until:
+        time.sleep(0.2)
+    if pids:
+        time.sleep(max(0.0, min(_LINGER_SECONDS, until - time.monotonic())))
+    return len(pids)
+
+
+def _drivers(dashboard: str) -> list[int]:
+    from ray.job_submission import JobSubmissionClient
+    from ray.util import get_node_ip_address
+
+    here = {"127.0.0.1", get_node_ip_address()}
+    try:
+        jobs = JobSubmissionClient(dashboard).list_jobs()
+    except (ConnectionError, RuntimeError) as error:  # the node's end must not wait for what is gone already
+        log.say(f"warning: {dashboard} does not say what runs here: {error}")
+        return []
+    infos = [job.driver_info for job in jobs if not job.status.is_terminal()]
+    return [int(info.pid) for info in infos if info and info.node_ip_address in here]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
