@@ -39,7 +39,7 @@ from segdist.storage import s3
 Tree = dict[str, Any]
 SCHEMAS = Path(os.environ.get("SEGDIST_KUBERAY_SCHEMAS", ROOT.parent / "shared" / "data" / "kuberay"))
 EXAMPLES = sorted(path.parent for path in ROOT.glob("k8s/*/kustomization.yaml"))
-PLACES = ("run.uri=s3://b/run", "data.uri=s3://b/data")
+PLACES = ("run.uri=s3://b/run", "data.uri=s3://b/data", "train.micro_batch_size=2")
 CONFIG = str(ROOT / "configs" / "camvid_segformer_b0.yaml")
 SWEEP = str(ROOT / "configs" / "sweeps" / "lr_and_crop.yaml")
 
@@ -247,6 +247,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "--deadline-hours 0": ((), {"deadline_hours": 0.0}),
     "nothing of --deadline-hours": ((), {"deadline_hours": 0.4}),
     "give both or none": ((), {"images": "s3://b/photos"}),
+    "32 ranks share 8 micro-batches per step": (("scale.num_ranks=32",), {"ranks_per_worker": 8}),
     "do not fit on 1 worker(s) of 1 rank(s)": (("scale.num_ranks=2",), {"workers": 1}),
     "placement=strict_pack do not fit": (("scale.num_ranks=2", "scale.placement=strict_pack"), {}),
     "leave some of them idle": (("scale.num_ranks=2",), {"workers": 4}),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from segdist import config, log, storage
+from segdist import config, log, opening, storage
 from segdist.errors import UserError
 from segdist.kube.work import Ask, Work
 from segdist.launch.cluster import needs, shortage
@@ -78,6 +78,7 @@ def check_work(ask: Ask, work: Work) -> None:
     for key, uri in places.items():
         if uri is not None:
             _check_place(ask, key, uri)
+    opening.check_groups(cfg, cfg.scale.num_ranks)
     _check_room(ask, work)
     if ask.images and work.kind == "sweep":
         raise UserError(
