@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import re
+import runpy
+import shlex
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT
+
+from segdist import config
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 
@@ -107,6 +113,59 @@ def test_every_worker_watches_for_its_notice_and_the_command_is_ours() -> None:
     assert words and CLUSTER["worker_start_ray_commands"].index(line) > 1  # after `ray start`
     assert CliRunner().invoke(app, [*words[1].split(), "--help"]).exit_code == 0
     assert subprocess.run(["bash", "-n", "-c", line]).returncode == 0
+
+
+# -- one config, four ways -----------------------------------------------------------------------------------------------
+
+CONFIG = "configs/camvid_segformer_b0.yaml"
+SAID = [
+    "data.uri=s3://b/data", "run.uri=s3://b/run", "train.micro_batch_size=4", "optim.lr=6e-5", "scale.num_ranks=4",
+    "scale.gpus_per_rank=1", "scale.node_labels={market: on-demand}",
+]  # fmt: skip
+
+
+def by_submit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the command finds that `segdist submit` starts, in the working directory that it sends."""
+    from segdist import submit
+
+    job = submit.job_of([CONFIG, *SAID], ["train"])
+    submit.fill(job, folder)
+    words = shlex.split(job.entrypoint)
+    assert words[:4] == ["python", "-m", "segdist", "train"]
+    show = [sys.executable, "-m", "segdist", "config", "show", *words[4:], "--json"]
+    return json.loads(subprocess.run(show, cwd=folder, capture_output=True, text=True, check=True).stdout)
+
+
+def by_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `ray job submit -- python jobs/train.py` hands on, to a cluster that stands or one that `ray up` made."""
+    given: list[str] = []
+    monkeypatch.setattr("segdist.cli.main", lambda: given.extend(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", CONFIG, *SAID])
+    runpy.run_path(str(ROOT / "jobs/train.py"))
+    assert given[0] == "train"
+    return config.to_tree(config.load(given[1], given[2:]))
+
+
+def by_kubernetes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What pods mount, and the job's command names."""
+    from segdist.kube import Ask, manifests
+
+    files = manifests(Ask(CONFIG, tuple(SAID), "r.example.com/segdist:1"))
+    text = yaml.safe_load(files["configmap.yaml"])["data"]["config.yaml"]
+    assert yaml.safe_load(files["rayjob-train.yaml"])["spec"]["entrypoint"].endswith("/config.yaml")
+    return config.to_tree(config.loads(text.encode(), "the config map"))
+
+
+@pytest.mark.parametrize("way", [by_submit, by_script, by_kubernetes])
+def test_the_ways_to_a_cluster_differ_in_nothing_but_place(
+    way: Callable[[Path, pytest.MonkeyPatch], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    here = config.to_tree(config.load(CONFIG, ["scale.launcher=ray", *SAID]))
+    found = way(tmp_path / "job", monkeypatch)
+    waits = found["scale"].pop("start_seconds"), here["scale"].pop("start_seconds")
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(here))
+    assert waits[0] >= waits[1]  # a cluster that is still being built takes longer
 
 
 # -- rights ------------------------------------------------------------------------------------------------------------

@@ -248,6 +248,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "nothing of --deadline-hours": ((), {"deadline_hours": 0.4}),
     "give both or none": ((), {"images": "s3://b/photos"}),
     "32 ranks share 8 micro-batches per step": (("scale.num_ranks=32",), {"ranks_per_worker": 8}),
+    "the worker pods have {'market': 'on-demand'}": (("scale.node_labels={market: spot}",), {}),
     "do not fit on 1 worker(s) of 1 rank(s)": (("scale.num_ranks=2",), {"workers": 1}),
     "placement=strict_pack do not fit": (("scale.num_ranks=2", "scale.placement=strict_pack"), {}),
     "leave some of them idle": (("scale.num_ranks=2",), {"workers": 4}),

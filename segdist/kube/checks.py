@@ -164,7 +164,14 @@ def _check_room(ask: Ask, work: Work) -> None:
         )
     num = num_workers(ask, work)
     each = {name: math.ceil(amount * ask.ranks_per_worker) for name, amount in need.items()}
-    nodes = [{"NodeManagerAddress": f"worker {i + 1}", "Resources": each} for i in range(num)]
+    labels = ask.market
+    nodes = [{"NodeManagerAddress": f"worker {i + 1}", "Resources": each, "Labels": labels} for i in range(num)]
+    for wanted in (scale.node_labels, scale.first_rank_labels or {}):
+        if not wanted.items() <= labels.items():
+            raise UserError(
+                f"scale.node_labels or scale.first_rank_labels want nodes with {wanted}, and the worker pods have {labels}: "
+                "all are of one kind here; leave them out"
+            )
     if shortage(scale, need, nodes):
         raise UserError(
             f"scale.num_ranks={scale.num_ranks} with scale.placement={scale.placement} do not fit on {num} worker(s) of "

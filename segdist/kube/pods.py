@@ -55,6 +55,7 @@ def cluster(ask: Ask, work: Work, single: bool = False) -> Tree:
         "workerGroupSpecs": [
             {
                 "groupName": "ranks",
+                "labels": ask.market,  # of Ray's nodes, for scale.node_labels
                 "replicas": num,
                 "minReplicas": num,
                 "maxReplicas": most,

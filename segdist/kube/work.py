@@ -52,6 +52,11 @@ class Ask:
         claim, colon, path = (self.volume or "").partition(":")
         return (claim, path) if colon else None
 
+    @property
+    def market(self) -> dict[str, str]:
+        """The label by which Ray tells the workers' nodes, as in cluster.yaml."""
+        return {"market": "spot" if self.spot else "on-demand"}
+
     def arguments(self) -> list[str]:
         """The words behind `segdist k8s` that ask for the same, but for where to write it."""
         words = [self.config, *self.overrides]
