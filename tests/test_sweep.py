@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -472,3 +473,19 @@ def test_the_room_for_trials_is_known_from_the_nodes(scale: dict[str, Any], fits
     wanted = config.Scale.model_validate({"gpus_per_rank": 0, **scale})
     need = {"CPU": wanted.cpus_per_rank, **({"GPU": wanted.gpus_per_rank} if wanted.gpus_per_rank else {})}
     assert room(wanted, need, nodes) == fits
+
+
+@pytest.mark.parametrize(("status", "may_commit"), [("RUNNING", True), ("PAUSED", False), ("PENDING", False)])
+def test_a_sweep_waits_for_the_last_commit_of_a_trial_that_was_stopped_at_work_alone(
+    make_plan: Callable[..., plan.Plan], status: str, may_commit: bool
+) -> None:
+    """A scheduler may stop one that it had paused, whose process has ended: nobody would ever say that it did."""
+    from segdist.sweep.driver import Watch
+
+    trial = Trial("0000", {"optim.lr": 1.0}, "trials/0000", ledger.RUNNING)
+    book = SimpleNamespace(trial=lambda id: trial, note=lambda: None)
+    rounds: Any = SimpleNamespace(plan=make_plan(), ledger=book, stopping=None, ending={})
+    tunes: Any = SimpleNamespace(trial_id="0000", status=status)
+    Watch(rounds, lambda: None).on_trial_complete(0, [], tunes)  # type: ignore[arg-type]
+    assert trial.state == ledger.STOPPED
+    assert set(rounds.ending) == ({"0000"} if may_commit else set())

@@ -208,7 +208,8 @@ class Watch(tune.Callback):
         known, sweep = self._ledger.trial(trial.trial_id), self._rounds.plan.sweep
         if known.state == RUNNING and not self._rounds.stopping:
             known.state, known.reason = STOPPED, f"by {sweep.scheduler.name}, after step {known.step}"
-            self._rounds.ending[known.id] = time.monotonic()
+            if trial.status == TuneTrial.RUNNING:  # the process of one that paused has committed and ended before
+                self._rounds.ending[known.id] = time.monotonic()
         best = known.best(sweep.metric)
         score = "" if best is None else f", best {sweep.metric} {best:.4f}"
         if known.state in ENDED:
