@@ -465,6 +465,7 @@ def test_a_rank_may_come_long_after_the_others(varied: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_twelve_megapixels_of_150_classes_take_less_than_two_gib() -> None:
     """At once, its logits alone would take 7.2 GB. benchmarks/results/evaluation.md has a hundred megapixels."""
     program = [sys.executable, str(ROOT / "benchmarks" / "evaluation.py"), "memory"]

@@ -74,7 +74,7 @@ def settled(name: str) -> Segmenter:
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else [pytest.mark.slow, pytest.mark.zoo]) for n in ZOO]
+    "name", [pytest.param(n, marks=() if n in QUICK else [pytest.mark.slow, pytest.mark.long]) for n in ZOO]
 )
 def test_the_formats_of_every_architecture_verify_as_they_are_listed(
     name: str, form: exports.Format, tmp_path: Path

@@ -118,7 +118,11 @@ def rows(run: str, kind: str, *keys: str) -> list[list[Any]]:
     return [[row[k] for k in ("step", *keys)] for row in record.read_metrics(run) if row["kind"] == kind]
 
 
-@pytest.mark.parametrize(("model", "numbers"), [(SEGFORMER, (1, 2, 3)), (UNET, (3,))], ids=["segformer", "unet"])
+@pytest.mark.parametrize(
+    ("model", "numbers"),
+    [(SEGFORMER, (1, 2, 3)), pytest.param(UNET, (3,), marks=pytest.mark.long)],
+    ids=["segformer", "unet"],
+)
 def test_1_2_and_3_ray_ranks_are_one_local_process_bit_for_bit(
     begin: Callable[..., subprocess.Popen[str]],
     data: str,
@@ -144,6 +148,7 @@ def test_1_2_and_3_ray_ranks_are_one_local_process_bit_for_bit(
         assert "(pid=" not in said and "INFO" not in said
 
 
+@pytest.mark.long  # tests/test_evaluate.py has torchrun's ranks
 def test_the_pair_table_of_ray_ranks_is_that_of_one_process(
     head: Head, store: dict[str, str], data: str, tmp_path: Path
 ) -> None:
@@ -167,7 +172,7 @@ def wait_for_commit(run: str, step: int, process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_killed_rank_costs_a_restart_and_no_bit(
     begin: Callable[..., subprocess.Popen[str]], head: Head, data: str, tmp_path: Path, rank: int
 ) -> None:
@@ -319,7 +324,7 @@ def test_a_driver_without_the_token_is_told(
     assert "RAY_AUTH_MODE=token" in said
 
 
-@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("scheme", ["", pytest.param("file://", marks=pytest.mark.long)])
 def test_a_run_on_files_that_all_ranks_see(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, scheme: str
 ) -> None:

@@ -61,6 +61,7 @@ def test_make_demo_does_the_main_job(project: Path) -> None:
     assert (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 600)
 
 
+@pytest.mark.long
 def test_the_demo_has_a_form_without_s3_and_ray(project: Path, tmp_path: Path) -> None:
     assert "demo/demo.py --local" in (project / "Makefile").read_text(encoding="utf-8")
     few = "train.num_steps=20 optim.warmup_steps=2 eval.every_steps=20"

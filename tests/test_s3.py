@@ -425,7 +425,7 @@ def test_a_run_outlives_refusals_that_pass(on_s3: str, server: str, use: Use, mo
         checkpoint.verify(uri)
 
 
-@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
+@pytest.mark.parametrize("model", [SEGFORMER, pytest.param(UNET, marks=pytest.mark.long)], ids=["segformer", "unet"])
 def test_export_predictions_and_initial_weights_live_in_the_bucket_too(
     on_s3: str, street_folder: Path, model: dict[str, Any]
 ) -> None:

@@ -468,6 +468,7 @@ def test_an_operation_without_a_deterministic_kernel_names_the_field() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_model_draws_the_dropout_of_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     curves = []

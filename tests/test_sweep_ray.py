@@ -227,7 +227,7 @@ def first_metrics(run: Path, attempt: int) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_stopped_sweep_commits_where_it_is_and_goes_on(
     write: Write, tune: Callable[..., Running], tmp_path: Path, num_ranks: int
 ) -> None:

@@ -119,7 +119,7 @@ def kill_at_commit(process: subprocess.Popen[bytes], run_uri: str, step: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
+@pytest.mark.parametrize("model", [SEGFORMER, pytest.param(UNET, marks=pytest.mark.long)], ids=["segformer", "unet"])
 def test_ten_steps_are_five_and_sigkill_and_the_rest(street_data: str, tmp_path: Path, model: dict[str, Any]) -> None:
     """The process dies without a word at some moment after the fifth commit; the same command goes on, bit for bit."""
     path, uris = tmp_path / "run.yaml", [str(tmp_path / n) for n in ("straight", "broken")]

@@ -215,7 +215,9 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
         build(given(UNET, str(tmp_path)))
 
 
-@pytest.mark.parametrize("tree", [SEGFORMER, {**UNET, "aux_head": True}], ids=lambda t: t["name"])
+@pytest.mark.parametrize(
+    "tree", [SEGFORMER, pytest.param({**UNET, "aux_head": True}, marks=pytest.mark.long)], ids=["segformer", "unet"]
+)
 def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began(
     tree: dict[str, Any], make_config: Make, tmp_path: Path
 ) -> None:

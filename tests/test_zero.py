@@ -72,7 +72,7 @@ def test_wrong_divisors_leave_the_band_within_forty_steps(curves: dict[str, list
     assert apart(curves[name], curves["exact"]) > 3 * BAND
 
 
-@pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
+@pytest.mark.parametrize("model", [SEGFORMER, pytest.param(UNET, marks=pytest.mark.long)], ids=["segformer", "unet"])
 def test_a_run_goes_on_under_another_strategy_on_other_ranks(street_data: str, tmp_path: Path, model: dict) -> None:
     """ZeRO-3 on two ranks, then DDP on one, then ZeRO-1 on three, then exact on two."""
 
