@@ -2,7 +2,7 @@
 
 The machines are network namespaces on a bridge (tests/machines.py; root and iproute2), one rank on each, the store on another.
 What is told of one update is the difference of two runs that differ in their number of updates alone, and so of commits and
-evaluations. `python benchmarks/scaling.py [--ranks 1 2 4] [--models segformer-b0 unet-resnet34]`
+evaluations. `python benchmarks/scaling.py [--ranks 1 2 4] [--models segformer-b0 unet-resnet34] [--pace]`
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import s3_server
 import streets
 from machines import Machine
 
-from segdist import checkpoint, config, models, storage
+from segdist import checkpoint, config, models, record, storage
 from segdist.errors import UserError
 from segdist.prepare import Declared, prepare
 from segdist.storage import s3
@@ -38,7 +38,7 @@ from segdist.train import fit
 from segdist.world import World
 
 _SLOTS = 4
-_FEW, _MANY = 4, 12  # updates
+_FEW, _MANY, _LONG = 4, 12, 24  # updates
 
 
 def tree_of(
@@ -54,6 +54,7 @@ def tree_of(
         "eval": {"every_steps": scores, "num_previews": 0},
         "checkpoint": {"every_steps": commits},
         "scale": {"device": "cpu", "cpu_threads": 1},
+        "log": {"every_steps": 1},
     }
 
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--models", nargs="+", default=["segformer-b0", "unet-resnet34"])
+    parser.add_argument("--pace", action="store_true", help="images per second alone, which wants a quiet machine")
     given = parser.parse_args()
     if not machines.can_be_made():
         raise UserError("this benchmark needs root and iproute2, to make network namespaces")
@@ -133,6 +135,15 @@ def main() -> None:
             number += 1
             return run(net, num_ranks, tree_of(f"s3://bench/{number}", model, num_steps, strategy, **often), Path(name))
 
+        if given.pace:
+            for model in given.models:
+                for strategy in ("ddp", "exact"):
+                    for num in given.ranks:
+                        measured(num, model, _LONG, strategy)
+                        rows = [row for row in record.read_metrics(f"s3://bench/{number}") if row["kind"] == "train"]
+                        pace = statistics.median(row["images_per_second"] for row in rows[len(rows) // 2 :])
+                        print(f"| {model} | {strategy} | {num} | {pace:.2f} images/s |", flush=True)
+            return
         print("| model | parameters | strategy | ranks | sent per rank and update | per parameter | expected |")
         for model in given.models:
             cfg = config.from_tree(tree_of("-", model, 1, "ddp"), "benchmark")

@@ -22,7 +22,7 @@ from typing import Any
 
 import segdist
 from segdist import config, log, opening, storage
-from segdist.errors import UserError
+from segdist.errors import RanksError, UserError
 from segdist.launch.cluster import present_token
 from segdist.sweep import plan
 from segdist.sweep.search import known_beforehand
@@ -32,6 +32,7 @@ _STOP_SECONDS = 300  # what a job that is to stop has for its commit
 _PATIENCE_SECONDS = 300.0  # with a cluster that does not answer while its log is followed
 _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+INFO job_manager.*|Running entrypoint for job .*")
 _STEP = re.compile(r"step (\d+)/(\d+)  (.*)")  # how log.Terminal says where a run is
+_OUTPUTS = ("--out", "--plot", "--confusion", "--previews")  # options whose files the job writes
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
             "HF_TOKEN")  # fmt: skip
 
@@ -55,67 +56,83 @@ def job_of(arguments: Sequence[str], commands: Sequence[str]) -> Job:
     Raises UserError for what can be known not to work there.
     """
     name, rest = (arguments[0], list(arguments[1:])) if arguments[0] in commands else ("train", list(arguments))
+    if any(config.holds_credential(argument) for argument in arguments):  # which is not repeated
+        raise UserError(
+            "a command holds what looks like a credential, and all who see the cluster see it; use --env NAME"
+        )
     job = Job([name])
-    if name in ("train", "tune") and "--from-sweep" not in rest:
+    from_sweep = any(argument.partition("=")[0] == "--from-sweep" for argument in rest)
+    if name in ("train", "tune") and not from_sweep:
         first = next((a for a in rest if not a.startswith("-") and "=" not in a), None)
         if first is None:
             raise UserError(f"give a {'config, such as configs/demo.yaml' if name == 'train' else 'sweep file'}")
         rest.remove(first)
-        overrides = [a for a in rest if not a.startswith("-")]
-        job.arguments.append(_packed(job, first))
-        (_add_run if name == "train" else _add_sweep)(job, first, overrides)
+        (_add_run if name == "train" else _add_sweep)(job, first, [a for a in rest if not a.startswith("-")])
         if name == "tune":
             rest = [a for a in rest if not a.startswith("config=")]  # it is packed already
     elif name == "train":
         job.uri = next((a.removeprefix("run.uri=") for a in rest if a.startswith("run.uri=")), None)
-        _refuse_relative({"run.uri": job.uri})
-        rest.insert(rest.index("--from-sweep") + 2, "scale.launcher=ray")
-    job.arguments += [_packed(job, argument) for argument in rest]
+        _refuse_relative({"run.uri": job.uri or "s3://"})
+        rest.append("scale.launcher=ray")
+    before = ""
+    for argument in rest:
+        job.arguments.append(argument if before in _OUTPUTS else _packed(job, argument))
+        before = argument
+    job.uri = job.uri and job.uri.rstrip("/")
     return job
 
 
 def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
-    job.arguments.append("scale.launcher=ray")  # the user's own word, behind it, wins
     said = ["scale.launcher=ray", *overrides]
     cfg = config.load(uri, said) if "://" not in uri else config.loads(storage.read(uri), uri, said)
+    if cfg.scale.launcher != "ray":
+        raise UserError("scale.launcher=local would train beside the cluster's head, not on its nodes; leave it out")
     opening.check_groups(cfg, cfg.scale.num_ranks)
-    weights = cfg.model.weights if config.is_place(cfg.model.weights) else None
-    places = {"run.uri": cfg.run.uri, "data.uri": cfg.data.uri, "train.init_from": cfg.train.init_from}
-    _refuse_relative({**places, "model.weights": weights})
+    _refuse_relative(config.places(cfg))
     job.uri = cfg.run.uri
+    job.arguments += [_travelling(job, uri, "config"), "scale.launcher=ray"]
 
 
 def _add_sweep(job: Job, uri: str, overrides: list[str]) -> None:
     read = plan.read(uri, overrides)
     cfg = read.config(known_beforehand(read.sweep, 1)[0], storage.join(read.sweep.uri, "trials"))
     opening.check_groups(cfg, cfg.scale.num_ranks)
-    _refuse_relative({"uri": read.sweep.uri, "data.uri": cfg.data.uri})
+    _refuse_relative({**config.places(cfg), "run.uri": "s3://", "uri": read.sweep.uri})
     job.uri = read.sweep.uri
-    if storage.is_local(read.config_uri):
-        job.files["config.yaml"] = storage.local_path(read.config_uri)
-        job.arguments.append("config=config.yaml")
+    job.arguments.append(_travelling(job, uri, "sweep"))
+    if storage.is_local(uri) and storage.is_local(read.config_uri):
+        job.files["files/sweep/base/config.yaml"] = storage.local_path(read.config_uri)
+        job.arguments.append("config=base/config.yaml")  # from the sweep's own folder on
 
 
-def _refuse_relative(places: dict[str, str | None]) -> None:
+def _refuse_relative(places: dict[str, str]) -> None:
     for key, uri in places.items():
-        if uri is not None and storage.is_fleeting(uri):
+        if storage.is_fleeting(uri):
             raise UserError(
                 f"{key} {uri}: a job does not see the folders of this machine; give s3://, or an absolute path on a file "
                 "system that all nodes share"
             )
 
 
-def _packed(job: Job, argument: str) -> str:
-    """The argument as it is to be given there: a file of this machine joins the job. Raises UserError for a folder."""
-    option, equals, place = argument.rpartition("=")
+def _travelling(job: Job, place: str, folder: str) -> str:
+    """The name there of a file of this machine, which joins the job; an address stays as it is."""
     if not storage.is_local(place):
+        return place
+    path = storage.local_path(place)
+    name = f"files/{folder}/{path.name}"
+    job.files[name] = path
+    return name
+
+
+def _packed(job: Job, argument: str) -> str:
+    """The argument as it is to be given there: a file at a relative path joins the job. Raises UserError for a folder."""
+    option, equals, place = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    if option in _OUTPUTS or "=" in place or not storage.is_fleeting(place):
         return argument
     path = storage.local_path(place)
     if path.is_file():
-        name = place if storage.is_fleeting(place) and ".." not in place else f"files/{len(job.files)}/{path.name}"
-        job.files[name] = path
-        return f"{option}{equals}{name}"
-    if path.is_dir() and "/" in place and storage.is_fleeting(place):
+        return f"{option}{equals}{_travelling(job, place, str(len(job.files)))}"
+    if path.is_dir() and "/" in place:
         raise UserError(
             f"{place} is a folder of this machine, which a job does not see; copy it to object storage (`segdist prepare` "
             "writes to s3:// too), or give an absolute path on a file system that all nodes share"
@@ -147,10 +164,11 @@ def submit(job: Job, address: str, variables: Sequence[str] = (), num_gpus: floa
     `variables`: names of environment variables whose values the job gets. Raises UserError when the cluster cannot be reached.
     """
     client = _client(address)
-    known = next((one for one in client.list_jobs() if _makes(one, job.uri)), None)
+    known = next((one for one in client.list_jobs() if _is_same(one, job)), None)
     if known is not None:
         log.say(
-            f"{job.uri}: job {known.submission_id} is at it already, and is followed; to change anything, stop it first: "
+            f"{job.uri or job.entrypoint}: job {known.submission_id} is at it already, and is followed; to change anything, "
+            "stop it first: "
             f"ray job stop --address {address} {known.submission_id}"
         )
         return str(known.submission_id)
@@ -170,7 +188,7 @@ def submit(job: Job, address: str, variables: Sequence[str] = (), num_gpus: floa
                 entrypoint=job.entrypoint,
                 submission_id=_new_id(job),
                 runtime_env={"working_dir": folder, "env_vars": environment},
-                metadata={"segdist": job.uri} if job.uri else {},
+                metadata={"segdist": job.uri or ""},
                 entrypoint_num_gpus=num_gpus or None,
             )
         )
@@ -193,15 +211,18 @@ def follow(address: str, id: str) -> int:
             log.say(line)
     log.close()
     job = client.get_job_info(id)
+    code = job.driver_exit_code
     if str(job.status) == "SUCCEEDED":
         return 0
-    log.say(f"job {id}: {job.status}" + (f": {job.message}" if job.driver_exit_code is None and job.message else ""))
-    return 75 if str(job.status) == "STOPPED" else job.driver_exit_code or 1
+    log.say(f"job {id}: {job.status}" + (f": {job.message}" if code is None and job.message else ""))
+    is_lost = code is None or code < 0  # its node or its process, which says nothing of the command
+    return 75 if is_lost or str(job.status) == "STOPPED" else int(code)
 
 
 def _lines(client: Any, id: str) -> Iterator[str]:
     """The lines of the job's log, each once, until the job has ended."""
     import aiohttp
+    from ray.exceptions import RayError
 
     seen, rest, failing_since = 0, "", None
     while True:
@@ -216,11 +237,17 @@ def _lines(client: Any, id: str) -> Iterator[str]:
             if client.get_job_status(id).is_terminal():
                 yield from (rest + client.get_job_logs(id)[seen:]).splitlines()
                 return
-        except (aiohttp.ClientError, RuntimeError, OSError) as error:
+        except (aiohttp.ClientError, RuntimeError, OSError, RayError) as error:
+            if "does not exist" in str(error) or getattr(error, "status", None) == 404:
+                raise RanksError(
+                    f"the cluster knows no job {id} any more: its head was lost; the same command goes on", 75
+                ) from None
             failing_since = failing_since or time.monotonic()
             if time.monotonic() - failing_since > _PATIENCE_SECONDS:
-                raise UserError(
-                    f"the cluster does not answer any more ({error}); job {id} may go on without us: the same command finds it"
+                raise RanksError(
+                    f"the cluster does not answer any more ({error}); job {id} may go on without us: the same command finds "
+                    "it, or goes on",
+                    75,
                 ) from None
         time.sleep(1)
 
@@ -259,8 +286,11 @@ def _client(address: str) -> Any:
     return client
 
 
-def _makes(known: Any, uri: str | None) -> bool:
-    return uri is not None and not known.status.is_terminal() and (known.metadata or {}).get("segdist") == uri
+def _is_same(known: Any, job: Job) -> bool:
+    """Whether a job that has not ended makes the same run or sweep, or is the very same command."""
+    made = (known.metadata or {}).get("segdist")
+    alike = made == job.uri if job.uri else made == "" and known.entrypoint == job.entrypoint
+    return made is not None and alike and not known.status.is_terminal()
 
 
 def _new_id(job: Job) -> str:

@@ -29,7 +29,7 @@ def test_ray_accepts_the_cluster_and_adds_no_command_of_its_own() -> None:
     full = prepare_config(copy.deepcopy(CLUSTER))
     validate_config(full)
     assert full["setup_commands"] == CLUSTER["setup_commands"]  # the defaults would install a nightly
-    assert full["worker_setup_commands"] == CLUSTER["setup_commands"]
+    assert full["worker_setup_commands"] == [*CLUSTER["setup_commands"], *CLUSTER["worker_setup_commands"]]
     assert full["head_start_ray_commands"] == CLUSTER["head_start_ray_commands"]
 
 
@@ -85,6 +85,9 @@ def test_what_the_labels_say_of_the_market_is_so() -> None:
     assert TYPES["head"]["resources"] == {"CPU": 0}
     spot = [kind["node_config"]["InstanceType"] for kind in TYPES.values() if kind["labels"]["market"] == "spot"]
     assert len(set(spot)) >= 3
+    assert all("ImageId" in kind["node_config"] for kind in TYPES.values())  # Ray's own choice has an old driver
+    gpus = [kind["resources"]["GPU"] for kind in TYPES.values() if kind["labels"]["market"] == "spot"]
+    assert set(gpus) == {1}  # so that a notice takes one rank
 
 
 def test_rank_0_finds_a_machine_that_stays_and_all_gpus_together_hold_what_is_advised() -> None:

@@ -240,7 +240,9 @@ def test_a_node_that_is_told_to_go_makes_its_ranks_commit(begin: Callable[..., s
             env={**os.environ, **doomed.environment, "AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.address},
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        assert "1 node(s) of Ray on this machine drain" in watch.stderr, watch.stderr
+        assert "notice: terminate in" in watch.stderr and "1 node(s) of Ray on this machine drain" in watch.stderr, (
+            watch.stderr
+        )
         wait_for_commit(run, 1, process)
         process.terminate()
         summary, said = end(process, 75)

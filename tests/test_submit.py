@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -17,14 +19,15 @@ import pytest
 import ray_head
 import s3_server
 import yaml
-from conftest import tree
+from conftest import ROOT, tree
 from ray.job_submission import JobStatus
 from ray_head import BIN, Head
 
 from segdist import checkpoint, record, storage, submit
-from segdist.cli.app import app
-from segdist.errors import UserError
+from segdist.cli import cluster
+from segdist.errors import RanksError, UserError
 from segdist.storage import s3
+from segdist.sweep import plan
 
 COMMANDS = ("train", "tune", "evaluate", "predict", "prepare")
 SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 3, "num_previews": 0}, "optim": {"warmup_steps": 0}}
@@ -46,15 +49,19 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_config_alone_is_a_training_on_ray(files: Path) -> None:
     job = submit.job_of(["configs/run.yaml", "scale.num_ranks=2"], COMMANDS)
-    assert job.arguments == ["train", "configs/run.yaml", "scale.launcher=ray", "scale.num_ranks=2"]
+    assert job.arguments == ["train", "files/config/run.yaml", "scale.launcher=ray", "scale.num_ranks=2"]
     assert job.uri == "s3://bucket/run"
 
 
-def test_a_sweep_takes_its_config_along_wherever_that_lies(files: Path) -> None:
+def test_a_sweep_takes_its_config_along_wherever_that_lies(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = submit.job_of(["tune", "configs/sweeps/lr.yaml", "config=../run.yaml", "budget.num_trials=2"], COMMANDS)
-    assert job.arguments == ["tune", "configs/sweeps/lr.yaml", "config=config.yaml", "budget.num_trials=2"]
-    assert job.files["config.yaml"].samefile(files / "configs/run.yaml")
+    assert job.arguments == ["tune", "files/sweep/lr.yaml", "config=base/config.yaml", "budget.num_trials=2"]
     assert job.uri == "s3://bucket/sweep"
+    here = plan.read("configs/sweeps/lr.yaml")
+    submit.fill(job, files / "packed")
+    monkeypatch.chdir(files / "packed")
+    there = plan.read(job.arguments[1], job.arguments[2:])
+    assert (there.base, there.sweep.space) == (here.base, here.sweep.space)
 
 
 def test_the_best_of_a_sweep_is_trained_without_a_file(files: Path) -> None:
@@ -63,21 +70,26 @@ def test_the_best_of_a_sweep_is_trained_without_a_file(files: Path) -> None:
         "train",
         "--from-sweep",
         "s3://bucket/sweep",
-        "scale.launcher=ray",
         "run.uri=s3://bucket/best",
+        "scale.launcher=ray",
     ]
     assert (job.files, job.uri) == ({}, "s3://bucket/best")
 
 
-def test_files_travel_and_options_stay_as_they_are(files: Path) -> None:
+def test_files_at_relative_paths_travel_and_all_else_stays_as_it_is(files: Path) -> None:
     outside = files.parent / "palette.txt"
-    outside.write_text("", encoding="utf-8")
+    for path in (outside, files / "scores.json"):
+        path.write_text("", encoding="utf-8")
     job = submit.job_of(
-        ["prepare", "s3://b/photos", "s3://b/data", "--names", "names.txt", f"--colors={outside}", "--val", "0.2"],
+        ["prepare", "s3://b/photos", "s3://b/data", "--names=names.txt", f"--colors={outside}", "--val", "0.2"],
         COMMANDS,
     )
-    assert job.arguments[3:] == ["--names", "names.txt", "--colors=files/1/palette.txt", "--val", "0.2"]
-    assert set(job.files) == {"names.txt", "files/1/palette.txt"}
+    assert job.arguments[3:] == ["--names=files/0/names.txt", f"--colors={outside}", "--val", "0.2"]
+    assert set(job.files) == {"files/0/names.txt"}
+    job = submit.job_of(["evaluate", "s3://b/run", "--out", "scores.json"], COMMANDS)
+    assert (job.arguments[2:], job.files) == (["--out", "scores.json"], {})
+    job = submit.job_of(["configs/run.yaml", f"train.init_from={outside}"], COMMANDS)
+    assert job.arguments[-1] == f"train.init_from={outside}"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +104,9 @@ def test_files_travel_and_options_stay_as_they_are(files: Path) -> None:
         (["evaluate", "runs/photos"], "runs/photos is a folder of this machine"),
         (["--from-sweep", "s3://b/sweep", "run.uri=best"], "run.uri best"),
         (["train", "scale.num_ranks=2"], "give a config"),
+        (["configs/run.yaml", "scale.launcher=local"], "would train beside the cluster's head"),
+        (["configs/run.yaml", "data.uri=http://me:password@host/data"], "looks like a credential"),
+        (["tune", "configs/sweeps/lr.yaml", "set.train.init_from=./run"], "train.init_from ./run: a job does not see"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_there_is_told_here(files: Path, arguments: list[str], told: str) -> None:
@@ -106,7 +121,7 @@ def test_what_travels_is_our_code_and_those_files(files: Path, tmp_path: Path) -
     num, size = submit.fill(job, folder)
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     assert len(found) == num and size < 4 << 20
-    assert {path.parts[0] for path in found} == {"segdist", "configs"}
+    assert {path.parts[0] for path in found} == {"segdist", "files"}
     assert {path.suffix for path in found} <= {".py", ".yaml", ".json", ".txt"}
     done = subprocess.run(  # whole enough to run, and it is this copy that runs
         [sys.executable, "-c", "import segdist; print(segdist.__file__)"], cwd=folder, capture_output=True, text=True
@@ -118,7 +133,7 @@ def test_what_is_too_large_to_travel_is_named(files: Path, tmp_path: Path) -> No
     with (files / "names.txt").open("wb") as file:
         file.truncate(60 << 20)
     (tmp_path / "packed").mkdir()
-    with pytest.raises(UserError, match=r"60 MiB, the largest is names.txt; more than 50 MiB"):
+    with pytest.raises(UserError, match=r"\d+ MiB, the largest is .*names.txt; more than 50 MiB"):
         submit.fill(submit.job_of(["prepare", "s3://b/x", "--names", "names.txt"], COMMANDS), tmp_path / "packed")
 
 
@@ -127,7 +142,7 @@ def test_what_is_too_large_to_travel_is_named(files: Path, tmp_path: Path) -> No
     [
         ("127.0.0.1:6379", "give the address of the cluster's dashboard"),
         ("ray://127.0.0.1:10001", "give the address of the cluster's dashboard"),
-        (f"http://127.0.0.1:{ray_head.free_ports(1)[0]}", "Failed to connect"),
+        ("http://127.0.0.1:1", "Failed to connect"),
     ],
 )
 def test_an_address_that_leads_nowhere_is_told(files: Path, address: str, told: str) -> None:
@@ -141,9 +156,64 @@ def test_ids_are_readable_and_never_the_same(files: Path) -> None:
     assert submit._new_id(job).startswith("train-Gr-e-1-")
 
 
-def test_every_command_but_submit_is_a_job() -> None:
-    names = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback}
-    assert set(COMMANDS) < names
+@pytest.mark.parametrize(
+    "arguments", [["configs/run.yaml"], ["evaluate", "s3://b/run"], ["predict", "s3://b/run", "s3://b/i"]]
+)
+def test_the_same_command_finds_the_job_that_has_not_ended(files: Path, arguments: list[str]) -> None:
+    job = submit.job_of(arguments, COMMANDS)
+
+    def known(status: JobStatus, **changes: Any) -> Any:
+        return SimpleNamespace(
+            **{"status": status, "entrypoint": job.entrypoint, "metadata": {"segdist": job.uri or ""}, **changes}
+        )
+
+    assert submit._is_same(known(JobStatus.RUNNING), job)
+    assert not submit._is_same(known(JobStatus.STOPPED), job)
+    assert not submit._is_same(known(JobStatus.RUNNING, metadata={}), job)  # not of ours
+    other = submit.job_of(
+        [*arguments, *([] if job.uri else ["--json"]), *(["run.uri=s3://b/2"] if job.uri else [])], COMMANDS
+    )
+    assert not submit._is_same(known(JobStatus.RUNNING), other)
+    again = submit.job_of(["configs/run.yaml", "run.uri=s3://bucket/run/", "scale.num_ranks=2"], COMMANDS)
+    assert submit._is_same(known(JobStatus.RUNNING), again) == (job.uri is not None)
+
+
+def test_the_examples_of_the_help_are_commands_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    told = " ".join((cluster.submit.__doc__ or "").split())
+    example = re.search(r"Example: `segdist submit --address \S+ (.*?)`", told)
+    assert example
+    assert submit.job_of(example[1].split(), COMMANDS).uri == "s3://BUCKET/runs/camvid"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 2, 2),
+        ("FAILED", 75, 75),
+        ("STOPPED", 75, 75),
+        ("FAILED", None, 75),
+        ("FAILED", -9, 75),
+    ],
+)
+def test_a_job_that_was_lost_is_not_finished_and_others_end_with_their_own_code(
+    status: str, code: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="the node died")
+    client = SimpleNamespace(get_job_info=lambda id: info)
+    monkeypatch.setattr(submit, "_client", lambda address: client)
+    monkeypatch.setattr(submit, "_lines", lambda client, id: iter(["one", "step 3/9  loss 1", '{"a": 1}']))
+    assert submit.follow("http://head", "id") == expected
+
+
+def test_a_job_that_the_cluster_does_not_know_is_told_at_once() -> None:
+    def unknown(id: str) -> Any:
+        raise RuntimeError("Request failed with status code 404: Job id does not exist")
+
+    with pytest.raises(RanksError, match="its head was lost; the same command goes on") as told:
+        list(submit._lines(SimpleNamespace(tail_job_logs=unknown), "id"))
+    assert told.value.exit_code == 75
 
 
 class Cutting:
@@ -180,7 +250,7 @@ def test_a_log_is_followed_over_broken_connections_each_line_once(
 def test_a_cluster_that_is_gone_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "_PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
-    with pytest.raises(UserError, match=r"does not answer any more .* the same command finds it"):
+    with pytest.raises(RanksError, match=r"does not answer any more .* the same command finds it"):
         list(submit._lines(Cutting("a\nb\n", [1] * 10), "id"))
 
 
@@ -257,12 +327,15 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
     assert "not given to the job" not in said
 
     second = send(*command)
-    time.sleep(8)  # it has found the job by then
+    before = ""
+    while "is at it already" not in before:
+        assert second.stderr and second.poll() is None, before
+        before += second.stderr.readline()
     environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
     stop = [str(BIN / "ray"), "job", "stop", "--address", head.dashboard, id]
     subprocess.run(stop, env=environment, check=True, capture_output=True)
     out, said = ended(second, 75)
-    assert f"{run}: job {id} is at it already" in said
+    assert f"{run}: job {id} is at it already" in before
     assert "2 rank(s) on cpu" in said  # the log from its beginning
     assert "stopping: a checkpoint is committed" in said
     state = record.load(run)
@@ -313,7 +386,7 @@ def test_a_job_without_rights_and_a_person_without_the_token_are_told(
     assert bare.returncode == 2, bare.stderr
     assert "not given to the job: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in bare.stderr
     _, said = ended(send(path, token=False), 2)
-    assert "token" in said
+    assert "wants its token" in said or "authentication token" in said
 
 
 def wait_until(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:

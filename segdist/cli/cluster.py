@@ -35,7 +35,8 @@ def submit(
             "--env",
             metavar="NAME",
             help="Give the job this environment variable as it is here; more than once for several. Who has the cluster's "
-            "token can read it; where nodes have rights of their own (an instance profile, a service account) none is needed.",
+            "token can read it, and Ray's logs on the nodes hold it; where nodes have rights of their own (an instance "
+            "profile, a service account) none is needed.",
         ),
     ] = None,
     num_gpus: Annotated[
@@ -47,7 +48,7 @@ def submit(
     """Run a command of segdist as a job on a Ray cluster, and follow its log.
 
     Example: `segdist submit --address http://127.0.0.1:8265 configs/camvid_unet_r34.yaml data.uri=s3://BUCKET/camvid
-    run.uri=s3://BUCKET/runs/camvid scale.num_ranks=4`
+    run.uri=s3://BUCKET/runs/camvid train.micro_batch_size=4 scale.num_ranks=4`
 
     Others: `segdist submit tune SWEEP.yaml ...`, `segdist submit --num-gpus 1 evaluate s3://BUCKET/runs/camvid --json`.
 
@@ -92,6 +93,7 @@ def watch() -> None:
 def drain(
     seconds: Annotated[float, typer.Option(min=1, help="After which this machine goes.")] = 110,
     why: Annotated[str, typer.Option(help="What Ray's records will say.")] = "asked to go",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Only tell Ray.")] = False,
 ) -> None:
     """Tell Ray that this machine goes, and wait until ranks and trials have left it. For the preStop hook of a pod.
 
@@ -101,7 +103,7 @@ def drain(
 
     num = node.drain(seconds, why)
     say(f"{num} node(s) of Ray on this machine drain, within {seconds:g} s")
-    if not node.wait_for_work(seconds):
+    if not no_wait and not node.wait_for_work(seconds):
         raise typer.Exit(75)
 
 

@@ -55,8 +55,8 @@ def k8s(
 ) -> None:
     """Write what KubeRay needs to run a config or a sweep: plain YAML for kubectl and kustomize.
 
-    Example: `segdist k8s configs/camvid_segformer_b0.yaml data.uri=s3://B/data run.uri=s3://B/run scale.num_ranks=4
-    --image REGISTRY/segdist:0.1.0 --spot karpenter --out k8s/camvid`, then `kubectl apply -k k8s/camvid`
+    Example: `segdist k8s configs/camvid_segformer_b0.yaml data.uri=s3://B/data run.uri=s3://B/run train.micro_batch_size=4
+    scale.num_ranks=4 --image REGISTRY/segdist:0.1.0 --spot karpenter --out k8s/camvid`, then `kubectl apply -k k8s/camvid`
 
     All values are checked first. The job continues its run in every new cluster; docs/kubernetes.md tells what dies when.
     """

@@ -2,7 +2,17 @@
 
 from segdist.config.fields import Section, Size, fields, identity_of, is_identity, to_tree
 from segdist.config.models import NEEDS_PAIRS, Model, Segformer, Smp, Transformers
-from segdist.config.reading import changed, explain, from_tree, is_place, load, loads, published
+from segdist.config.reading import (
+    changed,
+    explain,
+    from_tree,
+    holds_credential,
+    is_place,
+    load,
+    loads,
+    places,
+    published,
+)
 from segdist.config.recipe import Data, Loss, Optim, Train
 from segdist.config.tree import DEFAULTS, Checkpoint, Config, Eval, Hub, Io, Log, Run, Scale
 
@@ -31,11 +41,13 @@ __all__ = [
     "explain",
     "fields",
     "from_tree",
+    "holds_credential",
     "identity_of",
     "is_identity",
     "is_place",
     "load",
     "loads",
+    "places",
     "published",
     "to_tree",
 ]  # fmt: skip

@@ -218,6 +218,23 @@ def published(cfg: Config, on_hub: bool = False) -> Config:
     return from_tree(tree, "the published config")
 
 
+def places(cfg: Config) -> dict[str, str]:
+    """Field -> path or address, of the fields that name one."""
+    weights = cfg.model.weights if is_place(cfg.model.weights) else None
+    found = {"run.uri": cfg.run.uri, "data.uri": cfg.data.uri, "train.init_from": cfg.train.init_from}
+    return {key: uri for key, uri in {**found, "model.weights": weights}.items() if uri is not None}
+
+
+_CREDENTIAL = re.compile(
+    r"hf_\w{20,}|A[KS]IA[0-9A-Z]{16}|://[^/\s]*:[^/\s]*@|X-Amz-(Signature|Security-Token)=|[?&]sig="
+)
+
+
+def holds_credential(text: str) -> bool:
+    """Whether a text looks as if somebody could sign in with it."""
+    return _CREDENTIAL.search(text) is not None
+
+
 def is_place(weights: str | None) -> bool:
     """Whether model.weights is a path or address rather than a name or what may be a Hub id."""
     return weights is not None and ("://" in weights or weights.startswith((".", "/", "~")) or weights.count("/") > 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 
+from segdist import storage
 from segdist.kube import checks, objects, pods
 from segdist.kube.layout import dump
 from segdist.kube.work import Ask, Work, read
@@ -66,7 +67,7 @@ def _single(ask: Ask, work: Work, kind: str) -> dict[str, object]:
     """The job of one process, which Ray starts where a rank would be, for the head has neither GPU nor CPUs to give."""
     uri = work.config.run.uri
     words = {
-        "evaluate": ["segdist", "evaluate", uri, "--out", f"{uri}/evaluation.json"],
+        "evaluate": ["segdist", "evaluate", uri, "--out", storage.join(uri, "evaluation.json")],
         "predict": ["segdist", "predict", uri, ask.images or "", "--out", ask.predictions or ""],
     }[kind]
-    return objects.ray_job(ask, work, kind, " ".join(words), pods.cluster(ask, work, single=True), single=True)
+    return objects.ray_job(ask, work, kind, shlex.join(words), pods.cluster(ask, work, single=True), single=True)

@@ -19,9 +19,6 @@ _MOST_HOURS = 24 * 90
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # DNS-1035, as KubeRay wants it
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _WORD = re.compile(r"[\w./:@%+=,~-]+", re.ASCII)  # what two shells and Ray's own quoting leave as it is
-_CREDENTIAL = re.compile(
-    r"hf_\w{20,}|A[KS]IA[0-9A-Z]{16}|://[^/\s]*:[^/\s]*@|X-Amz-(Signature|Security-Token)=|[?&]sig="
-)
 
 
 def check(ask: Ask) -> None:
@@ -66,15 +63,15 @@ def check(ask: Ask) -> None:
 def check_work(ask: Ask, work: Work) -> None:
     """Raises UserError where the config and the pods do not fit together; warns of what is merely unwise."""
     for key, value in _texts({**work.files, "the command": ask.arguments()}):
-        if _CREDENTIAL.search(value):  # whose value is not repeated
+        if config.holds_credential(value):  # whose value is not repeated
             raise UserError(
                 f"{key} holds what looks like a credential, and a config map is for everybody to "
                 "read; put it into a Secret (--secret NAME), or give the pods a role (--identity)"
             )
     cfg = work.config
-    places: dict[str, str | None] = {("run.uri" if work.kind == "train" else "uri"): work.uri, "data.uri": cfg.data.uri}
-    places |= {"train.init_from": cfg.train.init_from, "--images": ask.images, "--predictions": ask.predictions}
-    places |= {"model.weights": cfg.model.weights if config.is_place(cfg.model.weights) else None}
+    places: dict[str, str | None] = {**config.places(cfg), "--images": ask.images, "--predictions": ask.predictions}
+    if work.kind == "sweep":
+        places |= {"run.uri": None, "uri": work.uri}
     for key, uri in places.items():
         if uri is not None:
             _check_place(ask, key, uri)

@@ -31,13 +31,14 @@ def stop_drivers(seconds: float, dashboard: str) -> int:
 
 
 def _drivers(dashboard: str) -> list[int]:
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
     from ray.util import get_node_ip_address
 
     here = {"127.0.0.1", get_node_ip_address()}
     try:
         jobs = JobSubmissionClient(dashboard).list_jobs()
-    except (ConnectionError, RuntimeError) as error:  # the node's end must not wait for what is gone already
+    except (OSError, RuntimeError, RayError) as error:  # the node's end must not wait for what is gone already
         log.say(f"warning: {dashboard} does not say what runs here: {error}")
         return []
     infos = [job.driver_info for job in jobs if not job.status.is_terminal()]

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +29,7 @@ from segdist.launch.cluster import present_token
 
 _EC2 = "http://169.254.169.254"
 _EVERY_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
+_DRAIN_SECONDS = 30.0  # for asking Ray, which takes two seconds to import
 _START_SECONDS = 60.0  # in which the service may begin to answer
 _WORK = ("ray::RayTrainWorker", "ray::TrialProcess")  # ranks, and trials of sweeps, as Ray names their processes
 
@@ -94,19 +97,36 @@ def watch() -> None:
             notice, silent = None, True
         if notice is None:
             continue
-        left = max(0.0, notice.when - time.time())
-        try:
-            num = drain(left, f"spot notice: {notice.action}")
-        except UserError as error:
-            log.say(f"warning: {error}")  # Ray may be about to start
-            continue
-        log.say(f"notice: {notice.action} in {left:.0f} s; {num} node(s) of Ray on this machine drain")
-        return
+        left = notice.when - time.time()
+        log.say(f"notice: {notice.action} in {left:.0f} s")
+        if left <= 0 or _drain_apart(left, f"spot notice: {notice.action}"):
+            return  # else Ray may be about to start, or its head may come back
+
+
+def _drain_apart(seconds: float, why: str) -> bool:
+    """`drain` in another process, since Ray's client ends the one that it is in when the head does not answer."""
+    command = [
+        sys.executable,
+        "-m",
+        "segdist",
+        "node",
+        "drain",
+        "--no-wait",
+        "--seconds",
+        f"{seconds:.0f}",
+        "--why",
+        why,
+    ]
+    try:
+        return subprocess.run(command, timeout=_DRAIN_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def drain(seconds: float, why: str) -> int:
     """Tells Ray that it loses what nodes it has on this machine in so many seconds; their number. Raises UserError."""
     present_token()
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # of the two minutes that there may be
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray drain-node` does it
     from ray.core.generated import autoscaler_pb2
 
