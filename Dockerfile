@@ -42,13 +42,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM ${BASE} AS runtime
 # wget is what KubeRay's probes call, rsync and ssh what `ray up` calls (on the head, from inside, to set workers up), and g++
 # what train.compile calls. Versions are not pinned: Debian's mirrors keep only the newest. Login shells, in which `ray up`
-# gives its commands, forget PATH.
+# gives its commands, forget PATH. No program gives its caller the rights of another.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ openssh-client rsync wget \
     && rm -rf /var/lib/apt/lists/* \
     && echo "PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/venv.sh \
-    && useradd --create-home --uid 1000 segdist
+    && useradd --create-home --uid 1000 segdist \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 # `ray up` reads here what ~ is.
 ENV HOME=/home/segdist PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 # A number: Kubernetes takes no name for proof of `runAsNonRoot`.
