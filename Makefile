@@ -2,8 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+IMAGE ?= segdist
+TARGET ?= cuda
+BASE ?= python:3.11-slim
+BUILD ?=
 
-.PHONY: demo demo-local sweep test test-all check format clean
+.PHONY: demo demo-local sweep test test-all check format image clean
 
 demo: .ready
 	$(BIN)/python demo/demo.py $(if $(DATA),--data "$(DATA)")
@@ -32,6 +36,10 @@ check: .ready
 format: .ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# TARGET is cuda or cpu; BUILD, further options of `docker build`.
+image:
+	DOCKER_BUILDKIT=1 docker build --target $(TARGET) --build-arg BASE=$(BASE) --tag $(IMAGE) $(BUILD) .
 
 .ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segdist needs Python 3.11 or newer")'

@@ -81,26 +81,19 @@ def run(net: list[Machine], num_ranks: int, tree: dict[str, Any], folder: Path) 
     return {"rank": statistics.mean(sent), "store": store.bytes()[1] - before[1][1], "seconds": seconds}
 
 
-def requests_of(model: str, num_steps: int) -> tuple[Counter[str], int]:
-    """The operations on the store of a run in this process, and the bytes it read."""
+def requests_of(model: str, num_steps: int) -> Counter[str]:
+    """The operations on the store of a run in this process."""
     counts: Counter[str] = Counter()
-    read = 0
     client = s3._client()
 
     def count(model: Any, **_: Any) -> None:
         counts[model.name] += 1
 
-    def take(parsed: dict[str, Any], **_: Any) -> None:
-        nonlocal read
-        read += parsed.get("ContentLength", 0)
-
     client.meta.events.register("before-call.s3", count, unique_id="scaling")
-    client.meta.events.register("after-call.s3.GetObject", take, unique_id="scaling")
     uri = f"s3://bench/requests-{model}-{num_steps}"
     fit(config.from_tree(tree_of(uri, model, num_steps, "exact"), "benchmark"), World(0, 1, torch.device("cpu")))
     client.meta.events.unregister("before-call.s3", unique_id="scaling")
-    client.meta.events.unregister("after-call.s3.GetObject", unique_id="scaling")
-    return counts, read
+    return counts
 
 
 @contextmanager
@@ -163,13 +156,10 @@ def main() -> None:
             print(f"commit, {model}: {(many - few) / 3 / 1e6:.2f} MB sent; {size / 1e6:.2f} MB of files")
             seldom, often = (measured(2, model, _MANY, "exact", scores=every)["rank"] for every in (_MANY, 3))
             print(f"evaluation, {model}: {(often - seldom) / 3 / 1e3:.1f} kB sent by a rank of 2")
-        counts, read = requests_of(given.models[0], 40)
-        more, read_more = requests_of(given.models[0], 120)
+        counts, more = (requests_of(given.models[0], steps) for steps in (40, 120))
         images = 80 * _SLOTS
         gets = more["GetObject"] - counts["GetObject"]
-        print(
-            f"stream: {gets / images:.3f} GETs and {(read_more - read) / images / 1e3:.1f} kB an image, over {images} images"
-        )
+        print(f"stream: {gets / images:.3f} GETs an image, over {images} images")
         print(f"of a run of 120 updates: {dict(more)}")
 
 

@@ -238,9 +238,3 @@ def ec2_methods() -> set[str]:
     from botocore import xform_name
 
     return {xform_name(one) for one in botocore.session.get_session().get_service_model("ec2").operation_names}
-
-
-def test_the_image_installs_what_is_pinned_and_runs_as_nobody_special() -> None:
-    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    assert "--constraint constraints.txt" in lines
-    assert lines.index("USER segdist") > lines.rindex("pip install")
