@@ -233,6 +233,21 @@ def test_the_policy_of_the_head_grants_what_rays_launcher_calls_and_no_more() ->
     assert granted("head-policy.json") == set().union(*EC2_RIGHTS.values())
 
 
+def test_the_policies_are_about_the_very_cluster() -> None:
+    policy = json.loads((ROOT / "docs/aws/head-policy.json").read_text(encoding="utf-8"))
+    by_action = {action: one for one in policy["Statement"] for action in one["Action"]}
+    region = {"StringEquals": {"aws:RequestedRegion": CLUSTER["provider"]["region"]}}
+    assert by_action["ec2:RunInstances"]["Condition"] == region
+    tag = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": CLUSTER["cluster_name"]}}
+    assert by_action["ec2:TerminateInstances"]["Condition"] == tag  # no machine but its own
+    workers = {TYPES[name]["node_config"]["IamInstanceProfile"]["Name"] for name in TYPES if name != "head"}
+    assert {by_action["iam:PassRole"]["Resource"].rpartition("/")[2]} == workers
+    data = json.loads((ROOT / "docs/aws/data-policy.json").read_text(encoding="utf-8"))
+    assert all("YOUR_" in resource for one in data["Statement"] for resource in one["Resource"])  # never all buckets
+    written = [one for one in data["Statement"] if {"s3:PutObject", "s3:DeleteObject"} & set(one["Action"])]
+    assert all("RUNS" in resource for one in written for resource in one["Resource"])
+
+
 def ec2_methods() -> set[str]:
     import botocore.session
     from botocore import xform_name

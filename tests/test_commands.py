@@ -461,3 +461,13 @@ def test_models_are_listed_in_80_columns_and_shown_one_by_one() -> None:
     assert entry["exports"] == ["transformers", "onnx", "torch.export"] and entry["parameters"]["b5"] > 80e6
     refused = segdist("models", "mask2former", code=2).stderr
     assert "mask2former is not supported, because it predicts a set of masks" in refused
+
+
+def test_the_version_is_told() -> None:
+    from typer.testing import CliRunner
+
+    from segdist import __version__
+    from segdist.cli import app
+
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output.strip()) == (0, f"segdist {__version__}")

@@ -85,3 +85,11 @@ def test_the_demo_of_a_sweep_leaves_a_picture_and_the_best_values(project: Path,
 @pytest.mark.parametrize("block", BLOCKS[2:], ids=["step-by-step", "config-show", "models"])
 def test_the_other_commands_work_as_written(project: Path, block: str) -> None:
     run(f". .venv/bin/activate\n{block}", project)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+    links = [(page, to) for page in pages for to in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))]
+    local = [(page, to) for page, to in links if "://" not in to]
+    assert len(local) > 20
+    assert [f"{page.relative_to(ROOT)}: {to}" for page, to in local if not (page.parent / to).exists()] == []

@@ -19,6 +19,24 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a config.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from segdist import __version__
+
+        print(f"segdist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout at the end.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: CUDA when there is one.")]
 RunOrCheckpoint = Annotated[
