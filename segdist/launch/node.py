@@ -31,7 +31,11 @@ _EC2 = "http://169.254.169.254"
 _EVERY_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
 _DRAIN_SECONDS = 30.0  # for asking Ray, which takes two seconds to import
 _START_SECONDS = 60.0  # in which the service may begin to answer
-_WORK = ("ray::RayTrainWorker", "ray::TrialProcess")  # ranks, and trials of sweeps, as Ray names their processes
+_WORK = (
+    "ray::RayTrainWorker",
+    "ray::TrialProcess",
+    "ray::_Inner",
+)  # ranks, and trials of sweeps, as Ray names their processes
 
 
 @dataclass(frozen=True)
