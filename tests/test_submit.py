@@ -227,7 +227,7 @@ class Cutting:
         end = self._ends.pop(0) if self._ends else len(self._text)
         for begin in range(0, end, 7):
             yield self._text[begin : min(begin + 7, end)]
-        if end % 2:  # else it closes without a word
+        if end % 2 and not self._ended:  # else it closes without a word
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
     def get_job_status(self, id: str) -> JobStatus:
