@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -327,15 +328,16 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
     assert "not given to the job" not in said
 
     second = send(*command)
-    before = ""
-    while "is at it already" not in before:
-        assert second.stderr and second.poll() is None, before
-        before += second.stderr.readline()
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(second.stderr or ()))
+    reader.start()
+    wait_until(second, lambda: f"{run}: job {id} is at it already" in "".join(lines))
     environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
     stop = [str(BIN / "ray"), "job", "stop", "--address", head.dashboard, id]
     subprocess.run(stop, env=environment, check=True, capture_output=True)
-    out, said = ended(second, 75)
-    assert f"{run}: job {id} is at it already" in before
+    assert second.wait(timeout=300) == 75
+    reader.join()
+    said = "".join(lines)
     assert "2 rank(s) on cpu" in said  # the log from its beginning
     assert "stopping: a checkpoint is committed" in said
     state = record.load(run)
