@@ -72,7 +72,7 @@ def job_of(arguments: Sequence[str], commands: Sequence[str]) -> Job:
             rest = [a for a in rest if not a.startswith("config=")]  # it is packed already
     elif name == "train":
         job.uri = next((a.removeprefix("run.uri=") for a in rest if a.startswith("run.uri=")), None)
-        _refuse_relative({"run.uri": job.uri or "s3://"})
+        _check_places({"run.uri": job.uri or "s3://"})
         rest.append("scale.launcher=ray")
     before = ""
     for argument in rest:
@@ -88,7 +88,7 @@ def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
     if cfg.scale.launcher != "ray":
         raise UserError("scale.launcher=local would train beside the cluster's head, not on its nodes; leave it out")
     opening.check_groups(cfg, cfg.scale.num_ranks)
-    _refuse_relative(config.places(cfg))
+    _check_places(config.places(cfg))
     job.uri = cfg.run.uri
     job.arguments += [_travelling(job, uri, "config"), "scale.launcher=ray"]
 
@@ -97,7 +97,7 @@ def _add_sweep(job: Job, uri: str, overrides: list[str]) -> None:
     read = plan.read(uri, overrides)
     cfg = read.config(known_beforehand(read.sweep, 1)[0], storage.join(read.sweep.uri, "trials"))
     opening.check_groups(cfg, cfg.scale.num_ranks)
-    _refuse_relative({**config.places(cfg), "run.uri": "s3://", "uri": read.sweep.uri})
+    _check_places({**config.places(cfg), "run.uri": "s3://", "uri": read.sweep.uri})
     job.uri = read.sweep.uri
     job.arguments.append(_travelling(job, uri, "sweep"))
     if storage.is_local(uri) and storage.is_local(read.config_uri):
@@ -105,8 +105,12 @@ def _add_sweep(job: Job, uri: str, overrides: list[str]) -> None:
         job.arguments.append("config=base/config.yaml")  # from the sweep's own folder on
 
 
-def _refuse_relative(places: dict[str, str]) -> None:
+def _check_places(places: dict[str, str]) -> None:
     for key, uri in places.items():
+        if config.holds_credential(uri):  # which the cluster would show, and so is not repeated
+            raise UserError(
+                f"{key} holds what looks like a credential, and all who see the cluster see it; use --env NAME"
+            )
         if storage.is_fleeting(uri):
             raise UserError(
                 f"{key} {uri}: a job does not see the folders of this machine; give s3://, or an absolute path on a file "

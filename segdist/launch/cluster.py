@@ -146,12 +146,13 @@ def room(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> i
     """How many runs of these ranks the nodes can hold at once (be it after others have left)."""
     if scale.first_rank_labels is not None and _most_ranks(scale, need, nodes) < scale.num_ranks:
         return 0
+    least = 0 if scale.first_rank_labels is None else 1  # rank 0's node may be one that is for it alone
     fits, ranks = _fits(need, [node for node in nodes if _has(node, scale.node_labels)]), scale.num_ranks
     if scale.placement == "strict_pack":
-        return sum(fit // ranks for fit in fits)
+        return max(least, sum(fit // ranks for fit in fits))
     if scale.placement == "strict_spread":
         return max(num for num in range(sum(fits) + 1) if sum(min(fit, num) for fit in fits) >= num * ranks)
-    return sum(fits) // ranks
+    return max(least, sum(fits) // ranks)
 
 
 def _fits(need: dict[str, float], nodes: list[dict[str, Any]]) -> list[int]:

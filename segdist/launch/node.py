@@ -109,18 +109,8 @@ def watch() -> None:
 
 def _drain_apart(seconds: float, why: str) -> bool:
     """`drain` in another process, since Ray's client ends the one that it is in when the head does not answer."""
-    command = [
-        sys.executable,
-        "-m",
-        "segdist",
-        "node",
-        "drain",
-        "--no-wait",
-        "--seconds",
-        f"{seconds:.0f}",
-        "--why",
-        why,
-    ]
+    asked = ["--no-wait", "--seconds", f"{max(1, round(seconds))}", "--why", why]
+    command = [sys.executable, "-m", "segdist", "node", "drain", *asked]
     try:
         return subprocess.run(command, timeout=_DRAIN_SECONDS).returncode == 0
     except subprocess.TimeoutExpired:
