@@ -5,7 +5,7 @@ ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS builder
 RUN python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PIP_CACHE_DIR=/var/cache/pip
+ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 
 # What segdist needs, in a file of its own: other changes of pyproject.toml then leave the large layers below as they are.
@@ -19,8 +19,7 @@ print(*project["dependencies"], *project["optional-dependencies"]["onnx"], sep="
 FROM builder AS dependencies-cuda
 COPY constraints.txt .
 COPY --from=requirements /build/requirements.txt .
-RUN --mount=type=cache,target=/var/cache/pip \
-    pip install --constraint constraints.txt --requirement requirements.txt \
+RUN pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && pip check
 
 FROM builder AS dependencies-cpu
@@ -28,16 +27,14 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY constraints.txt .
 COPY --from=requirements /build/requirements.txt .
 # That index holds PyTorch in the pinned version, but what PyTorch needs in whatever version it likes.
-RUN --mount=type=cache,target=/var/cache/pip \
-    pip install --constraint constraints.txt --no-deps --index-url "${TORCH_INDEX}" torch torchvision \
-    && pip install --constraint constraints.txt --requirement requirements.txt \
+RUN pip install --no-cache-dir --constraint constraints.txt --no-deps --index-url "${TORCH_INDEX}" torch torchvision \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt \
     && pip check
 
 FROM builder AS code
 COPY pyproject.toml README.md LICENSE ./
 COPY segdist segdist
-RUN --mount=type=cache,target=/var/cache/pip \
-    pip install --no-deps --root /code .
+RUN pip install --no-cache-dir --no-deps --root /code .
 
 FROM ${BASE} AS runtime
 # wget is what KubeRay's probes call, rsync and ssh what `ray up` calls (on the head, from inside, to set workers up), and g++
