@@ -48,12 +48,15 @@ class DeviceMemoryError(UserError):
     """The device's memory does not suffice."""
 
 
+_LOST = (
+    "Connection closed by peer", "Connection reset by peer", "Read error [", "Write error [", "Timed out waiting",  # gloo's
+    "Connection closed by remote peer", "ncclRemoteError", "Watchdog caught collective operation timeout",  # NCCL's
+)  # fmt: skip
+
+
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank talked to one that has ended: gloo and NCCL say so in words alone."""
-    said = str(error)
-    return type(error).__name__ == "DistBackendError" or any(
-        words in said for words in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
-    )
+    return any(words in str(error) for words in _LOST)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ class Fault:
 
     do: a status with an error code ("503 SlowDown"); "cut" sends half of the body, "lost" drops the answer of a request that
     was carried out, "reset" that of one that was not, "change" turns over a bit of the body that is sent up, "etag" answers
-    with another ETag, "unconditional" forgets If-None-Match.
+    with another ETag, "unconditional" forgets If-None-Match, "wait" holds the request back until `go` is set.
     """
 
     method: str
@@ -32,9 +32,11 @@ class Fault:
     times: int = 10**9
     skip: int = 0
     met: int = field(default=0, init=False)
+    go: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
-        assert self.do[:1].isdigit() or self.do in ("cut", "lost", "reset", "change", "etag", "unconditional"), self.do
+        known = ("cut", "lost", "reset", "change", "etag", "unconditional", "wait")
+        assert self.do[:1].isdigit() or self.do in known, self.do
 
     def meets(self, request: web.Request) -> bool:
         if request.method != self.method or not re.search(self.path, request.path_qs):
@@ -50,6 +52,8 @@ async def _handle(request: web.Request, target: str, session: ClientSession, fau
     if do[:1].isdigit():
         status, code = do.split()
         return web.Response(status=int(status), text=ERROR.format(code=code), content_type="application/xml")
+    while fault and do == "wait" and not fault.go.is_set():
+        await asyncio.sleep(0.05)
     if do == "reset":
         assert request.transport is not None
         request.transport.abort()

@@ -26,6 +26,7 @@ import s3_server
 import torch
 import yaml
 from conftest import ROOT, SEGFORMER, UNET, tree
+from ray.exceptions import RayActorError
 from ray_head import BIN, Head
 
 from segdist import checkpoint, config, record, storage
@@ -33,6 +34,7 @@ from segdist.config import Scale
 from segdist.data import index as indices
 from segdist.evaluate import evaluate
 from segdist.launch.cluster import needs, shortage
+from segdist.launch.on_ray import _obituary
 from segdist.storage import s3
 from segdist.train import fit
 from segdist.trained import load_trained
@@ -352,6 +354,31 @@ def test_a_cluster_that_is_not_there_is_told(
     monkeypatch.setitem(head.environment, "RAY_ADDRESS", f"127.0.0.1:{ray_head.free_ports(1)[0]}")
     _, said = end(begin("s3://tests/nowhere"), 2)
     assert "no Ray cluster answers there" in said
+
+
+GLOO = RuntimeError("Traceback ...\nRuntimeError: [gloo/pair.cc:547] Read error [10.0.0.3]:41042: Connection timed out")
+NCCL = RuntimeError("DistBackendError: NCCL error ... ncclRemoteError: A call failed possibly due to a network error")
+OURS = RuntimeError("Traceback ...\nKeyError: 'masks'")
+
+
+@pytest.mark.parametrize(
+    ("failures", "told", "is_lost"),
+    [
+        (
+            {0: GLOO, 2: NCCL},
+            r"rank 0, 2 lost another, whose process or machine has ended \(RuntimeError: .*timed out\)",
+            True,
+        ),
+        ({0: GLOO, 1: RayActorError()}, r"rank 1: the process died \(killed, out of memory, or crashed\)", True),
+        ({0: GLOO, 1: OURS}, r"rank 1 failed: KeyError: 'masks'", False),
+        ({0: OURS, 1: OURS}, r"rank 0 failed: KeyError: 'masks'; rank 1 failed: KeyError: 'masks'", False),
+    ],
+)
+def test_the_first_failure_is_told_and_not_what_others_met_for_it(
+    failures: dict[int, Exception], told: str, is_lost: bool
+) -> None:
+    said, lost = _obituary(failures)
+    assert re.fullmatch(told, said) and lost == is_lost
 
 
 NODES = [

@@ -21,6 +21,7 @@ import ray_head
 import s3_server
 import yaml
 from conftest import ROOT, tree
+from fault_proxy import Fault, spoiling
 from ray.job_submission import JobStatus
 from ray_head import BIN, Head
 
@@ -314,41 +315,46 @@ def config_file(folder: Path, run: str, **sections: dict[str, Any]) -> str:
 
 @on_a_head
 def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
-    send: Callable[..., subprocess.Popen[str]], head: Head, tmp_path: Path
+    send: Callable[..., subprocess.Popen[str]], head: Head, store: dict[str, str], tmp_path: Path
 ) -> None:
     run = "s3://tests/run"
-    slow = {"data": {"crop_size": [192, 288]}, "train": {"num_steps": 150}, "checkpoint": {"every_steps": 150}}
-    command = [config_file(tmp_path, run, **slow, eval={"every_steps": 150}), "scale.num_ranks=2", "--json"]
-    first = send(*command)
-    wait_until(first, lambda: storage.exists(f"{run}/attempts"))
-    first.send_signal(signal.SIGINT)
-    _, said = ended(first, 130)
-    id = said.split("submitted: ")[1].split(";")[0]
-    assert id.startswith("train-run-") and f"left: job {id} goes on" in said
-    assert "not given to the job" not in said
+    rare = {"every_steps": 60}
+    sections = {"train": {"num_steps": 60}, "eval": rare, "checkpoint": rare}
+    command = [config_file(tmp_path, run, **sections), "scale.num_ranks=2", "--json"]
+    photos = Fault("GET", "parquet", "wait")  # the first step waits until the stop has been heard
+    with spoiling(store["AWS_ENDPOINT_URL"], photos) as slow_store, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", slow_store)
+        first = send(*command)
+        wait_until(first, lambda: photos.met > 0)
+        first.send_signal(signal.SIGINT)
+        _, said = ended(first, 130)
+        id = said.split("submitted: ")[1].split(";")[0]
+        assert id.startswith("train-run-") and f"left: job {id} goes on" in said
+        assert "not given to the job" not in said
 
-    second = send(*command)
-    lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(second.stderr or ()))
-    reader.start()
-    wait_until(second, lambda: f"{run}: job {id} is at it already" in "".join(lines))
-    environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
-    stop = [str(BIN / "ray"), "job", "stop", "--address", head.dashboard, id]
-    subprocess.run(stop, env=environment, check=True, capture_output=True)
-    assert second.wait(timeout=300) == 75
-    reader.join()
-    said = "".join(lines)
-    assert "2 rank(s) on cpu" in said  # the log from its beginning
-    assert "stopping: a checkpoint is committed" in said
+        second = send(*command)
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda: lines.extend(second.stderr or ()))
+        reader.start()
+        wait_until(second, lambda: f"{run}: job {id} is at it already" in "".join(lines))
+        environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
+        stop = [str(BIN / "ray"), "job", "stop", "--no-wait", "--address", head.dashboard, id]
+        subprocess.run(stop, env=environment, check=True, capture_output=True)
+        wait_until(second, lambda: "stopping: a checkpoint is committed" in "".join(lines))
+        time.sleep(3)  # the driver has heard it; the ranks ask for it about every second
+        photos.go.set()
+        assert second.wait(timeout=300) == 75
+        reader.join()
+        assert "2 rank(s) on cpu" in "".join(lines)  # the log from its beginning
     state = record.load(run)
     assert state is not None and state["state"] == "PREEMPTED"
     assert checkpoint.step_of(checkpoint.newest(run, print)) == state["step"] > 0
 
     out, said = ended(send(*command))
-    assert json.loads(out)["step"] == 150
-    assert "step 150/150" in said
+    assert json.loads(out)["step"] == 60
+    assert "step 60/60" in said
     out, said = ended(send(*command))
-    assert "is finished since step 150; nothing to do" in said
+    assert "is finished since step 60; nothing to do" in said
 
 
 @on_a_head

@@ -489,3 +489,20 @@ def test_a_sweep_waits_for_the_last_commit_of_a_trial_that_was_stopped_at_work_a
     Watch(rounds, lambda: None).on_trial_complete(0, [], tunes)  # type: ignore[arg-type]
     assert trial.state == ledger.STOPPED
     assert set(rounds.ending) == ({"0000"} if may_commit else set())
+
+
+@pytest.mark.parametrize(
+    ("other", "is_alike"),
+    [
+        (
+            "loss inf, gradient norm 3.1e+20 at step 12: the training has diverged; there is no checkpoint yet. Lower",
+            True,
+        ),
+        ("crop_size 32 is less than 64; lower it", False),
+    ],
+)
+def test_failures_are_alike_whatever_their_numbers_and_what_was_left_behind(other: str, is_alike: bool) -> None:
+    from segdist.sweep.driver import _cause
+
+    reason = "loss nan, gradient norm nan at step 2: the training has diverged; the newest checkpoint, a/step-1, is from before"
+    assert (_cause(other) == _cause(reason)) == is_alike

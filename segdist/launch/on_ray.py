@@ -16,7 +16,7 @@ from typing import Any
 
 from segdist import config, log, record, storage
 from segdist.config import Config
-from segdist.errors import RanksError, UserError
+from segdist.errors import RanksError, UserError, is_lost_rank
 from segdist.launch.cluster import connect, end_siblings, in_use, label_selectors, log_folder, needs, nodes, shortage
 from segdist.launch.mailbox import Mailbox
 from segdist.launch.ray_rank import rank_main
@@ -250,7 +250,7 @@ def _reporter(mailbox: Any) -> Any:
 
 
 def _obituary(failures: dict[int, Exception]) -> tuple[str, bool]:
-    """(which ranks ended, and how; whether processes died). Where some died, what the others met is but the consequence."""
+    """(which ranks ended, and how; whether processes died). What met those that talked to dead ones is but the consequence."""
     from ray.exceptions import RayActorError
 
     def died(error: BaseException) -> bool:
@@ -261,7 +261,12 @@ def _obituary(failures: dict[int, Exception]) -> tuple[str, bool]:
         by_node = all("its node has died" in str(failures[rank]) for rank in dead)
         how = "the node died" if by_node else "the process died (killed, out of memory, or crashed)"
         return f"rank {', '.join(map(str, dead))}: {how}", True
-    return "; ".join(f"rank {rank} failed: {_last_line(error)}" for rank, error in sorted(failures.items())), False
+    first = {rank: error for rank, error in failures.items() if not is_lost_rank(error)}
+    if not first:
+        lost = ", ".join(map(str, sorted(failures)))
+        why = _last_line(next(iter(failures.values())))
+        return f"rank {lost} lost another, whose process or machine has ended ({why})", True
+    return "; ".join(f"rank {rank} failed: {_last_line(error)}" for rank, error in sorted(first.items())), False
 
 
 def _last_line(error: BaseException) -> str:

@@ -254,7 +254,7 @@ class Watch(tune.Callback):
         """Stops a sweep all of whose trials, in this launch, fail in one way: the rest would, too."""
         ended = self._ended = [*self._ended, *([known] if known.state in ENDED else [])]
         if len(ended) >= _FEW and all(trial.state == FAILED for trial in ended):
-            causes = {re.sub(r"\d[\d.e+-]*", "#", trial.reason or "") for trial in ended}
+            causes = {_cause(trial.reason or "") for trial in ended}
             if len(causes) == 1:
                 self._rounds.stop("alike", f"all {len(ended)} trials so far failed in the same way: {ended[0].reason}")
 
@@ -292,6 +292,11 @@ def _tunes_own(uri: str) -> str:
     """Where Tune may write what it likes: below the sweep, each launch anew."""
     home = storage.join(uri, ".ray", f"{time.time():.0f}")
     return str(storage.local_path(home)) if storage.is_local(home) else home
+
+
+def _cause(reason: str) -> str:
+    """What a failure has in common with others like it: its first clause, without numbers."""
+    return re.sub(r"\d[\d.e+-]*|\b(nan|inf)\b", "#", reason.split("; ")[0])
 
 
 def _last_line(trial: TuneTrial) -> str:
