@@ -7,10 +7,10 @@ object storage. The job is one of Ray's own, so `ray job logs`, `ray job stop` a
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import re
-import secrets
 import shlex
 import shutil
 import tempfile
@@ -168,14 +168,8 @@ def submit(job: Job, address: str, variables: Sequence[str] = (), num_gpus: floa
     `variables`: names of environment variables whose values the job gets. Raises UserError when the cluster cannot be reached.
     """
     client = _client(address)
-    known = next((one for one in client.list_jobs() if _is_same(one, job)), None)
-    if known is not None:
-        log.say(
-            f"{job.uri or job.entrypoint}: job {known.submission_id} is at it already, and is followed; to change anything, "
-            "stop it first: "
-            f"ray job stop --address {address} {known.submission_id}"
-        )
-        return str(known.submission_id)
+    if known := _at_it(client, job, address):
+        return known
     missing = [name for name in variables if name not in os.environ]
     if missing:
         raise UserError(f"--env {missing[0]}: there is no such variable here; export it first")
@@ -187,15 +181,39 @@ def submit(job: Job, address: str, variables: Sequence[str] = (), num_gpus: floa
     with tempfile.TemporaryDirectory(prefix="segdist-job-") as folder:
         num, size = fill(job, Path(folder))
         log.say(f"job: {job.entrypoint}; {num} files travel with it, {size / 2**20:.1f} MiB")
+        while not (id := _send(client, job, folder, environment, num_gpus) or _at_it(client, job, address)):
+            time.sleep(1)
+        return id
+
+
+def _send(client: Any, job: Job, folder: str, environment: dict[str, str], num_gpus: float) -> str | None:
+    """The job's id, or None where another terminal sent it at the same moment."""
+    try:
         return str(
             client.submit_job(
                 entrypoint=job.entrypoint,
-                submission_id=_new_id(job),
+                submission_id=_next_id(job, [str(one.submission_id) for one in client.list_jobs()]),
                 runtime_env={"working_dir": folder, "env_vars": environment},
                 metadata={"segdist": job.uri or ""},
                 entrypoint_num_gpus=num_gpus or None,
             )
         )
+    except RuntimeError as error:
+        if "already exists" not in str(error):
+            raise
+        return None
+
+
+def _at_it(client: Any, job: Job, address: str) -> str | None:
+    """The id of the job that makes the same run already, which is told."""
+    known = next((one for one in client.list_jobs() if _is_same(one, job)), None)
+    if known is None:
+        return None
+    log.say(
+        f"{job.uri or job.entrypoint}: job {known.submission_id} is at it already, and is followed; to change anything, "
+        f"stop it first: ray job stop --address {address} {known.submission_id}"
+    )
+    return str(known.submission_id)
 
 
 def follow(address: str, id: str) -> int:
@@ -297,8 +315,11 @@ def _is_same(known: Any, job: Job) -> bool:
     return made is not None and alike and not known.status.is_terminal()
 
 
-def _new_id(job: Job) -> str:
-    """Another one each time, since Ray refuses an id that it has seen, and readable."""
-    name = (job.uri or "").rstrip("/").rpartition("/")[2]
+def _next_id(job: Job, known: Sequence[str]) -> str:
+    """train-camvid-3fa9c1-2: the same for all who send the job at this moment. Ray takes an id once, so one of them wins."""
+    name = (job.uri or "").rpartition("/")[2]
     told = re.sub(r"[^A-Za-z0-9]+", "-", f"{job.arguments[0]}-{name}").strip("-")[:40]
-    return f"{told}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    stem = f"{told}-{hashlib.sha256((job.uri or job.entrypoint).encode()).hexdigest()[:6]}-"
+    return stem + str(
+        1 + max((int(id[len(stem) :]) for id in known if re.fullmatch(re.escape(stem) + r"\d+", id)), default=0)
+    )

@@ -43,7 +43,7 @@ def free_ports(num: int) -> list[int]:
 
 
 @contextmanager
-def running(num_cpus: int = 4) -> Iterator[Head]:
+def running(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: socket paths end at 107 characters
     token = folder / "token"
     token.write_text(secrets.token_hex(32), encoding="utf-8")
@@ -54,7 +54,8 @@ def running(num_cpus: int = 4) -> Iterator[Head]:
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     command = [
         str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}",
-        "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--num-gpus={num_gpus}", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
         f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}", f"--object-store-memory={100 << 20}",
         f"--temp-dir={folder / 't'}",

@@ -485,7 +485,7 @@ def bucket(street_data: str, street_folder: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with ray_head.running() as head:
+    with ray_head.running(num_cpus=8, num_gpus=1) as head:  # it believes so
         yield head
 
 
@@ -494,7 +494,10 @@ def submitted(job: str, name: str, head: Head, environment: dict[str, str]) -> N
     content = yaml.safe_load((ROOT / "k8s" / job).read_text(encoding="utf-8"))
     runtime = yaml.safe_load(content["spec"]["runtimeEnvYAML"])
     runtime["env_vars"] |= environment  # which the pods have from their Secrets and their spec
-    command = f"ray job submit --address {head.dashboard} --no-wait --submission-id {name}"
+    needs = [
+        f"--entrypoint-num-{kind.lower()}={content['spec'].get(f'entrypointNum{kind}', 0)}" for kind in ("Cpus", "Gpus")
+    ]
+    command = f"ray job submit --address {head.dashboard} --no-wait --submission-id {name} {' '.join(needs)}"
     done = subprocess.run(
         ["bash", "-ce", f"{command} --runtime-env-json {shlex.quote(json.dumps(runtime))} -- {entrypoint(job)}"],
         env=on_head(head) | environment, capture_output=True, text=True, timeout=60,
@@ -508,6 +511,23 @@ def on_head(head: Head) -> dict[str, str]:
     return environment
 
 
+def told_of(job: str, head: Head) -> Tree:
+    """What the head says of a job."""
+    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8")
+    ask = urllib.request.Request(f"{head.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"})
+    told: Tree = json.load(urllib.request.urlopen(ask))
+    return told
+
+
+def ended(job: str, head: Head, seconds: float = 200) -> tuple[str, int | None]:
+    """(status, exit code) of a job, once it has ended."""
+    until = time.monotonic() + seconds
+    while (told := told_of(job, head))["status"] in ("PENDING", "RUNNING"):
+        assert time.monotonic() < until, told
+        time.sleep(0.2)
+    return told["status"], told["driver_exit_code"]
+
+
 def suspended(run: str, job: str, attempt: int, head: Head) -> int:
     """Does to a job at work what the head's pod does before it is deleted; the step that was committed."""
     until = time.monotonic() + 120
@@ -518,12 +538,7 @@ def suspended(run: str, job: str, attempt: int, head: Head) -> int:
     hook = [sys.executable, "-m", "segdist", "node", "stop-drivers", "--seconds", "2", "--dashboard", head.dashboard]
     told = subprocess.run(hook, env=on_head(head), capture_output=True, text=True, timeout=60)
     assert "1 driver(s) asked to end" in told.stderr
-    token = Path(head.environment["RAY_AUTH_TOKEN_PATH"]).read_text(encoding="utf-8")
-    ask = urllib.request.Request(f"{head.dashboard}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"})
-    while (told_of := json.load(urllib.request.urlopen(ask)))["status"] == "RUNNING":
-        assert time.monotonic() < until, told_of
-        time.sleep(0.2)
-    assert (told_of["status"], told_of["driver_exit_code"]) == ("FAILED", 75)  # a STOPPED job would not be begun again
+    assert ended(job, head) == ("FAILED", 75)  # a STOPPED job would not be begun again
     state = record.load(run)
     assert state is not None and state["state"] == "PREEMPTED"
     return int(state["step"])
@@ -550,10 +565,9 @@ def test_a_suspended_job_goes_on_and_what_follows_runs_as_written(
     steps = [row["step"] for row in record.read_metrics(run) if row["kind"] == "train"]
     assert steps == [*range(1, second + 1)]
 
-    environment = {**os.environ, **bucket, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    commands = [entrypoint(f"train/rayjob-{kind}.yaml") for kind in ("evaluate", "predict")]
-    processes = [subprocess.Popen(["bash", "-ce", command], env=environment) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for kind in ("evaluate", "predict"):
+        submitted(f"train/rayjob-{kind}.yaml", kind, head, bucket)
+    assert [ended(kind, head) for kind in ("evaluate", "predict")] == [("SUCCEEDED", 0)] * 2
     assert 0 <= json.loads(storage.read(f"{run}/evaluation.json"))["miou"] <= 1
     assert "0000.png" in storage.names("s3://my-bucket/predictions")
 
@@ -572,9 +586,6 @@ def test_the_sweeps_entrypoint_runs_as_written(bucket: dict[str, str], head: Hea
     base = tree("s3://my-bucket/data/camvid", "-", scale={"device": "cpu", "cpu_threads": 1})
     for name, content in (("sweep.yaml", sweep), ("config.yaml", base)):
         (tmp_path / name).write_text(yaml.safe_dump(content), encoding="utf-8")
-    environment = {**os.environ, **bucket, **head.environment, "SEGDIST_CONFIGS": str(tmp_path)}
-    environment["PATH"] = f"{BIN}:{environment['PATH']}"
-    command = ["bash", "-ce", entrypoint("sweep/rayjob-sweep.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    submitted("sweep/rayjob-sweep.yaml", "sweep", head, {**bucket, "SEGDIST_CONFIGS": str(tmp_path)})
+    assert ended("sweep", head) == ("SUCCEEDED", 0)
     assert storage.exists("s3://my-bucket/sweeps/lr_and_crop/best.yaml")

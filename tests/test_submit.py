@@ -152,10 +152,14 @@ def test_an_address_that_leads_nowhere_is_told(files: Path, address: str, told: 
         submit.submit(submit.job_of(["configs/run.yaml"], COMMANDS), address)
 
 
-def test_ids_are_readable_and_never_the_same(files: Path) -> None:
+def test_ids_are_readable_and_the_next_of_their_run(files: Path) -> None:
     job = submit.job_of(["configs/run.yaml", "run.uri=s3://bucket/Größe 1/"], COMMANDS)
-    assert submit._new_id(job) != submit._new_id(job)
-    assert submit._new_id(job).startswith("train-Gr-e-1-")
+    first = submit._next_id(job, [])
+    assert re.fullmatch("train-Gr-e-1-[0-9a-f]{6}-1", first)
+    stem = first.removesuffix("1")
+    assert submit._next_id(job, ["x", f"{stem}9", f"{stem}10", f"{stem}11-again"]) == f"{stem}11"
+    other = submit.job_of(["configs/run.yaml", "run.uri=s3://else/Größe 1"], COMMANDS)
+    assert submit._next_id(other, []) != first
 
 
 @pytest.mark.parametrize(
@@ -324,13 +328,14 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
     photos = Fault("GET", "parquet", "wait")  # the first step waits until the stop has been heard
     with spoiling(store["AWS_ENDPOINT_URL"], photos) as slow_store, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", slow_store)
-        first = send(*command)
-        wait_until(first, lambda: photos.met > 0)
-        first.send_signal(signal.SIGINT)
-        _, said = ended(first, 130)
-        id = said.split("submitted: ")[1].split(";")[0]
-        assert id.startswith("train-run-") and f"left: job {id} goes on" in said
-        assert "not given to the job" not in said
+        both = [send(*command), send(*command)]  # at the same moment
+        wait_until(both[0], lambda: photos.met > 0)
+        for one in both:
+            one.send_signal(signal.SIGINT)
+        told = [ended(one, 130)[1] for one in both]
+        (id,) = {said.split("submitted: ")[1].split(";")[0] for said in told}
+        assert re.fullmatch("train-run-[0-9a-f]{6}-1", id)
+        assert all(f"left: job {id} goes on" in said and "not given to the job" not in said for said in told)
 
         second = send(*command)
         lines: list[str] = []
