@@ -8,6 +8,7 @@ evaluations. `python benchmarks/scaling.py [--ranks 1 2 4] [--models segformer-b
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -58,17 +59,22 @@ def tree_of(
     }
 
 
-def run(net: list[Machine], num_ranks: int, tree: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Bytes that a training sent: `rank`, by the mean of its ranks' machines, and `store`, to the store."""
+def train(net: list[Machine], num_ranks: int, tree: dict[str, Any], folder: Path) -> dict[str, float]:
+    """What a training sent, as `run` says it."""
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return run(net, num_ranks, ["train", str(file)])
+
+
+def run(net: list[Machine], num_ranks: int, command: list[str]) -> dict[str, float]:
+    """Bytes that a command sent: `rank`, by the mean of its ranks' machines, and `store`, to the store."""
     store, ranks = net[0], net[1 : 1 + num_ranks]
     before = [machine.bytes() for machine in ranks], store.bytes()
     began = time.perf_counter()
     started = [
         machine.start(
             sys.executable, "-m", "torch.distributed.run", f"--nnodes={num_ranks}", f"--node-rank={i}", "--nproc-per-node=1",
-            f"--master-addr={ranks[0].address}", "--master-port=29500", "-m", "segdist", "train", str(file),
+            f"--master-addr={ranks[0].address}", "--master-port=29500", "-m", "segdist", *command,
             PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1",
         )
         for i, machine in enumerate(ranks)
@@ -126,16 +132,26 @@ def main() -> None:
         def measured(num_ranks: int, model: str, num_steps: int, strategy: str, **often: int) -> dict[str, float]:
             nonlocal number
             number += 1
-            return run(net, num_ranks, tree_of(f"s3://bench/{number}", model, num_steps, strategy, **often), Path(name))
+            return train(
+                net, num_ranks, tree_of(f"s3://bench/{number}", model, num_steps, strategy, **often), Path(name)
+            )
 
         if given.pace:
             for model in given.models:
                 for strategy in ("ddp", "exact"):
-                    for num in given.ranks:
+                    paces: dict[int, list[float]] = {num: [] for num in given.ranks}
+                    for _, num in itertools.product(range(3), given.ranks):
                         measured(num, model, _LONG, strategy)
                         rows = [row for row in record.read_metrics(f"s3://bench/{number}") if row["kind"] == "train"]
-                        pace = statistics.median(row["images_per_second"] for row in rows[len(rows) // 2 :])
-                        print(f"| {model} | {strategy} | {num} | {pace:.2f} images/s |", flush=True)
+                        paces[num].append(statistics.median(row["images_per_second"] for row in rows[len(rows) // 2 :]))
+                    for num, found in paces.items():
+                        share = (
+                            statistics.median(a / b for a, b in zip(found, paces[given.ranks[0]]))
+                            * given.ranks[0]
+                            / num
+                        )
+                        pace = statistics.median(found)
+                        print(f"| {model} | {strategy} | {num} | {pace:.2f} images/s | {share:.0%} |", flush=True)
             return
         print("| model | parameters | strategy | ranks | sent per rank and update | per parameter | expected |")
         for model in given.models:
@@ -154,8 +170,9 @@ def main() -> None:
             newest = checkpoint.newest(f"s3://bench/{number}", print) or ""
             size = sum(storage.sizes(newest).values())
             print(f"commit, {model}: {(many - few) / 3 / 1e6:.2f} MB sent; {size / 1e6:.2f} MB of files")
-            seldom, often = (measured(2, model, _MANY, "exact", scores=every)["rank"] for every in (_MANY, 3))
-            print(f"evaluation, {model}: {(often - seldom) / 3 / 1e3:.1f} kB sent by a rank of 2")
+            scored = [num * run(net, num, ["evaluate", newest, "--json"])["rank"] for num in (1, 2, 4)]
+            told = ", ".join(f"{sent / 1e3:.1f} kB by {num}" for num, sent in zip((1, 2, 4), scored))
+            print(f"evaluation, {model}: all ranks sent {told}", flush=True)
         counts, more = (requests_of(given.models[0], steps) for steps in (40, 120))
         images = 80 * _SLOTS
         gets = more["GetObject"] - counts["GetObject"]
