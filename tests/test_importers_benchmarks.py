@@ -7,10 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-import s3_server
+import store as stores
 from conftest import prepare, read_back
 from PIL import Image
 
@@ -19,7 +18,6 @@ from segdist.data import index
 from segdist.data.importers import LAYOUTS
 from segdist.data.importers.layout import Ask
 from segdist.errors import DataError, LabelError
-from segdist.storage import s3
 
 SIZE = (24, 32)  # height, width
 
@@ -468,21 +466,15 @@ def test_a_source_is_listed_once_and_no_image_is_read_to_find_the_pairs(
     assert all(uri.endswith(".txt") for uri in read)
 
 
-def test_a_benchmark_may_lie_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_may_lie_in_a_bucket(tmp_path: Path) -> None:
     drawn = pets_folder(tmp_path / "pets")
-    with s3_server.serving() as address:
-        for name, value in s3_server.settings(address).items():
-            monkeypatch.setenv(name, value)
-        s3._client_of.cache_clear()
-        boto3.client("s3").create_bucket(Bucket="benchmarks")
-        for path in (p for p in (tmp_path / "pets").rglob("*") if p.is_file()):
-            storage.write(f"s3://benchmarks/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+    with stores.serving("benchmarks"):
+        stores.copy(str(tmp_path / "pets"), "s3://benchmarks/pets")
         prepare("s3://benchmarks/pets", str(tmp_path / "out"), "pets")
         with pytest.raises(
             DataError, match=r"s3://benchmarks/pets: not PASCAL VOC's layout.*it holds annotations, images"
         ):
             prepare("s3://benchmarks/pets", str(tmp_path / "other"), "voc")
-    s3._client_of.cache_clear()
     found = read_back(str(tmp_path / "out"), "test")
     assert all((found[name][1] == drawn[name][1]).all() for name in PETS["test"])
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import kuberay_rules
 import pytest
 import ray_head
-import s3_server
+import store as stores
 import yaml
 from conftest import ROOT, tree
 from ray_head import BIN, Head
@@ -34,7 +33,6 @@ from segdist.cli import app
 from segdist.errors import ConfigError, UserError
 from segdist.kube import Ask, manifests
 from segdist.launch import drivers
-from segdist.storage import s3
 
 Tree = dict[str, Any]
 SCHEMAS = Path(os.environ.get("SEGDIST_KUBERAY_SCHEMAS", ROOT.parent / "shared" / "data" / "kuberay"))
@@ -470,17 +468,10 @@ def entrypoint(name: str) -> str:
 @pytest.fixture(scope="module")
 def bucket(street_data: str, street_folder: Path) -> Iterator[dict[str, str]]:
     """The environment of an S3 server with the bucket and the places that the examples name; this process uses it too."""
-    with s3_server.serving() as address, pytest.MonkeyPatch.context() as patch:
-        environment = s3_server.settings(address)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        s3._client_of.cache_clear()
-        boto3.client("s3").create_bucket(Bucket="my-bucket")
-        for source, place in ((street_data, "data/camvid"), (f"{street_folder}/images", "photos")):
-            for entry in storage.walk(source):
-                storage.write(f"s3://my-bucket/{place}/{entry.name}", storage.read(f"{source}/{entry.name}"))
+    with stores.serving("my-bucket") as environment:
+        stores.copy(street_data, "s3://my-bucket/data/camvid")
+        stores.copy(f"{street_folder}/images", "s3://my-bucket/photos")
         yield environment
-    s3._client_of.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import machines
 import pytest
-import s3_server
+import store as stores
 import torch
 import yaml
 from conftest import ROOT, tree
 from machines import Machine
 
 from segdist import checkpoint, config, record, storage
-from segdist.storage import s3
 from segdist.train import fit
 from segdist.world import World
 
@@ -54,18 +52,11 @@ def data(net: list[Machine], street_data: str) -> Iterator[str]:
     store = net[0]
     store.start(sys.executable, str(ROOT / "demo/s3_server.py"), store.address)
     store.wait_for("http://", 60)
-    environment = s3_server.settings(store.log.read_text().strip())
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-            for machine in net:
-                machine.environment[name] = value
-        s3._client_of.cache_clear()
-        boto3.client("s3").create_bucket(Bucket="tests")
-        for entry in storage.walk(street_data):
-            storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+    with stores.joined(store.log.read_text().strip(), "tests") as environment:
+        for machine in net:
+            machine.environment.update(environment)
+        stores.copy(street_data, "s3://tests/data")
         yield "s3://tests/data"
-    s3._client_of.cache_clear()
 
 
 def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(

@@ -22,7 +22,7 @@ import guarded_s3
 import metadata_server
 import pytest
 import ray_head
-import s3_server
+import store as stores
 import torch
 import yaml
 from conftest import ROOT, SEGFORMER, UNET, tree
@@ -35,7 +35,6 @@ from segdist.data import index as indices
 from segdist.evaluate import evaluate
 from segdist.launch.cluster import needs, shortage
 from segdist.launch.on_ray import _obituary
-from segdist.storage import s3
 from segdist.train import fit
 from segdist.trained import load_trained
 from segdist.world import World
@@ -49,20 +48,13 @@ TEN = {"num_steps": 10}
 @pytest.fixture(scope="module")
 def store() -> Iterator[dict[str, str]]:
     """The environment of an S3 server with the bucket `tests`; this process uses it too."""
-    with s3_server.serving() as address, pytest.MonkeyPatch.context() as patch:
-        environment = s3_server.settings(address)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        s3._client_of.cache_clear()
-        boto3.client("s3").create_bucket(Bucket="tests")
+    with stores.serving("tests") as environment:
         yield environment
-    s3._client_of.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def data(store: dict[str, str], street_data: str) -> str:
-    for entry in storage.walk(street_data):
-        storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+    stores.copy(street_data, "s3://tests/data")
     return "s3://tests/data"
 
 

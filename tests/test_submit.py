@@ -15,10 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
 import ray_head
-import s3_server
+import store as stores
 import yaml
 from conftest import ROOT, tree
 from fault_proxy import Fault, spoiling
@@ -28,7 +27,6 @@ from ray_head import BIN, Head
 from segdist import checkpoint, record, storage, submit
 from segdist.cli import cluster
 from segdist.errors import RanksError, UserError
-from segdist.storage import s3
 from segdist.sweep import plan
 
 COMMANDS = ("train", "tune", "evaluate", "predict", "prepare")
@@ -270,16 +268,9 @@ def on_a_head(test: Any) -> Any:
 @pytest.fixture(scope="module")
 def store(street_data: str) -> Iterator[dict[str, str]]:
     """The environment of an S3 server with the data set, which this process uses too."""
-    with s3_server.serving() as address, pytest.MonkeyPatch.context() as patch:
-        environment = s3_server.settings(address)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        s3._client_of.cache_clear()
-        boto3.client("s3").create_bucket(Bucket="tests")
-        for entry in storage.walk(street_data):
-            storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+    with stores.serving("tests") as environment:
+        stores.copy(street_data, "s3://tests/data")
         yield environment
-    s3._client_of.cache_clear()
 
 
 @pytest.fixture(scope="module")

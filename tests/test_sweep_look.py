@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import s3_server
+import store as stores
 from drawn_sweep import drawn, write
 from rich.console import Console
 
@@ -158,16 +158,10 @@ def test_a_run_has_no_picture_of_a_sweep(tmp_path: Path) -> None:
         command("status", str(tmp_path), "--plot", str(tmp_path / "a.png"))
 
 
-def test_a_sweep_in_a_bucket_is_looked_at_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3
-
+def test_a_sweep_in_a_bucket_is_looked_at_alike(tmp_path: Path) -> None:
     local = running(tmp_path / "s")
-    with s3_server.serving() as address:
-        for key, value in s3_server.settings(address).items():
-            monkeypatch.setenv(key, value)
-        boto3.client("s3").create_bucket(Bucket="looks")
-        for entry in storage.walk(local):
-            storage.write(f"s3://looks/s/{entry.name}", storage.read(f"{local}/{entry.name}"))
+    with stores.serving("looks"):
+        stores.copy(local, "s3://looks/s")
         there, here = status.look("s3://looks/s"), status.look(local)
         command("status", "s3://looks/s", "--plot", "s3://looks/sweep.png")
         assert storage.read("s3://looks/sweep.png")[:4] == b"\x89PNG"

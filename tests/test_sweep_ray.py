@@ -18,15 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-import s3_server
+import store as stores
 import torch
 import yaml
 from conftest import tree
 
 from segdist import checkpoint, config, record, storage
-from segdist.storage import s3
 from segdist.sweep import ledger, plan
 from segdist.sweep.ledger import FAILED, STOPPED, SUCCEEDED, Trial
 from segdist.train import fit
@@ -39,15 +37,9 @@ SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 2, "num_previews": 0},
 @pytest.fixture(scope="module")
 def store(street_data: str) -> Iterator[str]:
     """A bucket of an S3 server, which this process uses too; the data set is in it."""
-    with s3_server.serving() as address, pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.settings(address).items():
-            patch.setenv(name, value)
-        s3._client_of.cache_clear()
-        boto3.client("s3").create_bucket(Bucket="tests")
-        for entry in storage.walk(street_data):
-            storage.write(f"s3://tests/data/{entry.name}", storage.read(f"{street_data}/{entry.name}"))
+    with stores.serving("tests"):
+        stores.copy(street_data, "s3://tests/data")
         yield "s3://tests"
-    s3._client_of.cache_clear()
 
 
 class Running:
