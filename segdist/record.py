@@ -55,6 +55,21 @@ def claim_attempt(run_uri: str) -> int:
             return number
 
 
+def give_up(run_uri: str, launch: str, step: int, state: str, why: str) -> None:
+    """Records how a run ended whose ranks are gone, and so could not do it; not one that others have taken over.
+
+    `launch`: who had started the ranks; `step`: the last one that was heard of.
+    """
+    tree = load(run_uri)
+    if (
+        tree
+        and tree["state"] == RUNNING
+        and tree.get("launch") == launch
+        and tree["attempt"] == newest_attempt(run_uri)
+    ):
+        save(run_uri, {**tree, "state": state, "error": why, "step": max(step, tree["step"])})
+
+
 def newest_attempt(run_uri: str) -> int:
     """The number of the attempt that owns the run; 0 when there is none."""
     names = storage.names(storage.join(run_uri, "attempts"))

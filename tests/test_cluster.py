@@ -130,9 +130,10 @@ SAID = [
 def by_submit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the command finds that `segdist submit` starts, in the working directory that it sends."""
     from segdist import submit
+    from segdist.submit.job import fill
 
     job = submit.job_of([CONFIG, *SAID], ["train"])
-    submit.fill(job, folder)
+    fill(job, folder)
     words = shlex.split(job.entrypoint)
     assert words[:4] == ["python", "-m", "segdist", "train"]
     show = [sys.executable, "-m", "segdist", "config", "show", *words[4:], "--json"]

@@ -240,8 +240,25 @@ def test_a_node_that_is_told_to_go_makes_its_ranks_commit(begin: Callable[..., s
         wait_for_commit(run, 1, process)
         process.terminate()
         summary, said = end(process, 75)
-    assert "a node is about to go: a checkpoint is committed after this step" in said
+    assert "is about to go: a checkpoint is committed now, and the ranks start again without it" in said
     assert summary["state"] == "PREEMPTED"
+
+
+def test_ranks_that_find_no_place_any_more_leave_a_record_of_it(begin: Callable[..., subprocess.Popen[str]]) -> None:
+    run = "s3://tests/homeless"
+    with ray_head.running(num_cpus=2) as doomed:
+        process = begin(run, on=doomed, log={"every_steps": 5}, train={"num_steps": 5000}, scale={"start_seconds": 10})
+        wait_for_commit(run, 5, process)
+        drain = [sys.executable, "-m", "segdist", "node", "drain", "--no-wait", "--seconds", "3"]
+        subprocess.run(drain, env={**os.environ, **doomed.environment}, check=True, timeout=60)
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 75, said
+    assert re.search("no rank gives a sign of life|restart 1 of 3", said)
+    assert re.search("error: given up after .* The same command goes on from the newest checkpoint", said, re.DOTALL)
+    state = record.load(run)
+    assert state is not None and state["state"] == "FAILED" and "given up after" in state["error"]
+    newest = checkpoint.step_of(checkpoint.newest(run, print))
+    assert newest is not None and 5 <= newest <= state["step"] + 5
 
 
 def test_a_mistake_that_only_a_rank_can_see_is_one_message(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -27,9 +28,11 @@ from ray_head import BIN, Head
 from segdist import checkpoint, record, storage, submit
 from segdist.cli import cluster
 from segdist.errors import RanksError, UserError
+from segdist.submit import cluster as sending
+from segdist.submit import job as jobs
 from segdist.sweep import plan
 
-COMMANDS = ("train", "tune", "evaluate", "predict", "prepare")
+COMMANDS = ("doctor", "train", "tune", "evaluate", "predict", "prepare")
 SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 3, "num_previews": 0}, "optim": {"warmup_steps": 0}}
 
 
@@ -58,7 +61,7 @@ def test_a_sweep_takes_its_config_along_wherever_that_lies(files: Path, monkeypa
     assert job.arguments == ["tune", "files/sweep/lr.yaml", "config=base/config.yaml", "budget.num_trials=2"]
     assert job.uri == "s3://bucket/sweep"
     here = plan.read("configs/sweeps/lr.yaml")
-    submit.fill(job, files / "packed")
+    jobs.fill(job, files / "packed")
     monkeypatch.chdir(files / "packed")
     there = plan.read(job.arguments[1], job.arguments[2:])
     assert (there.base, there.sweep.space) == (here.base, here.sweep.space)
@@ -86,8 +89,11 @@ def test_files_at_relative_paths_travel_and_all_else_stays_as_it_is(files: Path)
     )
     assert job.arguments[3:] == ["--names=files/0/names.txt", f"--colors={outside}", "--val", "0.2"]
     assert set(job.files) == {"files/0/names.txt"}
-    job = submit.job_of(["evaluate", "s3://b/run", "--out", "scores.json"], COMMANDS)
-    assert (job.arguments[2:], job.files) == (["--out", "scores.json"], {})
+    job = submit.job_of(["evaluate", "s3://b/run", "--out", "s3://b/scores.json", "--json"], COMMANDS)
+    assert (job.arguments[2:], job.files) == (["--out", "s3://b/scores.json", "--json"], {})
+    job = submit.job_of(["doctor", "configs/run.yaml", "--json", "scale.num_ranks=2"], COMMANDS)
+    assert job.arguments == ["doctor", "files/config/run.yaml", "scale.launcher=ray", "--json", "scale.num_ranks=2"]
+    assert job.uri is None  # it makes no run
     job = submit.job_of(["configs/run.yaml", f"train.init_from={outside}"], COMMANDS)
     assert job.arguments[-1] == f"train.init_from={outside}"
 
@@ -99,9 +105,13 @@ def test_files_at_relative_paths_travel_and_all_else_stays_as_it_is(files: Path)
         (["configs/run.yaml", "model.size=null", "model.weights=./mit-b0"], "model.weights ./mit-b0: a job does not see"),
         (["configs/run.yaml", "train.num_step=5"], "`train.num_steps`"),
         (["configs/run.yaml", "scale.num_ranks=3"], "3 ranks share 2 micro-batches per step"),
-        (["tune", "configs/sweeps/lr.yaml", "set.scale.num_ranks=3"], "num_ranks 3 needs scale.launcher=ray"),
+        (["tune", "configs/sweeps/lr.yaml", "set.scale.num_ranks=3"], "3 ranks share 2 micro-batches per step"),
         (["tune", "configs/sweeps/lr.yaml", "uri=sweeps/lr"], "uri sweeps/lr: a job does not see"),
-        (["evaluate", "runs/photos"], "runs/photos is a folder of this machine"),
+        (["evaluate", "runs/photos"], "runs/photos: a job does not see the folders of this machine"),
+        (["evaluate", "runs/never"], "runs/never: a job does not see the folders of this machine"),
+        (["evaluate", "s3://b/run", "--out", "scores.json"], "--out scores.json: a job does not see"),
+        (["predict", "s3://b/run", "s3://b/photos", "--out=masks"], "--out masks: a job does not see"),
+        (["doctor", "configs/run.yaml", "train.num_step=5"], "`train.num_steps`"),
         (["--from-sweep", "s3://b/sweep", "run.uri=best"], "run.uri best"),
         (["train", "scale.num_ranks=2"], "give a config"),
         (["configs/run.yaml", "scale.launcher=local"], "would train beside the cluster's head"),
@@ -118,7 +128,7 @@ def test_what_travels_is_our_code_and_those_files(files: Path, tmp_path: Path) -
     job = submit.job_of(["configs/run.yaml"], COMMANDS)
     folder = tmp_path / "packed"
     folder.mkdir()
-    num, size = submit.fill(job, folder)
+    num, size = jobs.fill(job, folder)
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     assert len(found) == num and size < 4 << 20
     assert {path.parts[0] for path in found} == {"segdist", "files"}
@@ -134,7 +144,7 @@ def test_what_is_too_large_to_travel_is_named(files: Path, tmp_path: Path) -> No
         file.truncate(60 << 20)
     (tmp_path / "packed").mkdir()
     with pytest.raises(UserError, match=r"\d+ MiB, the largest is .*names.txt; more than 50 MiB"):
-        submit.fill(submit.job_of(["prepare", "s3://b/x", "--names", "names.txt"], COMMANDS), tmp_path / "packed")
+        jobs.fill(submit.job_of(["prepare", "s3://b/x", "--names", "names.txt"], COMMANDS), tmp_path / "packed")
 
 
 @pytest.mark.parametrize(
@@ -143,21 +153,22 @@ def test_what_is_too_large_to_travel_is_named(files: Path, tmp_path: Path) -> No
         ("127.0.0.1:6379", "give the address of the cluster's dashboard"),
         ("ray://127.0.0.1:10001", "give the address of the cluster's dashboard"),
         ("http://127.0.0.1:1", "Failed to connect"),
+        ("http://me:word@127.0.0.1:8265", r"http://\.\.\.@127\.0\.0\.1:8265: give the address"),
     ],
 )
 def test_an_address_that_leads_nowhere_is_told(files: Path, address: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        submit.submit(submit.job_of(["configs/run.yaml"], COMMANDS), address)
+        submit.Cluster(address)
 
 
 def test_ids_are_readable_and_the_next_of_their_run(files: Path) -> None:
     job = submit.job_of(["configs/run.yaml", "run.uri=s3://bucket/Größe 1/"], COMMANDS)
-    first = submit._next_id(job, [])
+    first = sending._next_id(job, [])
     assert re.fullmatch("train-Gr-e-1-[0-9a-f]{6}-1", first)
     stem = first.removesuffix("1")
-    assert submit._next_id(job, ["x", f"{stem}9", f"{stem}10", f"{stem}11-again"]) == f"{stem}11"
+    assert sending._next_id(job, ["x", f"{stem}9", f"{stem}10", f"{stem}11-again"]) == f"{stem}11"
     other = submit.job_of(["configs/run.yaml", "run.uri=s3://else/Größe 1"], COMMANDS)
-    assert submit._next_id(other, []) != first
+    assert sending._next_id(other, []) != first
 
 
 @pytest.mark.parametrize(
@@ -171,15 +182,41 @@ def test_the_same_command_finds_the_job_that_has_not_ended(files: Path, argument
             **{"status": status, "entrypoint": job.entrypoint, "metadata": {"segdist": job.uri or ""}, **changes}
         )
 
-    assert submit._is_same(known(JobStatus.RUNNING), job)
-    assert not submit._is_same(known(JobStatus.STOPPED), job)
-    assert not submit._is_same(known(JobStatus.RUNNING, metadata={}), job)  # not of ours
+    assert sending._is_same(known(JobStatus.RUNNING), job)
+    assert not sending._is_same(known(JobStatus.STOPPED), job)
+    assert not sending._is_same(known(JobStatus.RUNNING, metadata={}), job)  # not of ours
     other = submit.job_of(
         [*arguments, *([] if job.uri else ["--json"]), *(["run.uri=s3://b/2"] if job.uri else [])], COMMANDS
     )
-    assert not submit._is_same(known(JobStatus.RUNNING), other)
+    assert not sending._is_same(known(JobStatus.RUNNING), other)
     again = submit.job_of(["configs/run.yaml", "run.uri=s3://bucket/run/", "scale.num_ranks=2"], COMMANDS)
-    assert submit._is_same(known(JobStatus.RUNNING), again) == (job.uri is not None)
+    assert sending._is_same(known(JobStatus.RUNNING), again) == (job.uri is not None)
+
+
+def test_other_settings_than_those_at_work_are_refused_and_the_same_are_found(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit.job_of(["configs/run.yaml"], COMMANDS)
+    at_work = SimpleNamespace(
+        submission_id="one", status=JobStatus.RUNNING, metadata={"segdist": job.uri, "settings": job.digest()}
+    )
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(sending, "_client", lambda address: SimpleNamespace(list_jobs=lambda: [at_work]))
+    there = submit.Cluster("http://head")
+    assert there.submit(job) == "one"
+    with (files / "configs/run.yaml").open("a", encoding="utf-8") as file:
+        file.write("# edited\n")
+    for other in (job, submit.job_of(["configs/run.yaml", "optim.lr=1"], COMMANDS)):
+        with pytest.raises(UserError, match=r"from other settings .* ray job stop --address http://head one; or"):
+            there.submit(other)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as we do where there is a token, and as the caller's shell has not
+    assert there.by_ray("stop", "one") == "RAY_AUTH_MODE=token ray job stop --address http://head one"
+
+
+def test_a_value_behind_env_is_refused_and_not_repeated(files: Path) -> None:
+    with pytest.raises(UserError, match="give the name alone") as told:
+        sending._environment(["AWS_SECRET_ACCESS_KEY=sesame"])
+    assert "sesame" not in str(told.value)
 
 
 def test_the_examples_of_the_help_are_commands_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,9 +243,9 @@ def test_a_job_that_was_lost_is_not_finished_and_others_end_with_their_own_code(
 ) -> None:
     info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="the node died")
     client = SimpleNamespace(get_job_info=lambda id: info)
-    monkeypatch.setattr(submit, "_client", lambda address: client)
-    monkeypatch.setattr(submit, "_lines", lambda client, id: iter(["one", "step 3/9  loss 1", '{"a": 1}']))
-    assert submit.follow("http://head", "id") == expected
+    monkeypatch.setattr(sending, "_client", lambda address: client)
+    monkeypatch.setattr(sending, "_lines", lambda client, id, address: iter(["one", "step 3/9  loss 1", '{"a": 1}']))
+    assert submit.Cluster("http://head").follow("id") == expected
 
 
 def test_a_job_that_the_cluster_does_not_know_is_told_at_once() -> None:
@@ -216,7 +253,7 @@ def test_a_job_that_the_cluster_does_not_know_is_told_at_once() -> None:
         raise RuntimeError("Request failed with status code 404: Job id does not exist")
 
     with pytest.raises(RanksError, match="its head was lost; the same command goes on") as told:
-        list(submit._lines(SimpleNamespace(tail_job_logs=unknown), "id"))
+        list(sending._lines(SimpleNamespace(tail_job_logs=unknown), "id", "http://head"))
     assert told.value.exit_code == 75
 
 
@@ -245,17 +282,41 @@ class Cutting:
 def test_a_log_is_followed_over_broken_connections_each_line_once(
     ends: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
     lines = [f"line {i} of the log" for i in range(12)]
     client = Cutting("\n".join(lines), list(ends))
-    assert list(submit._lines(client, "id")) == lines
+    assert list(sending._lines(client, "id", "http://head")) == lines
+
+
+class Silent:
+    """A client whose log stays open and says nothing more, and whose dashboard takes a connection and never answers."""
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        yield "step one\n"
+        await asyncio.sleep(60)
+
+    def get_job_status(self, id: str) -> JobStatus:
+        time.sleep(60)
+        return JobStatus.RUNNING
+
+
+def test_a_cluster_that_falls_silent_is_told_soon_and_given_up_later(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seconds in (("_QUIET_SECONDS", 0.1), ("_ANSWER_SECONDS", 0.1), ("_PATIENCE_SECONDS", 0.5)):
+        monkeypatch.setattr(sending, name, seconds)
+    lines = sending._lines(Silent(), "id", "http://head")
+    assert next(lines) == "step one"
+    with pytest.raises(RanksError, match=r"does not answer any more \(no answer within 0.1 s\)"):
+        next(lines)
+    assert capsys.readouterr().err.count("http://head does not answer") == 1
 
 
 def test_a_cluster_that_is_gone_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(sending, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
     with pytest.raises(RanksError, match=r"does not answer any more .* the same command finds it"):
-        list(submit._lines(Cutting("a\nb\n", [1] * 10), "id"))
+        list(sending._lines(Cutting("a\nb\n", [1] * 10), "id", "http://head"))
 
 
 # -- a real head with tokens -----------------------------------------------------------------------------------------------
@@ -324,7 +385,7 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
         for one in both:
             one.send_signal(signal.SIGINT)
         told = [ended(one, 130)[1] for one in both]
-        (id,) = {said.split("submitted: ")[1].split(";")[0] for said in told}
+        (id,) = {match[1] for said in told if (match := re.search(r"left: job (\S+) goes on", said))}
         assert re.fullmatch("train-run-[0-9a-f]{6}-1", id)
         assert all(f"left: job {id} goes on" in said and "not given to the job" not in said for said in told)
 
@@ -374,7 +435,7 @@ def test_a_sweep_an_evaluation_and_predictions_are_jobs_too(
     ended(send("predict", best, "street.png", "--out", "s3://tests/masks"))
     assert "street.png" in storage.names("s3://tests/masks")
     _, said = ended(send("predict", best, "street.png", "--out", "masks"), 2)
-    assert "Ray's copy of your folder" in said
+    assert "--out masks: a job does not see the folders of this machine" in said
 
 
 @on_a_head
@@ -390,7 +451,11 @@ def test_a_job_without_rights_and_a_person_without_the_token_are_told(
     assert bare.returncode == 2, bare.stderr
     assert "not given to the job: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in bare.stderr
     _, said = ended(send(path, token=False), 2)
-    assert "wants its token" in said or "authentication token" in said
+    assert "the cluster wants its token" in said
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("ab" * 32, encoding="utf-8")
+    _, said = ended(send(path, token=False), 2)
+    assert "the token in ~/.ray/auth_token is not this cluster's" in said
 
 
 def wait_until(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:

@@ -58,20 +58,23 @@ def submit(
 
     A cluster with tokens (RAY_AUTH_MODE=token) wants its token in ~/.ray/auth_token or RAY_AUTH_TOKEN here too.
     """
-    from segdist import submit as jobs
+    from segdist import log
+    from segdist.submit import Cluster, job_of
 
     names = [one.name or one.callback.__name__.replace("_", "-") for one in app.registered_commands if one.callback]
-    job = jobs.job_of(command, [name for name in names if name not in _OWN])
-    id = jobs.submit(job, address, env or [], num_gpus)
-    leave = f"come back: the same command, or ray job logs --follow --address {address} {id}"
-    stop = f"stop it (it commits first): ray job stop --address {address} {id}"
+    job = job_of(command, [name for name in names if name not in _OWN])
+    cluster = Cluster(address)
+    id = cluster.submit(job, env or [], num_gpus)
+    leave = f"come back: the same command, or {cluster.by_ray('logs --follow', id)}"
+    stop = f"stop it{' (it commits first)' if job.commits else ''}: {cluster.by_ray('stop', id)}"
     if no_wait:
-        say(f"submitted: {id}\n{leave}\n{stop}")
+        say(f"{leave}\n{stop}")
         return
-    say(f"submitted: {id}; Ctrl-C leaves it running\n{stop}")
+    say(f"Ctrl-C leaves it running; {stop}")
     try:
-        code = jobs.follow(address, id)
+        code = cluster.follow(id)
     except KeyboardInterrupt:
+        log.close()
         say(f"left: job {id} goes on\n{leave}\n{stop}")
         raise typer.Exit(130) from None
     raise typer.Exit(code)
@@ -104,6 +107,9 @@ def drain(
     num = node.drain(seconds, why)
     say(f"{num} node(s) of Ray on this machine drain, within {seconds:g} s")
     if not no_wait and not node.wait_for_work(seconds):
+        say(
+            f"after {seconds:g} s ranks or trials are still on this machine; their newest checkpoint is from the notice"
+        )
         raise typer.Exit(75)
 
 

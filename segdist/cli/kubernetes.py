@@ -61,7 +61,7 @@ def k8s(
     All values are checked first. The job continues its run in every new cluster; docs/kubernetes.md tells what dies when.
     """
     from segdist import storage
-    from segdist.kube import Ask, manifests
+    from segdist.kube import MADE, Ask, manifests
 
     ask = Ask(
         config, tuple(overrides or ()), image, name, namespace, ranks_per_worker, workers, max_workers, memory_gb,
@@ -69,7 +69,17 @@ def k8s(
     )  # fmt: skip
     files = manifests(ask)
     storage.check_writable(out)
+    left = [name for name in storage.names(out) if name.endswith(".yaml") and name not in files]
+    left = [name for name in left if MADE in storage.read(storage.join(out, name))]
     for file, text in files.items():
         storage.write(storage.join(out, file), text.encode())
-    say(f"written: {', '.join(files)}; next: `kubectl apply -k {out}`")
+    say(f"written: {', '.join(files)}")
+    if left:
+        say(f"warning: {out} still holds {', '.join(left)}, of an earlier command; delete what you do not need")
+    theirs = [f"Secret {name}" for name in secret or ()] + ([f"claim {volume.partition(':')[0]}"] if volume else [])
+    say(
+        "next, once per namespace: "
+        + (f"the {', '.join(theirs)} must be there; " if theirs else "")
+        + f"kubectl apply -f {storage.join(out, 'serviceaccount.yaml')}\nthen: kubectl apply -k {out}"
+    )
     machine(json, {"out": out, "files": list(files)})

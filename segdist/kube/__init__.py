@@ -14,7 +14,9 @@ from segdist.kube import checks, objects, pods
 from segdist.kube.layout import dump
 from segdist.kube.work import Ask, Work, read
 
-__all__ = ["Ask", "manifests"]
+__all__ = ["MADE", "Ask", "manifests"]
+
+MADE = b"# Made by: segdist k8s "  # the second line of every file
 
 
 def manifests(ask: Ask) -> dict[str, str]:
@@ -53,7 +55,7 @@ def manifests(ask: Ask) -> dict[str, str]:
             "The same pods without a job, for `ray job submit`. Nothing ends it but you: it costs as long as it lives.",
             objects.ray_cluster(ask, pods.cluster(ask, work)),
         )
-    made = f"# Made by: {shlex.join(['segdist', 'k8s', *ask.arguments()])}\n"
+    made = f"{MADE.decode()}{shlex.join(ask.arguments())}\n"
     return {name: f"# {about}\n{made}{dump(content)}" for name, (about, content) in files.items()}
 
 

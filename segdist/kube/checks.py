@@ -161,6 +161,11 @@ def _check_room(ask: Ask, work: Work) -> None:
         )
     num = num_workers(ask, work)
     each = {name: math.ceil(amount * ask.ranks_per_worker) for name, amount in need.items()}
+    if work.kind == "train" and ask.workers is None and scale.num_ranks % ask.ranks_per_worker:
+        raise UserError(
+            f"--ranks-per-worker {ask.ranks_per_worker}: {num} pods would be paid for {num * ask.ranks_per_worker} ranks, and "
+            f"scale.num_ranks is {scale.num_ranks}; give one that divides it"
+        )
     labels = ask.market
     nodes = [{"NodeManagerAddress": f"worker {i + 1}", "Resources": each, "Labels": labels} for i in range(num)]
     for wanted in (scale.node_labels, scale.first_rank_labels or {}):

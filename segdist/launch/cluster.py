@@ -69,9 +69,17 @@ def connect(settings: dict[str, str] | None = None) -> None:
 
 def present_token() -> None:
     """Makes Ray's clients show the token where there is one, which by themselves they do not."""
-    own = Path("~/.ray/auth_token").expanduser()  # where `ray start` and `ray get-auth-token` leave it
-    if own.exists() or "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+    if where_the_token_is() is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def where_the_token_is() -> str | None:
+    """Which token Ray's clients show, in the order that they look."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        if name in os.environ:
+            return name
+    own = "~/.ray/auth_token"  # where `ray start` and `ray get-auth-token` leave it
+    return own if Path(own).expanduser().exists() else None
 
 
 def _check_address(address: str) -> None:
@@ -111,6 +119,7 @@ def shortage(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) 
     wanted = " and ".join(f"{amount:g} {name}" for name, amount in need.items())
     there = "; ".join(
         f"{node['NodeManagerAddress']}: "
+        + ("it drains, " if node.get("Drains") else "")
         + ", ".join(f"{node['Resources'].get(name, 0):g} {name}" for name in need)
         + "".join(f", {key} {value}" for key, value in _labels(node).items() if not key.startswith("ray.io/"))
         for node in nodes
@@ -180,10 +189,22 @@ def in_use(need: dict[str, float]) -> str:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Ray's account of the nodes that are alive."""
+    """Ray's account of the nodes that are alive. Those that drain have no resources any more."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    going = draining()
+    found = (node for node in ray.nodes() if node["Alive"])
+    return [{**node, "Resources": {}, "Drains": True} if node["NodeID"] in going else node for node in found]
+
+
+def draining() -> set[str]:
+    """Ids of the nodes that were told to go (a spot instance's notice, a scaled-down cluster)."""
+    import ray
+
+    try:  # Ray Train's own watcher asks the same; there is no public call
+        return set(ray._private.state.state.get_draining_nodes() or {})
+    except AttributeError:
+        return set()
 
 
 def end_siblings(actor: Any, class_name: str) -> None:

@@ -11,12 +11,15 @@ import threading
 import time
 from typing import Any
 
+from segdist.launch.cluster import draining
+
 _POLL_SECONDS, _ANSWER_SECONDS = 1.0, 0.05
 Post = tuple[Any, ...]
 
 
 class Mailbox:
-    """The actor. Posts are ("say", text), ("show", done, total, line), ("start",), ("broken", text) and ("tell", metrics)."""
+    """The actor. Posts are ("say", text), ("show", done, total, line), ("start",), ("broken", text), ("tell", metrics)
+    and ("going", address) of a node that drains."""
 
     def __init__(self) -> None:
         self._posts: list[Post] = []
@@ -118,17 +121,6 @@ class PolledNotice:
             with contextlib.suppress(ray.exceptions.RayError):
                 if ray.get(self._mailbox.wish.remote(), timeout=10) == "stop":
                     self._wish = "stop"
-                elif not warned and is_draining():
+                elif not warned and ray.get_runtime_context().get_node_id() in draining():
                     warned, self._wish = True, "checkpoint"
-                    self._mailbox.post.remote("say", "a node is about to go: a checkpoint is committed after this step")
-
-
-def is_draining() -> bool:
-    """Whether the node of this process was told to go (a spot instance's notice, a scaled-down cluster)."""
-    import ray
-
-    try:  # Ray Train's own watcher asks the same; there is no public call
-        draining = ray._private.state.state.get_draining_nodes()
-    except AttributeError:
-        return False
-    return ray.get_runtime_context().get_node_id() in (draining or {})
+                    self._mailbox.post.remote("going", ray.util.get_node_ip_address())

@@ -48,7 +48,7 @@ class Metadata:
     """EC2's instance metadata service. AWS_EC2_METADATA_SERVICE_ENDPOINT may name another place, as for AWS's own tools."""
 
     def __init__(self) -> None:
-        self._address = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _EC2).rstrip("/")
+        self.address = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _EC2).rstrip("/")
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # it is never behind a proxy
         self._token = ""
 
@@ -66,7 +66,7 @@ class Metadata:
                 if error.code != 401:
                     raise
                 self._token = ""  # it has expired
-        raise OSError(f"{self._address} takes no token of its own")
+        raise OSError(f"{self.address} takes no token of its own")
 
     def notice(self) -> Notice | None:
         """That this machine will be taken away; None while nobody has said so. Raises OSError as `get`."""
@@ -77,7 +77,7 @@ class Metadata:
         return Notice(str(found["action"]), datetime.fromisoformat(found["time"]).timestamp())
 
     def _ask(self, method: str, path: str, headers: dict[str, str]) -> str:
-        request = urllib.request.Request(f"{self._address}/latest/{path}", headers=headers, method=method)
+        request = urllib.request.Request(f"{self.address}/latest/{path}", headers=headers, method=method)
         with self._open(request, timeout=_ANSWER_SECONDS) as answer:
             return str(answer.read(1 << 16).decode())
 
@@ -85,6 +85,7 @@ class Metadata:
 def watch() -> None:
     """Waits for the notice, and drains this node when it comes. Raises UserError on a machine without the service."""
     metadata = Metadata()
+    log.say(f"asking EC2's metadata service, {metadata.address}, for up to {_START_SECONDS:g} s")
     kind = _kind(metadata)
     if kind != "spot":
         log.say(f"this machine is {kind}: it gets no notice, and nothing is to be watched")

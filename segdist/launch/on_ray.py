@@ -8,6 +8,7 @@ people see comes from rank 0 through a mailbox.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -73,8 +74,11 @@ class _Driver:
         self._alive = False  # whether ranks run now
         self._idle_since = time.monotonic()
         self._said = 0.0
+        self._heard = -math.inf  # when the mailbox last answered
         self._starts = self._deaths = 0
         self._told: tuple[int, str] | None = None  # the start, and how it ended
+        self._going: set[tuple[int, str]] = set()  # the start, and a node that drains under it
+        self._shown = 0  # the newest step that was heard of
         self._outcome: Any = None
 
     def run(self) -> dict[str, Any]:
@@ -90,13 +94,19 @@ class _Driver:
         ):
             thread.start()
             try:
-                self._watch(thread, self._notice or signal, diary)
-            finally:
-                _end(thread, self._mailbox)
-            self._show()
-            log.close()
-            if isinstance(self._outcome, BaseException):
-                raise self._post_mortem(self._outcome) from self._outcome
+                try:
+                    self._watch(thread, self._notice or signal, diary)
+                finally:
+                    _end(thread, self._mailbox)
+                self._show()
+                log.close()
+                if isinstance(self._outcome, BaseException):
+                    raise self._post_mortem(self._outcome) from self._outcome
+            except (UserError, RanksError, SystemExit) as error:
+                state = record.PREEMPTED if isinstance(error, SystemExit) else record.FAILED
+                with contextlib.suppress(UserError):  # storage fails, and that is not what is to be told
+                    record.give_up(self._cfg.run.uri, self._launch, self._shown, state, str(error))
+                raise
         return self._outcome
 
     def _watch(self, thread: threading.Thread, notice: Notice, diary: log.Diary) -> None:
@@ -106,7 +116,7 @@ class _Driver:
             self._show()
             if notice() == "stop":
                 if not self._alive:
-                    raise SystemExit(75)  # there is nothing that could commit
+                    raise SystemExit(75)  # no rank runs, and so there is nothing that could commit
                 if not asked:
                     self._mailbox.ask.remote("stop")
                 asked = True
@@ -160,17 +170,23 @@ class _Driver:
 
         try:
             posts, mistake, silent = ray.get(self._mailbox.take.remote(), timeout=60)
-        except ray.exceptions.RayError:
-            return  # the mailbox is started again
+            self._heard = time.monotonic()
+        except ray.exceptions.RayError:  # the mailbox is started again, if its node, which is this one, still takes it
+            posts, mistake, silent = [], None, time.monotonic() - self._heard
         alive = silent < _SILENT_SECONDS
         if self._alive and not alive:
             self._idle_since = time.monotonic()
+            if self._told is None or self._told[0] < self._starts:
+                log.say("no rank gives a sign of life any more; Ray starts them again when it holds them for lost")
         self._alive = alive
         for kind, *rest in posts:
             if kind == "say":
                 log.say(*rest)
             elif kind == "show":
+                self._shown = max(self._shown, rest[0])
                 log.show(*rest)
+            elif kind == "going":
+                self._tell_drain(*rest)
             elif kind == "start":
                 self._starts += 1
             elif kind == "tell":
@@ -187,6 +203,14 @@ class _Driver:
         self._tell(metrics)
         self._mailbox.answer.remote(self._notice() or "go on")
 
+    def _tell_drain(self, address: str) -> None:
+        """Once for each start, though every rank on that node says so."""
+        if (self._starts, address) not in self._going:
+            self._going.add((self._starts, address))
+            log.say(
+                f"node {address} is about to go: a checkpoint is committed now, and the ranks start again without it"
+            )
+
     def _tell_death(self, what: str) -> None:
         """Once for each start, though Ray's controller may tell it every second."""
         if self._told == (self._starts, what):
@@ -198,7 +222,8 @@ class _Driver:
         log.say(f"{what}; {ahead if self._deaths <= most else f'all {most} restarts are used up'}")
 
     def _check_start(self) -> None:
-        """Says what the cluster lacks while no rank runs. Raises UserError when that has lasted for too long."""
+        """Says what the cluster lacks while no rank runs. Raises UserError, or RanksError after ranks had run already, when
+        that has lasted for too long."""
         if self._alive:
             return
         now, scale = time.monotonic(), self._cfg.scale
@@ -207,14 +232,22 @@ class _Driver:
             return
         lack = shortage(scale, self._need, nodes())
         if waited > scale.start_seconds and lack:
-            raise UserError(f"given up after {waited:.0f} s: {lack}")
+            raise self._given_up(f"given up after {waited:.0f} s: {lack}")
         if waited > scale.start_seconds + 120:
-            raise UserError(
+            raise self._given_up(
                 f"the ranks did not start in {waited:.0f} s: {in_use(self._need)}. Ray's logs: {log_folder()}"
             )
         if now - self._said > _REPEAT_SECONDS and (lack or waited > 3 * _LOOK_SECONDS):
             self._said = now
             log.say(f"waiting for the ranks to start: {lack or in_use(self._need)}")
+
+    def _given_up(self, why: str) -> UserError | RanksError:
+        """What fitted once may fit again."""
+        return (
+            RanksError(f"{why}. The same command goes on from the newest checkpoint", 75)
+            if self._starts
+            else UserError(why)
+        )
 
     def _post_mortem(self, error: BaseException) -> RanksError:
         failures = getattr(error, "worker_failures", None) or {}

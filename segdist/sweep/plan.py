@@ -79,6 +79,8 @@ class Plan:
             part = tree.setdefault(section, {})
             if isinstance(part, dict):
                 part[name] = value
+        if self.num_ranks > 1:  # trials are Ray's in any case
+            tree["scale"].setdefault("launcher", "ray")
         tree["run"] = {"uri": run_uri}
         return config.from_tree(tree, f"{self.sweep.config} with {shown(values)}")
 

@@ -1,0 +1,254 @@
+"""A Ray cluster as those see it who send it jobs: over HTTP, through breaks of the connection and losses of its head."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from segdist import log
+from segdist.errors import RanksError, UserError
+from segdist.launch.cluster import present_token, where_the_token_is
+from segdist.submit.job import Job, fill
+
+_STOP_SECONDS = 300  # what a job that is to stop has for its commit
+_PATIENCE_SECONDS = 300.0  # with a cluster that does not answer while its log is followed
+_ANSWER_SECONDS = 20.0  # for one answer; Ray's client would wait without end for a dashboard whose head has died
+_QUIET_SECONDS = 30.0  # without a line, after which we ask whether anybody is there
+_OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+INFO job_manager.*|Running entrypoint for job .*")
+_STEP = re.compile(r"step (\d+)/(\d+)  (.*)")  # how log.Terminal says where a run is
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+            "HF_TOKEN")  # fmt: skip
+_T = TypeVar("_T")
+
+
+class Cluster:
+    """The cluster whose dashboard is at `address`. Raises UserError when it cannot be reached, or does not let us in."""
+
+    def __init__(self, address: str) -> None:
+        self._own_mode = "RAY_AUTH_MODE" in os.environ
+        self._address, self._client = address, _client(address)
+
+    def by_ray(self, verb: str, id: str) -> str:
+        """The command of Ray's that does this to a job, as one can paste it into the shell that called us."""
+        mode = "" if self._own_mode or "RAY_AUTH_MODE" not in os.environ else "RAY_AUTH_MODE=token "
+        return f"{mode}ray job {verb} --address {self._address} {id}"
+
+    def submit(self, job: Job, variables: Sequence[str] = (), num_gpus: float = 0) -> str:
+        """Sends the job, or finds the one that makes the same run already, from the same settings; its submission id.
+
+        `variables`: names of environment variables whose values the job gets. Raises UserError when other settings are at work.
+        """
+        environment = _environment(variables)
+        if known := self._at_it(job):
+            return known
+        kept_here = [name for name in _SECRETS if name in os.environ and name not in variables]
+        if kept_here:
+            log.say(f"not given to the job: {', '.join(kept_here)} (--env NAME gives it one)")
+        with tempfile.TemporaryDirectory(prefix="segdist-job-") as folder:
+            num, size = fill(job, Path(folder))
+            log.say(f"job: {job.entrypoint}; {num} files travel with it, {size / 2**20:.1f} MiB")
+            while not (id := self._send(job, folder, environment, num_gpus) or self._at_it(job)):
+                time.sleep(1)
+        return id
+
+    def follow(self, id: str) -> int:
+        """Shows the job's log until it ends; the exit code that its command had: 75 where it was stopped.
+
+        JSON goes to stdout as it would have here, all else to stderr. A connection that breaks is made again.
+        """
+        for line in _lines(self._client, id, self._address):
+            if _OF_RAY.fullmatch(line):
+                continue
+            if step := _STEP.fullmatch(line):
+                log.show(int(step[1]), int(step[2]), step[3])
+            elif line.startswith('{"'):
+                print(line, flush=True)
+            else:
+                log.say(line)
+        log.close()
+        job = self._client.get_job_info(id)
+        code = job.driver_exit_code
+        if str(job.status) == "SUCCEEDED":
+            return 0
+        log.say(f"job {id}: {job.status}" + (f": {job.message}" if code is None and job.message else ""))
+        is_lost = code is None or code < 0  # its node or its process, which says nothing of the command
+        return 75 if is_lost or str(job.status) == "STOPPED" else int(code)
+
+    def _send(self, job: Job, folder: str, environment: dict[str, str], num_gpus: float) -> str | None:
+        """The job's id, or None where another terminal sent it at the same moment."""
+        try:
+            id = self._client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=_next_id(job, [str(one.submission_id) for one in self._client.list_jobs()]),
+                runtime_env={"working_dir": folder, "env_vars": environment},
+                metadata={"segdist": job.uri or "", "settings": job.digest()},
+                entrypoint_num_gpus=num_gpus or None,
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+            return None
+        log.say(f"submitted: {id}")
+        return str(id)
+
+    def _at_it(self, job: Job) -> str | None:
+        """The id of the job that does the same already, which is told. Raises UserError when it does so otherwise."""
+        known = next((one for one in self._client.list_jobs() if _is_same(one, job)), None)
+        if known is None:
+            return None
+        id, what = str(known.submission_id), job.uri or job.entrypoint
+        if known.metadata.get("settings") != job.digest():
+            raise UserError(
+                f"{what}: job {id} is at it already, from other settings (its command or its files differ), which yours would "
+                f"not change. Stop it first: {self.by_ray('stop', id)}; or watch it: {self.by_ray('logs --follow', id)}"
+            )
+        log.say(f"{what}: job {id} is at it already")
+        return id
+
+
+def _environment(variables: Sequence[str]) -> dict[str, str]:
+    """What a job's process has besides what its node gives it. Raises UserError for what is no variable of this shell."""
+    for name in variables:
+        if "=" in name:  # whose value is not repeated
+            raise UserError(
+                f"--env {name.partition('=')[0]}=...: give the name alone; the value is taken from this shell"
+            )
+        if name not in os.environ:
+            raise UserError(f"--env {name}: there is no such variable here; export it first")
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
+    return environment | {name: os.environ[name] for name in variables}
+
+
+def _lines(client: Any, id: str, address: str) -> Iterator[str]:
+    """The lines of the job's log, each once, until the job has ended. Says so when the cluster does not answer."""
+    import aiohttp
+    from ray.exceptions import RayError
+
+    seen, rest, failing_since = 0, "", None
+    while True:
+        at = 0  # it always tells the log from its beginning
+        try:
+            for chunk in _waited_for(client.tail_job_logs(id)):
+                if chunk is None:
+                    _soon(lambda: client.get_job_status(id))
+                    failing_since = None
+                    continue
+                new = chunk[max(0, seen - at) :]
+                at += len(chunk)
+                if new:
+                    seen, failing_since = at, None
+                *lines, rest = (rest + new).split("\n")
+                yield from lines
+            status, failing_since = _soon(lambda: client.get_job_status(id)), None
+            if status.is_terminal():
+                yield from (rest + _soon(lambda: client.get_job_logs(id))[seen:]).splitlines()
+                return
+        except (aiohttp.ClientError, RuntimeError, OSError, RayError) as error:
+            if "does not exist" in str(error) or getattr(error, "status", None) == 404:
+                raise RanksError(
+                    f"the cluster knows no job {id} any more: its head was lost; the same command goes on", 75
+                ) from None
+            if failing_since is None:
+                failing_since = time.monotonic()
+                log.say(f"{address} does not answer ({error}); it is asked again for {_PATIENCE_SECONDS / 60:.0f} min")
+            if time.monotonic() - failing_since > _PATIENCE_SECONDS:
+                raise RanksError(
+                    f"the cluster does not answer any more ({error}); job {id} may go on without us: the same command finds "
+                    "it, or goes on",
+                    75,
+                ) from None
+        time.sleep(1)
+
+
+def _waited_for(chunks: AsyncIterator[str]) -> Iterator[str | None]:
+    """The chunks as they come, and None whenever there was none for a while."""
+
+    async def next_one() -> str | None:
+        return await anext(chunks, None)
+
+    with asyncio.Runner() as runner:
+        while True:
+            task = runner.get_loop().create_task(next_one())
+            while not runner.run(asyncio.wait([task], timeout=_QUIET_SECONDS))[0]:
+                yield None
+            if (chunk := task.result()) is None:
+                return
+            yield chunk
+
+
+def _soon(ask: Callable[[], _T]) -> _T:
+    """What it answers. Raises TimeoutError when that takes too long."""
+    answers: list[_T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="ask", daemon=True)
+    thread.start()
+    thread.join(_ANSWER_SECONDS)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {_ANSWER_SECONDS:g} s")
+    return answers[0]
+
+
+def _client(address: str) -> Any:
+    """Ray's client for jobs. Raises UserError, with the remedy, where it cannot connect."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc:
+        shown = address if "@" not in parts.netloc else f"{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}"
+        raise UserError(
+            f"--address {shown}: give the address of the cluster's dashboard, such as http://127.0.0.1:8265; `ray dashboard "
+            "cluster.yaml`, or `kubectl port-forward service/NAME-head-svc 8265`, brings a distant one to this machine"
+        )
+    present_token()
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        client = JobSubmissionClient(address)
+        client.list_jobs()  # whether it lets us in
+    except RayError:
+        place = where_the_token_is()
+        raise UserError(
+            f"--address {address}: the cluster wants its token; put it into ~/.ray/auth_token, or name its file in "
+            "RAY_AUTH_TOKEN_PATH"
+            if place is None
+            else f"--address {address}: the token in {place} is not this cluster's"
+        ) from None
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"--address {address}: {str(error).strip().splitlines()[0]}") from None
+    return client
+
+
+def _is_same(known: Any, job: Job) -> bool:
+    """Whether a job that has not ended makes the same run or sweep, or is the very same command."""
+    made = (known.metadata or {}).get("segdist")
+    alike = made == job.uri if job.uri else made == "" and known.entrypoint == job.entrypoint
+    return made is not None and alike and not known.status.is_terminal()
+
+
+def _next_id(job: Job, known: Sequence[str]) -> str:
+    """train-camvid-3fa9c1-2: the same for all who send the job at this moment. Ray takes an id once, so one of them wins."""
+    name = (job.uri or "").rpartition("/")[2]
+    told = re.sub(r"[^A-Za-z0-9]+", "-", f"{job.arguments[0]}-{name}").strip("-")[:40]
+    stem = f"{told}-{hashlib.sha256((job.uri or job.entrypoint).encode()).hexdigest()[:6]}-"
+    numbers = [int(id[len(stem) :]) for id in known if re.fullmatch(re.escape(stem) + r"\d+", id)]
+    return f"{stem}{1 + max(numbers, default=0)}"
