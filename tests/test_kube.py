@@ -96,6 +96,31 @@ def templates(content: Tree) -> Iterator[tuple[str, Tree]]:
         yield "worker", group["template"]
 
 
+def test_the_command_tells_what_to_do_next_and_what_an_earlier_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    run = [
+        "configs/camvid_segformer_b0.yaml",
+        "data.uri=s3://b/data",
+        "run.uri=s3://b/run",
+        "--image",
+        "r/s:1",
+        "--out",
+        str(tmp_path),
+    ]
+    more = ["--images", "s3://b/photos", "--predictions", "s3://b/out", "--secret", "hub", "--volume", "disk:/data"]
+    told = CliRunner().invoke(app, ["k8s", *run, *more]).stderr
+    steps = (
+        "the Secret hub, claim disk must be there; kubectl apply -f {0}/serviceaccount.yaml then: kubectl apply -k {0}"
+    )
+    assert steps.format(tmp_path) in " ".join(told.split())
+    assert "warning" not in told
+    (tmp_path / "mine.yaml").write_text("kind: Mine\n", encoding="utf-8")
+    told = CliRunner().invoke(app, ["k8s", *run]).stderr
+    assert "still holds rayjob-predict.yaml, of an earlier command" in " ".join(told.split())
+
+
 def test_there_are_examples() -> None:
     assert {folder.name for folder in EXAMPLES} == {"train", "kueue", "sweep"}
 
@@ -252,6 +277,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "leave some of them idle": (("scale.num_ranks=2",), {"workers": 4}),
     "--max-workers is for sweeps": ((), {"max_workers": 4}),
     "it is Ray that starts ranks": (("scale.launcher=local",), {}),
+    "2 pods would be paid for 6 ranks, and scale.num_ranks is 4": (("scale.num_ranks=4",), {"ranks_per_worker": 3}),
     "for a pod of its own": (("scale.gpus_per_rank=0.5",), {"ranks_per_worker": 2}),
     "config.yaml.data.uri holds what looks like a credential": (("data.uri=https://user:word@host/x",), {}),
     "the command holds what looks like a credential": (
