@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,29 @@ def run(net: list[Machine], num_ranks: int, command: list[str]) -> dict[str, flo
     return {"rank": statistics.mean(sent), "store": store.bytes()[1] - before[1][1], "seconds": seconds}
 
 
+def show_paces(net: list[Machine], model: str, strategy: str, ranks: list[int], folder: Path) -> None:
+    """Images per second of so many ranks, and of as many runs of one rank at once, which shows what the cores give away."""
+    together: dict[int, list[float]] = {num: [] for num in ranks}
+    apart: dict[int, list[float]] = {num: [] for num in ranks}
+
+    def pace(num: int, machines: list[Machine], name: str) -> float:
+        uri = f"s3://bench/pace-{model}-{strategy}-{name}"
+        (folder / name).mkdir()
+        train([net[0], *machines], num, tree_of(uri, model, _LONG, strategy), folder / name)
+        rows = [row["images_per_second"] for row in record.read_metrics(uri) if row["kind"] == "train"]
+        return statistics.median(rows[len(rows) // 2 :])
+
+    for i, num in itertools.product(range(3), ranks):
+        together[num].append(pace(num, net[1:], f"{num}-{i}"))
+        with ThreadPoolExecutor(num) as pool:
+            alone = [pool.submit(pace, 1, [net[1 + k]], f"{num}-{i}-alone-{k}") for k in range(num)]
+            apart[num].append(sum(one.result() for one in alone))
+    for num in ranks:
+        shares = [a / b for a, b in zip(together[num], apart[num])]
+        told = " | ".join(f"{statistics.median(found[num]):.2f}" for found in (together, apart))
+        print(f"| {model} | {strategy} | {num} | {told} | {statistics.median(shares):.0%} |", flush=True)
+
+
 def requests_of(model: str, num_steps: int) -> Counter[str]:
     """The operations on the store of a run in this process."""
     counts: Counter[str] = Counter()
@@ -137,21 +161,8 @@ def main() -> None:
             )
 
         if given.pace:
-            for model in given.models:
-                for strategy in ("ddp", "exact"):
-                    paces: dict[int, list[float]] = {num: [] for num in given.ranks}
-                    for _, num in itertools.product(range(3), given.ranks):
-                        measured(num, model, _LONG, strategy)
-                        rows = [row for row in record.read_metrics(f"s3://bench/{number}") if row["kind"] == "train"]
-                        paces[num].append(statistics.median(row["images_per_second"] for row in rows[len(rows) // 2 :]))
-                    for num, found in paces.items():
-                        share = (
-                            statistics.median(a / b for a, b in zip(found, paces[given.ranks[0]]))
-                            * given.ranks[0]
-                            / num
-                        )
-                        pace = statistics.median(found)
-                        print(f"| {model} | {strategy} | {num} | {pace:.2f} images/s | {share:.0%} |", flush=True)
+            for model, strategy in itertools.product(given.models, ("ddp", "exact")):
+                show_paces(net, model, strategy, given.ranks, Path(name))
             return
         print("| model | parameters | strategy | ranks | sent per rank and update | per parameter | expected |")
         for model in given.models:
