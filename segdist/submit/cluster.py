@@ -66,12 +66,17 @@ class Cluster:
 
         JSON goes to stdout as it would have here, all else to stderr. A connection that breaks is made again.
         """
+        ended = False
         for line in _lines(self._client, id, self._address):
             if _OF_RAY.fullmatch(line):
                 continue
             if step := _STEP.fullmatch(line):
                 log.show(int(step[1]), int(step[2]), step[3])
-            elif line.startswith('{"'):
+                ended = step[1] == step[2]
+                continue
+            if ended:  # what comes now is for below the bar
+                log.close()
+            if line.startswith('{"'):
                 print(line, flush=True)
             else:
                 log.say(line)
