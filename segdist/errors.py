@@ -50,13 +50,14 @@ class DeviceMemoryError(UserError):
 
 _LOST = (
     "Connection closed by peer", "Connection reset by peer", "Read error [", "Write error [", "Timed out waiting",  # gloo's
+    "Application timeout caused pair closure", "Connection was likely closed",  # and its store's
     "Connection closed by remote peer", "ncclRemoteError", "Watchdog caught collective operation timeout",  # NCCL's
 )  # fmt: skip
 
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether this rank talked to one that has ended: gloo and NCCL say so in words alone."""
-    return any(words in str(error) for words in _LOST)
+    return not isinstance(error, UserError) and any(words in str(error) for words in _LOST)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -60,13 +60,8 @@ def give_up(run_uri: str, launch: str, step: int, state: str, why: str) -> None:
 
     `launch`: who had started the ranks; `step`: the last one that was heard of.
     """
-    tree = load(run_uri)
-    if (
-        tree
-        and tree["state"] == RUNNING
-        and tree.get("launch") == launch
-        and tree["attempt"] == newest_attempt(run_uri)
-    ):
+    newest, tree = newest_attempt(run_uri), load(run_uri)
+    if tree and (tree["state"], tree.get("launch"), tree["attempt"]) == (RUNNING, launch, newest):
         save(run_uri, {**tree, "state": state, "error": why, "step": max(step, tree["step"])})
 
 

@@ -129,10 +129,13 @@ SAID = [
 
 def by_submit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the command finds that `segdist submit` starts, in the working directory that it sends."""
+    from typer.main import get_command
+
     from segdist import submit
+    from segdist.cli import app
     from segdist.submit.job import fill
 
-    job = submit.job_of([CONFIG, *SAID], ["train"])
+    job = submit.job_of([CONFIG, *SAID], get_command(app).commands)  # type: ignore[attr-defined]
     fill(job, folder)
     words = shlex.split(job.entrypoint)
     assert words[:4] == ["python", "-m", "segdist", "train"]

@@ -24,15 +24,16 @@ from conftest import ROOT, tree
 from fault_proxy import Fault, spoiling
 from ray.job_submission import JobStatus
 from ray_head import BIN, Head
+from typer.main import get_command
 
 from segdist import checkpoint, record, storage, submit
-from segdist.cli import cluster
+from segdist.cli import app, cluster
 from segdist.errors import RanksError, UserError
 from segdist.submit import cluster as sending
 from segdist.submit import job as jobs
 from segdist.sweep import plan
 
-COMMANDS = ("doctor", "train", "tune", "evaluate", "predict", "prepare")
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 3, "num_previews": 0}, "optim": {"warmup_steps": 0}}
 
 
@@ -84,13 +85,20 @@ def test_files_at_relative_paths_travel_and_all_else_stays_as_it_is(files: Path)
     for path in (outside, files / "scores.json"):
         path.write_text("", encoding="utf-8")
     job = submit.job_of(
-        ["prepare", "s3://b/photos", "s3://b/data", "--names=names.txt", f"--colors={outside}", "--val", "0.2"],
+        ["prepare", "s3://b/photos", "s3://b/data", "--names=names.txt", f"--palette={outside}", "--val-share", "0.2"],
         COMMANDS,
     )
-    assert job.arguments[3:] == ["--names=files/0/names.txt", f"--colors={outside}", "--val", "0.2"]
+    assert job.arguments[3:] == ["--names=files/0/names.txt", f"--palette={outside}", "--val-share", "0.2"]
     assert set(job.files) == {"files/0/names.txt"}
     job = submit.job_of(["evaluate", "s3://b/run", "--out", "s3://b/scores.json", "--json"], COMMANDS)
     assert (job.arguments[2:], job.files) == (["--out", "s3://b/scores.json", "--json"], {})
+    for words in (
+        ["push", "s3://b/run", "me/model"],
+        ["predict", "me/model", "s3://b/photos", "--out", "s3://b/masks"],
+    ):
+        assert submit.job_of(words, COMMANDS).arguments == words
+    job = submit.job_of(["doctor", "configs/run.yaml", "--sample", "50"], COMMANDS)
+    assert job.arguments[3:] == ["--sample", "50"]
     job = submit.job_of(["doctor", "configs/run.yaml", "--json", "scale.num_ranks=2"], COMMANDS)
     assert job.arguments == ["doctor", "files/config/run.yaml", "scale.launcher=ray", "--json", "scale.num_ranks=2"]
     assert job.uri is None  # it makes no run
@@ -108,10 +116,12 @@ def test_files_at_relative_paths_travel_and_all_else_stays_as_it_is(files: Path)
         (["tune", "configs/sweeps/lr.yaml", "set.scale.num_ranks=3"], "3 ranks share 2 micro-batches per step"),
         (["tune", "configs/sweeps/lr.yaml", "uri=sweeps/lr"], "uri sweeps/lr: a job does not see"),
         (["evaluate", "runs/photos"], "runs/photos: a job does not see the folders of this machine"),
-        (["evaluate", "runs/never"], "runs/never: a job does not see the folders of this machine"),
         (["evaluate", "s3://b/run", "--out", "scores.json"], "--out scores.json: a job does not see"),
         (["predict", "s3://b/run", "s3://b/photos", "--out=masks"], "--out masks: a job does not see"),
         (["doctor", "configs/run.yaml", "train.num_step=5"], "`train.num_steps`"),
+        (["evaluate", "s3://b/run", "--json", "./runs/never"], "./runs/never: a job does not see"),
+        (["export", "s3://b/run", "exported"], "exported: a job does not see"),
+        (["predict", "s3://b/run", "s3://b/i", "--limits", "5"], "segdist predict has no option --limits"),
         (["--from-sweep", "s3://b/sweep", "run.uri=best"], "run.uri best"),
         (["train", "scale.num_ranks=2"], "give a config"),
         (["configs/run.yaml", "scale.launcher=local"], "would train beside the cluster's head"),
@@ -205,10 +215,17 @@ def test_other_settings_than_those_at_work_are_refused_and_the_same_are_found(
     there = submit.Cluster("http://head")
     assert there.submit(job) == "one"
     with (files / "configs/run.yaml").open("a", encoding="utf-8") as file:
-        file.write("# edited\n")
-    for other in (job, submit.job_of(["configs/run.yaml", "optim.lr=1"], COMMANDS)):
+        file.write("# a word more, and nothing else\n")
+    assert there.submit(submit.job_of(["configs/run.yaml"], COMMANDS)) == "one"
+    monkeypatch.setenv("HF_TOKEN", "x")
+    other = submit.job_of(["configs/run.yaml", "optim.lr=1"], COMMANDS)
+    for asked in (
+        lambda: there.submit(other),
+        lambda: there.submit(job, ["HF_TOKEN"]),
+        lambda: there.submit(job, [], 1),
+    ):
         with pytest.raises(UserError, match=r"from other settings .* ray job stop --address http://head one; or"):
-            there.submit(other)
+            asked()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as we do where there is a token, and as the caller's shell has not
     assert there.by_ray("stop", "one") == "RAY_AUTH_MODE=token ray job stop --address http://head one"
 
@@ -239,29 +256,41 @@ def test_the_examples_of_the_help_are_commands_that_work(monkeypatch: pytest.Mon
     ],
 )
 def test_a_job_that_was_lost_is_not_finished_and_others_end_with_their_own_code(
-    status: str, code: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+    status: str,
+    code: int | None,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="the node died")
-    client = SimpleNamespace(get_job_info=lambda id: info)
-    monkeypatch.setattr(sending, "_client", lambda address: client)
-    monkeypatch.setattr(sending, "_lines", lambda client, id, address: iter(["one", "step 3/9  loss 1", '{"a": 1}']))
+    said = ["one", "step 3/9  loss 1", "step 9/9  loss 1", "step 9/9  val mIoU 0.5", '{"a": 1}']
+    monkeypatch.setattr(sending, "_client", lambda address: None)
+    monkeypatch.setattr(sending, "JobLog", lambda *about: SimpleNamespace(lines=lambda: iter(said), info=info))
     assert submit.Cluster("http://head").follow("id") == expected
+    told = capsys.readouterr()
+    assert told.out == '{"a": 1}\n' and "step 9/9  val mIoU 0.5" in told.err
 
 
-def test_a_job_that_the_cluster_does_not_know_is_told_at_once() -> None:
-    def unknown(id: str) -> Any:
-        raise RuntimeError("Request failed with status code 404: Job id does not exist")
+def log_of(client: Any) -> Any:
+    return sending.JobLog(client, "id", "http://head").lines()
 
-    with pytest.raises(RanksError, match="its head was lost; the same command goes on") as told:
-        list(sending._lines(SimpleNamespace(tail_job_logs=unknown), "id", "http://head"))
-    assert told.value.exit_code == 75
+
+def job_info(status: JobStatus, start_time: int = 1) -> Any:
+    return SimpleNamespace(status=status, start_time=start_time)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("_QUIET_SECONDS", 0.1), ("_ANSWER_SECONDS", 0.3), ("_PATIENCE_SECONDS", 1.0)):
+        monkeypatch.setattr(sending, name, seconds)
+    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
 
 
 class Cutting:
     """A client of a cluster whose connection breaks here and there: each log it tails ends after another number of letters."""
 
     def __init__(self, text: str, ends: list[int]) -> None:
-        self._text, self._ends = text, ends
+        self._text, self._ends, self._ended = text, ends, False
 
     async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
         self._ended = not self._ends
@@ -271,52 +300,77 @@ class Cutting:
         if end % 2 and not self._ended:  # else it closes without a word
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
-    def get_job_status(self, id: str) -> JobStatus:
-        return JobStatus.SUCCEEDED if self._ended else JobStatus.RUNNING
+    def get_job_info(self, id: str) -> Any:
+        return job_info(JobStatus.SUCCEEDED if self._ended else JobStatus.RUNNING)
 
     def get_job_logs(self, id: str) -> str:
         return self._text
 
 
-@pytest.mark.parametrize("ends", [[], [0, 5, 5, 3, 40], [13, 26, 39], [100, 1]])
+@pytest.mark.parametrize("ends", [[], [0, 5, 5, 3, 40], [13, 26, 39], [100, 1], [1, 1, 1, 1]])
 def test_a_log_is_followed_over_broken_connections_each_line_once(
-    ends: list[int], monkeypatch: pytest.MonkeyPatch
+    ends: list[int], hurried: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
     lines = [f"line {i} of the log" for i in range(12)]
-    client = Cutting("\n".join(lines), list(ends))
-    assert list(sending._lines(client, "id", "http://head")) == lines
+    assert list(log_of(Cutting("\n".join(lines), list(ends)))) == lines
+    most = 1 if ends == [1, 1, 1, 1] else 3  # once for each silence, whatever the number of tries
+    assert capsys.readouterr().err.count("its log is out of reach") <= most
 
 
 class Silent:
-    """A client whose log stays open and says nothing more, and whose dashboard takes a connection and never answers."""
+    """A client whose log stays open and says nothing more, and whose dashboard answers as it is told."""
+
+    def __init__(self, answer: Callable[[int], Any]) -> None:
+        self._answer, self._asked = answer, 0
 
     async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
         yield "step one\n"
         await asyncio.sleep(60)
 
-    def get_job_status(self, id: str) -> JobStatus:
-        time.sleep(60)
-        return JobStatus.RUNNING
+    def get_job_info(self, id: str) -> Any:
+        self._asked += 1
+        return self._answer(self._asked)
+
+    def get_job_logs(self, id: str) -> str:
+        raise RuntimeError("Request failed with status code 500: Traceback ...\n\nKeyError: no agent there\n")
 
 
 def test_a_cluster_that_falls_silent_is_told_soon_and_given_up_later(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hurried: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, seconds in (("_QUIET_SECONDS", 0.1), ("_ANSWER_SECONDS", 0.1), ("_PATIENCE_SECONDS", 0.5)):
-        monkeypatch.setattr(sending, name, seconds)
-    lines = sending._lines(Silent(), "id", "http://head")
+    hangs = threading.Event()  # as a dashboard does whose head has died
+    lines = log_of(Silent(lambda asked: job_info(JobStatus.RUNNING) if asked == 1 else hangs.wait(60)))
     assert next(lines) == "step one"
-    with pytest.raises(RanksError, match=r"does not answer any more \(no answer within 0.1 s\)"):
+    with pytest.raises(
+        RanksError, match=r"does not answer any more \(no answer within 0.3 s\).* the same command finds it"
+    ):
         next(lines)
+    hangs.set()
     assert capsys.readouterr().err.count("http://head does not answer") == 1
 
 
-def test_a_cluster_that_is_gone_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
-    with pytest.raises(RanksError, match=r"does not answer any more .* the same command finds it"):
-        list(sending._lines(Cutting("a\nb\n", [1] * 10), "id", "http://head"))
+def test_a_job_whose_node_is_gone_with_its_log_has_ended_all_the_same(
+    hurried: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = Silent(lambda asked: job_info(JobStatus.RUNNING if asked == 1 else JobStatus.FAILED))
+    assert list(log_of(client)) == ["step one"]
+    assert "the end of its log is out of reach (KeyError: no agent there)" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("start_time", [None, 2])
+def test_a_job_that_the_cluster_has_forgotten_is_told_at_once(hurried: None, start_time: int | None) -> None:
+    """A head that is new knows none of that name, or another one, whose log is not ours."""
+
+    def answer(asked: int) -> Any:
+        if asked > 1 and start_time is None:
+            raise RuntimeError("Request failed with status code 404: Job id does not exist")
+        return job_info(JobStatus.RUNNING, 1 if asked == 1 else start_time or 1)
+
+    lines = log_of(Silent(answer))
+    assert next(lines) == "step one"
+    with pytest.raises(RanksError, match="its head was lost; the same command goes on") as told:
+        next(lines)
+    assert told.value.exit_code == 75
 
 
 # -- a real head with tokens -----------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from segdist.cli.app import app, say
 
 node_app = typer.Typer(help="For the machines of a cluster, beside Ray.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
-_OWN = ("submit", "k8s")  # commands that are no jobs
+_NO_JOBS = ("submit", "k8s", "node", "config")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -61,8 +62,8 @@ def submit(
     from segdist import log
     from segdist.submit import Cluster, job_of
 
-    names = [one.name or one.callback.__name__.replace("_", "-") for one in app.registered_commands if one.callback]
-    job = job_of(command, [name for name in names if name not in _OWN])
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    job = job_of(command, {name: one for name, one in commands.items() if name not in _NO_JOBS})
     cluster = Cluster(address)
     id = cluster.submit(job, env or [], num_gpus)
     leave = f"come back: the same command, or {cluster.by_ray('logs --follow', id)}"
@@ -94,7 +95,10 @@ def watch() -> None:
 
 @node_app.command()
 def drain(
-    seconds: Annotated[float, typer.Option(min=1, help="After which this machine goes.")] = 110,
+    seconds: Annotated[
+        float,
+        typer.Option(min=1, help="After which this machine goes; its ranks are to have left some seconds before."),
+    ] = 110,
     why: Annotated[str, typer.Option(help="What Ray's records will say.")] = "asked to go",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only tell Ray.")] = False,
 ) -> None:
@@ -104,8 +108,9 @@ def drain(
     """
     from segdist.launch import node
 
-    num = node.drain(seconds, why)
-    say(f"{num} node(s) of Ray on this machine drain, within {seconds:g} s")
+    within = seconds if no_wait else max(1.0, seconds - node.LEAVE_SECONDS)
+    num = node.drain(within, why)
+    say(f"{num} node(s) of Ray on this machine drain, within {within:g} s")
     if not no_wait and not node.wait_for_work(seconds):
         say(
             f"after {seconds:g} s ranks or trials are still on this machine; their newest checkpoint is from the notice"

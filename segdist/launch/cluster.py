@@ -165,8 +165,11 @@ def room(scale: Scale, need: dict[str, float], nodes: list[dict[str, Any]]) -> i
 
 
 def _fits(need: dict[str, float], nodes: list[dict[str, Any]]) -> list[int]:
-    """Ranks that each node can hold."""
-    return [min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in need.items()) for node in nodes]
+    """Ranks that each node can hold; one that drains, none."""
+    return [
+        0 if node.get("Drains") else min(int(node["Resources"].get(k, 0) / amount + 1e-9) for k, amount in need.items())
+        for node in nodes
+    ]
 
 
 def _has(node: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -189,12 +192,12 @@ def in_use(need: dict[str, float]) -> str:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Ray's account of the nodes that are alive. Those that drain have no resources any more."""
+    """Ray's account of the nodes that are alive, and of which of them drain, which take no more ranks."""
     import ray
 
     going = draining()
     found = (node for node in ray.nodes() if node["Alive"])
-    return [{**node, "Resources": {}, "Drains": True} if node["NodeID"] in going else node for node in found]
+    return [{**node, "Drains": node["NodeID"] in going} for node in found]
 
 
 def draining() -> set[str]:

@@ -30,6 +30,7 @@ from segdist.launch.cluster import present_token
 _EC2 = "http://169.254.169.254"
 _EVERY_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
 _DRAIN_SECONDS = 30.0  # for asking Ray, which takes two seconds to import
+LEAVE_SECONDS = 10.0  # that ranks need to end once Ray's deadline is there, until which they train on
 _START_SECONDS = 60.0  # in which the service may begin to answer
 _WORK = (
     "ray::RayTrainWorker",

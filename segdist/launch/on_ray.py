@@ -27,7 +27,7 @@ from segdist.outbox import Outbox
 from segdist.train import Notice, Tell
 from segdist.world import TIMEOUT, backend
 
-_LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS = 10, 60, 15, 10
+_LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS, _ANSWER_SECONDS = 10, 60, 15, 10, 5
 
 
 def run_on_ray(cfg: Config) -> dict[str, Any]:
@@ -74,7 +74,8 @@ class _Driver:
         self._alive = False  # whether ranks run now
         self._idle_since = time.monotonic()
         self._said = 0.0
-        self._heard = -math.inf  # when the mailbox last answered
+        self._heard = time.monotonic()  # when the mailbox last answered
+        self._asked: Any = None  # what it is to answer
         self._starts = self._deaths = 0
         self._told: tuple[int, str] | None = None  # the start, and how it ended
         self._going: set[tuple[int, str]] = set()  # the start, and a node that drains under it
@@ -102,24 +103,28 @@ class _Driver:
                 log.close()
                 if isinstance(self._outcome, BaseException):
                     raise self._post_mortem(self._outcome) from self._outcome
-            except (UserError, RanksError, SystemExit) as error:
-                state = record.PREEMPTED if isinstance(error, SystemExit) else record.FAILED
-                with contextlib.suppress(UserError):  # storage fails, and that is not what is to be told
-                    record.give_up(self._cfg.run.uri, self._launch, self._shown, state, str(error))
+            except (UserError, RanksError) as error:
+                self._give_up(record.FAILED, str(error))
+                raise
+            except (SystemExit, KeyboardInterrupt):
+                self._give_up(record.PREEMPTED, "stopped without a commit: no rank ran, or it was asked for twice")
                 raise
         return self._outcome
 
+    def _give_up(self, state: str, why: str) -> None:
+        with contextlib.suppress(UserError):  # storage fails, and that is not what is to be told
+            record.give_up(self._cfg.run.uri, self._launch, self._shown, state, why)
+
     def _watch(self, thread: threading.Thread, notice: Notice, diary: log.Diary) -> None:
-        asked = False
         while thread.is_alive():
             thread.join(0.25)
             self._show()
             if notice() == "stop":
                 if not self._alive:
                     raise SystemExit(75)  # no rank runs, and so there is nothing that could commit
-                if not asked:
-                    self._mailbox.ask.remote("stop")
-                asked = True
+                self._mailbox.ask.remote(
+                    "stop"
+                )  # again and again, for a mailbox that was started again has forgotten it
             self._check_start()
             diary.flush(_REPEAT_SECONDS)
 
@@ -166,13 +171,7 @@ class _Driver:
 
     def _show(self) -> None:
         """Shows what the ranks have posted. Raises UserError when one of them met a mistake that no restart mends."""
-        import ray
-
-        try:
-            posts, mistake, silent = ray.get(self._mailbox.take.remote(), timeout=60)
-            self._heard = time.monotonic()
-        except ray.exceptions.RayError:  # the mailbox is started again, if its node, which is this one, still takes it
-            posts, mistake, silent = [], None, time.monotonic() - self._heard
+        posts, mistake, silent = self._take()
         alive = silent < _SILENT_SECONDS
         if self._alive and not alive:
             self._idle_since = time.monotonic()
@@ -197,6 +196,23 @@ class _Driver:
             log.close()
             raise UserError(mistake)
 
+    def _take(self) -> tuple[list[Any], str | None, float]:
+        """What Mailbox.take answers. While it does not, the ranks are held for alive, for as long as they may take to start."""
+        import ray
+
+        self._asked = self._asked or self._mailbox.take.remote()
+        try:
+            answer = ray.get(self._asked, timeout=_ANSWER_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            answer = None  # it will come, and what is in it is not to be lost
+        except ray.exceptions.RayError:  # it is started again, if its node, which is this one, still takes it
+            answer, self._asked = None, None
+        if answer is not None:
+            self._heard, self._asked = time.monotonic(), None
+            return tuple(answer)
+        unheard = time.monotonic() - self._heard > self._cfg.scale.start_seconds
+        return [], None, 0.0 if self._alive and not unheard else math.inf
+
     def _judge(self, metrics: dict[str, Any]) -> None:
         """Passes an evaluation on, and rank 0, which waits for it, the answer."""
         assert self._tell and self._notice
@@ -216,6 +232,9 @@ class _Driver:
         if self._told == (self._starts, what):
             return
         self._told = (self._starts, what)
+        if any(start == self._starts for start, _ in self._going):  # Ray does not count these
+            log.say(f"{what}; the ranks start again, from the newest checkpoint")
+            return
         self._deaths += 1
         most = self._cfg.scale.max_restarts
         ahead = f"restart {self._deaths} of {most}, from the newest checkpoint"

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
+
 from segdist import log
 from segdist.errors import RanksError, UserError
 from segdist.launch.cluster import present_token, where_the_token_is
@@ -22,12 +24,23 @@ from segdist.submit.job import Job, fill
 
 _STOP_SECONDS = 300  # what a job that is to stop has for its commit
 _PATIENCE_SECONDS = 300.0  # with a cluster that does not answer while its log is followed
+_SEND_SECONDS = 300.0  # for taking a job, whose files it may have to store
+_TRIES = 30  # to get an id that nobody else has got first
 _ANSWER_SECONDS = 20.0  # for one answer; Ray's client would wait without end for a dashboard whose head has died
 _QUIET_SECONDS = 30.0  # without a line, after which we ask whether anybody is there
 _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+INFO job_manager.*|Running entrypoint for job .*")
-_STEP = re.compile(r"step (\d+)/(\d+)  (.*)")  # how log.Terminal says where a run is
+_STEP = re.compile(
+    r"step (\d+)/(\d+)  ((?!val ).*)"
+)  # how log.Terminal says where a run is; evaluations are lines that stay
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
             "HF_TOKEN")  # fmt: skip
+_UNREACHED = (
+    aiohttp.ClientError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+)  # what Ray's client and its libraries raise
 _T = TypeVar("_T")
 
 
@@ -46,10 +59,11 @@ class Cluster:
     def submit(self, job: Job, variables: Sequence[str] = (), num_gpus: float = 0) -> str:
         """Sends the job, or finds the one that makes the same run already, from the same settings; its submission id.
 
-        `variables`: names of environment variables whose values the job gets. Raises UserError when other settings are at work.
+        `variables`: names of environment variables whose values the job gets. Raises UserError when other settings are at work,
+        RanksError when the cluster does not take it.
         """
-        environment = _environment(variables)
-        if known := self._at_it(job):
+        environment, digest = _environment(variables), job.digest(variables, num_gpus)
+        if known := self._at_it(job, digest):
             return known
         kept_here = [name for name in _SECRETS if name in os.environ and name not in variables]
         if kept_here:
@@ -57,17 +71,19 @@ class Cluster:
         with tempfile.TemporaryDirectory(prefix="segdist-job-") as folder:
             num, size = fill(job, Path(folder))
             log.say(f"job: {job.entrypoint}; {num} files travel with it, {size / 2**20:.1f} MiB")
-            while not (id := self._send(job, folder, environment, num_gpus) or self._at_it(job)):
+            for _ in range(_TRIES):
+                if known := self._send(job, digest, folder, environment, num_gpus) or self._at_it(job, digest):
+                    return known
                 time.sleep(1)
-        return id
+        raise RanksError(f"{self._address} takes no id for the job: others end as fast as it is sent", 75)
 
     def follow(self, id: str) -> int:
         """Shows the job's log until it ends; the exit code that its command had: 75 where it was stopped.
 
         JSON goes to stdout as it would have here, all else to stderr. A connection that breaks is made again.
         """
-        ended = False
-        for line in _lines(self._client, id, self._address):
+        told, ended = JobLog(self._client, id, self._address), False
+        for line in told.lines():
             if _OF_RAY.fullmatch(line):
                 continue
             if step := _STEP.fullmatch(line):
@@ -81,44 +97,121 @@ class Cluster:
             else:
                 log.say(line)
         log.close()
-        job = self._client.get_job_info(id)
-        code = job.driver_exit_code
+        job, code = told.info, told.info.driver_exit_code
         if str(job.status) == "SUCCEEDED":
             return 0
         log.say(f"job {id}: {job.status}" + (f": {job.message}" if code is None and job.message else ""))
         is_lost = code is None or code < 0  # its node or its process, which says nothing of the command
         return 75 if is_lost or str(job.status) == "STOPPED" else int(code)
 
-    def _send(self, job: Job, folder: str, environment: dict[str, str], num_gpus: float) -> str | None:
+    def _send(self, job: Job, digest: str, folder: str, environment: dict[str, str], num_gpus: float) -> str | None:
         """The job's id, or None where another terminal sent it at the same moment."""
-        try:
-            id = self._client.submit_job(
-                entrypoint=job.entrypoint,
-                submission_id=_next_id(job, [str(one.submission_id) for one in self._client.list_jobs()]),
-                runtime_env={"working_dir": folder, "env_vars": environment},
-                metadata={"segdist": job.uri or "", "settings": job.digest()},
-                entrypoint_num_gpus=num_gpus or None,
-            )
-        except RuntimeError as error:
-            if "already exists" not in str(error):
-                raise
+        sent = {
+            "entrypoint": job.entrypoint,
+            "submission_id": _next_id(job, [str(one.submission_id) for one in self._ask(self._client.list_jobs)]),
+            "runtime_env": {"working_dir": folder, "env_vars": environment},
+            "metadata": {"segdist": job.uri or "", "settings": digest},
+            "entrypoint_num_gpus": num_gpus or None,
+        }
+        if (id := self._ask(lambda: self._client.submit_job(**sent), _SEND_SECONDS)) is None:
             return None
         log.say(f"submitted: {id}")
         return str(id)
 
-    def _at_it(self, job: Job) -> str | None:
+    def _ask(self, question: Callable[[], Any], seconds: float | None = None) -> Any:
+        """What the cluster answers; None where it says that what we send is there already."""
+        try:
+            return _soon(question, seconds)
+        except _unreached() as error:
+            if "already exists" in str(error):
+                return None
+            raise RanksError(f"{self._address} does not take the job: {_told(error)}", 75) from None
+
+    def _at_it(self, job: Job, digest: str) -> str | None:
         """The id of the job that does the same already, which is told. Raises UserError when it does so otherwise."""
-        known = next((one for one in self._client.list_jobs() if _is_same(one, job)), None)
+        known = next((one for one in self._ask(self._client.list_jobs) if _is_same(one, job)), None)
         if known is None:
             return None
         id, what = str(known.submission_id), job.uri or job.entrypoint
-        if known.metadata.get("settings") != job.digest():
+        if known.metadata.get("settings") != digest:
             raise UserError(
-                f"{what}: job {id} is at it already, from other settings (its command or its files differ), which yours would "
-                f"not change. Stop it first: {self.by_ray('stop', id)}; or watch it: {self.by_ray('logs --follow', id)}"
+                f"{what}: job {id} is at it already, from other settings (its command, files, --env or --num-gpus differ), "
+                f"which yours would not change. Stop it first: {self.by_ray('stop', id)}; or watch it: "
+                f"{self.by_ray('logs --follow', id)}"
             )
         log.say(f"{what}: job {id} is at it already")
         return id
+
+
+class JobLog:
+    """What a job says, over breaks of the connection. After `lines` has ended, `info` is Ray's account of the job."""
+
+    def __init__(self, client: Any, id: str, address: str) -> None:
+        self._client, self._id, self._address = client, id, address
+        self._began: int | None = (
+            None  # which tells the job from another one of that id, on a head that has forgotten ours
+        )
+        self._failing_since: float | None = None
+        self._is_deaf = False  # the job runs, and its log cannot be had; that is told
+        self._seen, self._rest = 0, ""
+        self.info: Any = None
+
+    def lines(self) -> Iterator[str]:
+        """Each line once, until the job has ended. Raises RanksError when the cluster has forgotten it, or is gone for long."""
+        while not self._has_ended():
+            at = 0  # it always tells the log from its beginning
+            try:
+                for chunk in _waited_for(self._client.tail_job_logs(self._id)):
+                    if chunk is None:
+                        if self._failing_since is not None or self._has_ended():
+                            break
+                        continue
+                    new = chunk[max(0, self._seen - at) :]
+                    at += len(chunk)
+                    if new:
+                        self._seen, self._is_deaf = at, False
+                    *whole, self._rest = (self._rest + new).split("\n")
+                    yield from whole
+            except _unreached() as error:
+                if not self._is_deaf and not self._has_ended() and self._failing_since is None:
+                    log.say(f"job {self._id} runs, but its log is out of reach ({_told(error)}); it is asked for again")
+                    self._is_deaf = True
+            time.sleep(1)
+        try:
+            self._rest += _soon(lambda: self._client.get_job_logs(self._id))[self._seen :]
+        except _unreached() as error:
+            log.say(f"the end of its log is out of reach ({_told(error)}): the node of its driver may be gone")
+        yield from self._rest.splitlines()
+
+    def _has_ended(self) -> bool:
+        """Whether the cluster says so. Where it does not answer, that is told once, and borne for a while."""
+        try:
+            self.info = _soon(lambda: self._client.get_job_info(self._id))
+        except _unreached() as error:
+            if "does not exist" in str(error) or "404" in str(error):
+                raise self._forgotten() from None
+            now = time.monotonic()
+            if self._failing_since is None:
+                self._failing_since = now
+                minutes = f"{_PATIENCE_SECONDS / 60:.0f} min"
+                log.say(f"{self._address} does not answer ({_told(error)}); it is asked again for {minutes}")
+            if now - self._failing_since > _PATIENCE_SECONDS:
+                raise RanksError(
+                    f"the cluster does not answer any more ({_told(error)}); job {self._id} may go on without us: the same "
+                    "command finds it, or goes on",
+                    75,
+                ) from None
+            return False
+        self._failing_since = None
+        self._began = self._began or self.info.start_time
+        if self.info.start_time != self._began:
+            raise self._forgotten()
+        return bool(self.info.status.is_terminal())
+
+    def _forgotten(self) -> RanksError:
+        return RanksError(
+            f"the cluster knows no job {self._id} any more: its head was lost; the same command goes on", 75
+        )
 
 
 def _environment(variables: Sequence[str]) -> dict[str, str]:
@@ -132,47 +225,6 @@ def _environment(variables: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--env {name}: there is no such variable here; export it first")
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
     return environment | {name: os.environ[name] for name in variables}
-
-
-def _lines(client: Any, id: str, address: str) -> Iterator[str]:
-    """The lines of the job's log, each once, until the job has ended. Says so when the cluster does not answer."""
-    import aiohttp
-    from ray.exceptions import RayError
-
-    seen, rest, failing_since = 0, "", None
-    while True:
-        at = 0  # it always tells the log from its beginning
-        try:
-            for chunk in _waited_for(client.tail_job_logs(id)):
-                if chunk is None:
-                    _soon(lambda: client.get_job_status(id))
-                    failing_since = None
-                    continue
-                new = chunk[max(0, seen - at) :]
-                at += len(chunk)
-                if new:
-                    seen, failing_since = at, None
-                *lines, rest = (rest + new).split("\n")
-                yield from lines
-            status, failing_since = _soon(lambda: client.get_job_status(id)), None
-            if status.is_terminal():
-                yield from (rest + _soon(lambda: client.get_job_logs(id))[seen:]).splitlines()
-                return
-        except (aiohttp.ClientError, RuntimeError, OSError, RayError) as error:
-            if "does not exist" in str(error) or getattr(error, "status", None) == 404:
-                raise RanksError(
-                    f"the cluster knows no job {id} any more: its head was lost; the same command goes on", 75
-                ) from None
-            if failing_since is None:
-                failing_since = time.monotonic()
-                log.say(f"{address} does not answer ({error}); it is asked again for {_PATIENCE_SECONDS / 60:.0f} min")
-            if time.monotonic() - failing_since > _PATIENCE_SECONDS:
-                raise RanksError(
-                    f"the cluster does not answer any more ({error}); job {id} may go on without us: the same command finds "
-                    "it, or goes on",
-                    75,
-                ) from None
-        time.sleep(1)
 
 
 def _waited_for(chunks: AsyncIterator[str]) -> Iterator[str | None]:
@@ -191,8 +243,9 @@ def _waited_for(chunks: AsyncIterator[str]) -> Iterator[str | None]:
             yield chunk
 
 
-def _soon(ask: Callable[[], _T]) -> _T:
+def _soon(ask: Callable[[], _T], seconds: float | None = None) -> _T:
     """What it answers. Raises TimeoutError when that takes too long."""
+    seconds = seconds or _ANSWER_SECONDS
     answers: list[_T] = []
     errors: list[Exception] = []
 
@@ -204,12 +257,24 @@ def _soon(ask: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=work, name="ask", daemon=True)
     thread.start()
-    thread.join(_ANSWER_SECONDS)
+    thread.join(seconds)
     if errors:
         raise errors[0]
     if not answers:
-        raise TimeoutError(f"no answer within {_ANSWER_SECONDS:g} s")
+        raise TimeoutError(f"no answer within {seconds:g} s")
     return answers[0]
+
+
+def _unreached() -> tuple[type[Exception], ...]:
+    """What Ray's client, and the libraries that it uses, raise when they get no answer or none that they understand."""
+    from ray.exceptions import RayError
+
+    return aiohttp.ClientError, OSError, RuntimeError, ValueError, KeyError, RayError
+
+
+def _told(error: BaseException) -> str:
+    """The last line of what went wrong, which in a traceback of the head's is the one that counts."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1][:300]
 
 
 def _client(address: str) -> Any:
@@ -228,18 +293,20 @@ def _client(address: str) -> Any:
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        client = JobSubmissionClient(address)
-        client.list_jobs()  # whether it lets us in
-    except RayError:
+        client = _soon(lambda: JobSubmissionClient(address))
+        _soon(client.list_jobs)  # whether it lets us in
+    except RayError as error:
         place = where_the_token_is()
-        raise UserError(
-            f"--address {address}: the cluster wants its token; put it into ~/.ray/auth_token, or name its file in "
-            "RAY_AUTH_TOKEN_PATH"
-            if place is None
-            else f"--address {address}: the token in {place} is not this cluster's"
-        ) from None
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"--address {address}: {str(error).strip().splitlines()[0]}") from None
+        wanted = "the cluster wants its token; put it into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
+        if place and "Missing" in str(error):
+            wanted = (
+                f"the cluster wants its token, which RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} keeps here; unset that"
+            )
+        elif place:
+            wanted = f"the token in {place} is not this cluster's"
+        raise UserError(f"--address {address}: {wanted}") from None
+    except _unreached() as error:
+        raise UserError(f"--address {address}: {_told(error)}") from None
     return client
 
 

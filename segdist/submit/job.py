@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import json
+import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import segdist
 from segdist import config, opening, storage
@@ -16,16 +20,20 @@ from segdist.sweep import plan
 from segdist.sweep.search import known_beforehand
 
 _MOST_BYTES = 50 << 20  # of the working directory; Ray refuses 500 MiB
-_OUTPUTS = {"--out", "--plot", "--confusion", "--previews"}  # options whose files the job writes
+_CONFIGURED = ("config", "sweep", "target", "overrides")  # parameters that say what a run is
+_WRITTEN = ("out", "plot", "confusion", "previews", "dest")  # parameters that name what the job writes
+_ON_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME, which may be a path too
 
 
 @dataclass
 class Job:
-    """A command as a job has it. `files`: name in the working directory -> file here; `uri`: the run or sweep it makes."""
+    """A command as a job has it. `files`: name in the working directory -> file here; `uri`: the run or sweep it makes;
+    `settings`: what that one is, where it is read here."""
 
     arguments: list[str]
     files: dict[str, Path] = field(default_factory=dict)
     uri: str | None = None
+    settings: Any = None
 
     @property
     def entrypoint(self) -> str:
@@ -36,45 +44,65 @@ class Job:
         """Whether it commits before it ends, when it is asked to stop."""
         return self.arguments[0] in ("train", "tune")
 
-    def digest(self) -> str:
-        """Tells its settings from others: the command, and what its files hold."""
-        files = [f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in sorted(self.files.items())]
-        return hashlib.sha256("\n".join([self.entrypoint, *files]).encode()).hexdigest()
+    def digest(self, variables: Sequence[str] = (), num_gpus: float = 0) -> str:
+        """Tells its settings from others, however they are written, and what it is given."""
+        files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files.items()}
+        what = self.settings if self.settings is not None else [self.arguments, files]
+        text = json.dumps([what, sorted(variables), num_gpus], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
-def job_of(arguments: Sequence[str], commands: Sequence[str]) -> Job:
+def job_of(arguments: Sequence[str], commands: Mapping[str, Any]) -> Job:
     """The job that a command line means; without a command's name, that of `train`. Configs are checked here and now.
 
-    Raises UserError for what can be known not to work there.
+    `commands`: name -> click's command. Raises UserError for what can be known not to work there.
     """
-    name, rest = (arguments[0], list(arguments[1:])) if arguments[0] in commands else ("train", list(arguments))
+    name, words = (arguments[0], arguments[1:]) if arguments[0] in commands else ("train", arguments)
     if any(config.holds_credential(argument) for argument in arguments):  # which is not repeated
         raise UserError(
             "a command holds what looks like a credential, and all who see the cluster see it; use --env NAME"
         )
-    job = Job([name])
-    from_sweep = any(argument.partition("=")[0] == "--from-sweep" for argument in rest)
-    if name == "doctor" and rest and rest[0].endswith((".yaml", ".yml")):  # of a run: other targets are data
-        _add_run(job, rest[0], [a for a in rest[1:] if not a.startswith("-")])
-        job.uri, rest = None, rest[1:]
-    elif name in ("train", "tune") and not from_sweep:
-        first = next((a for a in rest if not a.startswith("-") and "=" not in a), None)
+    job, rest = Job([name]), list(_named(name, commands[name], words))
+    overrides = [word for param, word in rest if param in _CONFIGURED and "=" in word]
+    first = next((word for param, word in rest if param in _CONFIGURED and "=" not in word), None)
+    is_run = name == "train" or (name == "doctor" and first and first.endswith((".yaml", ".yml")))  # others are data
+    if first is None and any(param == "from_sweep" for param, _ in rest):
+        job.uri = next((word.removeprefix("run.uri=") for word in overrides if word.startswith("run.uri=")), None)
+        _check_places({"run.uri": job.uri or "s3://"})
+        rest.append(("overrides", "scale.launcher=ray"))
+    elif is_run or name == "tune":
         if first is None:
             raise UserError(f"give a {'config, such as configs/demo.yaml' if name == 'train' else 'sweep file'}")
-        rest.remove(first)
-        (_add_run if name == "train" else _add_sweep)(job, first, [a for a in rest if not a.startswith("-")])
-        if name == "tune":
-            rest = [a for a in rest if not a.startswith("config=")]  # it is packed already
-    elif name == "train":
-        job.uri = next((a.removeprefix("run.uri=") for a in rest if a.startswith("run.uri=")), None)
-        _check_places({"run.uri": job.uri or "s3://"})
-        rest.append("scale.launcher=ray")
-    before = ""
-    for argument in rest:
-        job.arguments.append(_packed(job, argument, before))
-        before = argument
-    job.uri = job.uri and job.uri.rstrip("/")
+        (_add_run if is_run else _add_sweep)(job, first, overrides)
+        rest = [(p, word) for p, word in rest if word != first and not (name == "tune" and word.startswith("config="))]
+    job.arguments += [_packed(job, param, word) for param, word in rest]
+    job.uri = None if name == "doctor" or not job.uri else job.uri.rstrip("/")
     return job
+
+
+def _named(name: str, command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(parameter of the command, word) for each word; an option whose value is the next word has none itself.
+
+    Raises UserError for an option that the command does not have.
+    """
+    options = {opt: p for p in command.params if p.param_type_name == "option" for opt in (*p.opts, *p.secondary_opts)}
+    places = [p for p in command.params if p.param_type_name == "argument"]
+    awaited, num = None, 0
+    for word in words:
+        if awaited is not None:
+            yield awaited, word
+            awaited = None
+        elif word.startswith("-"):
+            option, equals, _ = word.partition("=")
+            if option not in options:
+                near = difflib.get_close_matches(option, options, 1)
+                raise UserError(f"segdist {name} has no option {option}{f'; did you mean {near[0]}?' if near else ''}")
+            param = options[option]
+            yield (param.name if equals else ""), word
+            awaited = None if equals or param.is_flag else param.name
+        else:
+            yield places[min(num, len(places) - 1)].name, word
+            num += 1
 
 
 def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
@@ -84,7 +112,7 @@ def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
         raise UserError("scale.launcher=local would train beside the cluster's head, not on its nodes; leave it out")
     opening.check_groups(cfg, cfg.scale.num_ranks)
     _check_places(config.places(cfg))
-    job.uri = cfg.run.uri
+    job.uri, job.settings = cfg.run.uri, config.to_tree(cfg)
     job.arguments += [_travelling(job, uri, "config"), "scale.launcher=ray"]
 
 
@@ -93,7 +121,7 @@ def _add_sweep(job: Job, uri: str, overrides: list[str]) -> None:
     cfg = read.config(known_beforehand(read.sweep, 1)[0], storage.join(read.sweep.uri, "trials"))
     opening.check_groups(cfg, cfg.scale.num_ranks)
     _check_places({**config.places(cfg), "run.uri": "s3://", "uri": read.sweep.uri})
-    job.uri = read.sweep.uri
+    job.uri, job.settings = read.sweep.uri, [read.sweep.model_dump(mode="json", exclude={"config"}), read.base]
     job.arguments.append(_travelling(job, uri, "sweep"))
     if storage.is_local(uri) and storage.is_local(read.config_uri):
         job.files["files/sweep/base/config.yaml"] = storage.local_path(read.config_uri)
@@ -123,23 +151,24 @@ def _travelling(job: Job, place: str, folder: str) -> str:
     return name
 
 
-def _packed(job: Job, argument: str, before: str) -> str:
-    """The argument as it is to be given there: a file at a relative path joins the job. `before`: the argument before it.
+def _packed(job: Job, param: str, word: str) -> str:
+    """The word as it is to be given there: a file at a relative path joins the job.
 
-    Raises UserError for a folder, and for a relative path where something is to be written or read that is not here.
+    Raises UserError for a folder, and for a relative path that is to be written.
     """
-    option, equals, place = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    if "=" in place or not storage.is_fleeting(place) or (place.startswith("-") and not option):
-        return argument
-    path, writes = storage.local_path(place), _OUTPUTS & {option, before}
-    if path.is_file() and not writes:
+    option, equals, place = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    if not param or "=" in place or not storage.is_fleeting(place):
+        return word
+    path = storage.local_path(place)
+    if param not in _WRITTEN and path.is_file():
         return f"{option}{equals}{_travelling(job, place, str(len(job.files)))}"
-    if writes or ("/" in place and (path.is_dir() or not (option or before.startswith("--")))):
+    if param in _WRITTEN or ("/" in place and (path.is_dir() or not _ON_HUB.fullmatch(place))):
+        what = place if param in ("dest", "checkpoint", "data", "images", "source") else f"--{param} {place}"
         raise UserError(
-            f"{' '.join((*writes, place))}: a job does not see the folders of this machine; give s3:// (`segdist prepare` "
+            f"{what}: a job does not see the folders of this machine; give s3:// (`segdist prepare` "
             "writes there too), or an absolute path on a file system that all nodes share"
         )
-    return argument
+    return word
 
 
 def fill(job: Job, folder: Path) -> tuple[int, int]:

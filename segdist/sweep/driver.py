@@ -116,6 +116,9 @@ class Rounds:
         for kind, *rest in posts:
             if kind == "ended":
                 self.ending.pop(rest[0], None)
+            elif kind == "going" and (about := f"node {rest[0]} is about to go: its trials commit") not in self._heard:
+                self._heard.add(about)
+                log.say(about)
             elif kind == "say" and (alike := re.sub(r"\d", "", rest[0])) not in self._heard:
                 self._heard.add(alike)  # what one trial warned of, the others need not
                 log.say(*rest)
