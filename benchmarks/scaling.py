@@ -95,8 +95,9 @@ def show_paces(net: list[Machine], model: str, strategy: str, ranks: list[int], 
 
     def pace(num: int, machines: list[Machine], name: str) -> float:
         uri = f"s3://bench/pace-{model}-{strategy}-{name}"
-        (folder / name).mkdir()
-        train([net[0], *machines], num, tree_of(uri, model, _LONG, strategy), folder / name)
+        home = folder / model / strategy / name
+        home.mkdir(parents=True)
+        train([net[0], *machines], num, tree_of(uri, model, _LONG, strategy), home)
         rows = [row["images_per_second"] for row in record.read_metrics(uri) if row["kind"] == "train"]
         return statistics.median(rows[len(rows) // 2 :])
 
@@ -181,8 +182,8 @@ def main() -> None:
             newest = checkpoint.newest(f"s3://bench/{number}", print) or ""
             size = sum(storage.sizes(newest).values())
             print(f"commit, {model}: {(many - few) / 3 / 1e6:.2f} MB sent; {size / 1e6:.2f} MB of files")
-            scored = [num * run(net, num, ["evaluate", newest, "--json"])["rank"] for num in (1, 2, 4)]
-            told = ", ".join(f"{sent / 1e3:.1f} kB by {num}" for num, sent in zip((1, 2, 4), scored))
+            scored = [num * run(net, num, ["evaluate", newest, "--json"])["rank"] for num in given.ranks]
+            told = ", ".join(f"{sent / 1e3:.1f} kB by {num}" for num, sent in zip(given.ranks, scored))
             print(f"evaluation, {model}: all ranks sent {told}", flush=True)
         counts, more = (requests_of(given.models[0], steps) for steps in (40, 120))
         images = 80 * _SLOTS

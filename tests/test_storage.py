@@ -88,3 +88,29 @@ def test_a_bug_in_a_job_is_reported_and_does_not_end_the_outbox() -> None:
     outbox.close()
     assert done == [1]
     assert "bad: failed: ZeroDivisionError" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "launch", "attempt", "is_ours"),
+    [
+        (record.RUNNING, "one", 1, True),
+        (record.RUNNING, "another", 1, False),
+        (record.SUCCEEDED, "one", 1, False),
+        (record.FAILED, "one", 1, False),
+        (record.RUNNING, "one", 0, False),  # attempt 1 is claimed, and has not written yet
+    ],
+)
+def test_a_run_is_given_up_by_its_own_launch_alone(
+    tmp_path: Path, state: str, launch: str, attempt: int, is_ours: bool
+) -> None:
+    run = str(tmp_path)
+    record.claim_attempt(run)
+    before = {"state": state, "launch": launch, "attempt": attempt, "step": 7, "heartbeat": 1.0}
+    record.save(run, before)
+    record.give_up(run, "one", 5, record.FAILED, "no room")
+    assert record.load(run) == (before | {"state": record.FAILED, "error": "no room"} if is_ours else before)
+
+
+def test_a_run_that_has_no_record_yet_is_not_given_up(tmp_path: Path) -> None:
+    record.give_up(str(tmp_path), "one", 5, record.FAILED, "no room")
+    assert record.load(str(tmp_path)) is None

@@ -428,31 +428,31 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
     send: Callable[..., subprocess.Popen[str]], head: Head, store: dict[str, str], tmp_path: Path
 ) -> None:
     run = "s3://tests/run"
-    rare = {"every_steps": 60}
-    sections = {"train": {"num_steps": 60}, "eval": rare, "checkpoint": rare}
+    rare = {"every_steps": 150}
+    sections = {"train": {"num_steps": 150}, "eval": rare, "checkpoint": rare}
     command = [config_file(tmp_path, run, **sections), "scale.num_ranks=2", "--json"]
     photos = Fault("GET", "parquet", "wait")  # the first step waits until the stop has been heard
     with spoiling(store["AWS_ENDPOINT_URL"], photos) as slow_store, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", slow_store)
-        both = [send(*command), send(*command)]  # at the same moment
-        wait_until(both[0], lambda: photos.met > 0)
-        for one in both:
-            one.send_signal(signal.SIGINT)
-        told = [ended(one, 130)[1] for one in both]
+        both = [heard(send(*command)), heard(send(*command))]  # at the same moment
+        for process, lines, _ in both:
+            wait_until(process, lambda lines=lines: photos.met > 0 and "leaves it running" in "".join(lines))
+        for process, _, reader in both:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+            reader.join()
+        told = ["".join(lines) for _, lines, _ in both]
         (id,) = {match[1] for said in told if (match := re.search(r"left: job (\S+) goes on", said))}
         assert re.fullmatch("train-run-[0-9a-f]{6}-1", id)
         assert all(f"left: job {id} goes on" in said and "not given to the job" not in said for said in told)
 
-        second = send(*command)
-        lines: list[str] = []
-        reader = threading.Thread(target=lambda: lines.extend(second.stderr or ()))
-        reader.start()
+        second, lines, reader = heard(send(*command))
         wait_until(second, lambda: f"{run}: job {id} is at it already" in "".join(lines))
         environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
         stop = [str(BIN / "ray"), "job", "stop", "--no-wait", "--address", head.dashboard, id]
         subprocess.run(stop, env=environment, check=True, capture_output=True)
         wait_until(second, lambda: "stopping: a checkpoint is committed" in "".join(lines))
-        time.sleep(3)  # the driver has heard it; the ranks ask for it about every second
+        time.sleep(5)  # the driver has heard it; the ranks ask for it about every second
         photos.go.set()
         assert second.wait(timeout=300) == 75
         reader.join()
@@ -462,10 +462,10 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
     assert checkpoint.step_of(checkpoint.newest(run, print)) == state["step"] > 0
 
     out, said = ended(send(*command))
-    assert json.loads(out)["step"] == 60
-    assert "step 60/60" in said
+    assert json.loads(out)["step"] == 150
+    assert "step 150/150" in said
     out, said = ended(send(*command))
-    assert "is finished since step 60; nothing to do" in said
+    assert "is finished since step 150; nothing to do" in said
 
 
 @on_a_head
@@ -510,6 +510,14 @@ def test_a_job_without_rights_and_a_person_without_the_token_are_told(
     (tmp_path / ".ray" / "auth_token").write_text("ab" * 32, encoding="utf-8")
     _, said = ended(send(path, token=False), 2)
     assert "the token in ~/.ray/auth_token is not this cluster's" in said
+
+
+def heard(process: subprocess.Popen[str]) -> tuple[subprocess.Popen[str], list[str], threading.Thread]:
+    """The process, the lines that it has said so far, and who writes them down."""
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()))
+    reader.start()
+    return process, lines, reader
 
 
 def wait_until(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:

@@ -271,9 +271,10 @@ class _Driver:
     def _post_mortem(self, error: BaseException) -> RanksError:
         failures = getattr(error, "worker_failures", None) or {}
         told, mortal = _obituary(failures) if failures else (_last_line(error), False)
-        traces = [] if mortal else [f"rank {r}: {str(e)[-3000:]}" for r, e in sorted(failures.items())[:2]]
         text = [
-            *traces,
+            *(
+                [] if mortal else [str(error)[-6000:]]
+            ),  # the tracebacks of its ranks, which their errors have lost on the way
             f"the run ended after {self._starts} start(s) of its ranks: {told}",
             f"Ray's logs: {log_folder()}",
         ]
@@ -318,7 +319,11 @@ def _obituary(failures: dict[int, Exception]) -> tuple[str, bool]:
         lost = ", ".join(map(str, sorted(failures)))
         why = _last_line(next(iter(failures.values())))
         return f"rank {lost} lost another, whose process or machine has ended ({why})", True
-    return "; ".join(f"rank {rank} failed: {_last_line(error)}" for rank, error in sorted(first.items())), False
+    return "; ".join(f"rank {rank} failed: {_named(error)}" for rank, error in sorted(first.items())), False
+
+
+def _named(error: BaseException) -> str:
+    return _last_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {_last_line(error)}"
 
 
 def _last_line(error: BaseException) -> str:
