@@ -29,18 +29,10 @@ _TRIES = 30  # to get an id that nobody else has got first
 _ANSWER_SECONDS = 20.0  # for one answer; Ray's client would wait without end for a dashboard whose head has died
 _QUIET_SECONDS = 30.0  # without a line, after which we ask whether anybody is there
 _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+INFO job_manager.*|Running entrypoint for job .*")
-_STEP = re.compile(
-    r"step (\d+)/(\d+)  ((?!val ).*)"
-)  # how log.Terminal says where a run is; evaluations are lines that stay
+# How log.Terminal says where a run is; evaluations, alike but for "val", are lines that stay.
+_STEP = re.compile(r"step (\d+)/(\d+)  ((?!val ).*)")
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
             "HF_TOKEN")  # fmt: skip
-_UNREACHED = (
-    aiohttp.ClientError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-)  # what Ray's client and its libraries raise
 _T = TypeVar("_T")
 
 
@@ -148,9 +140,7 @@ class JobLog:
 
     def __init__(self, client: Any, id: str, address: str) -> None:
         self._client, self._id, self._address = client, id, address
-        self._began: int | None = (
-            None  # which tells the job from another one of that id, on a head that has forgotten ours
-        )
+        self._began: int | None = None  # tells the job from another of its id, on a head that has forgotten ours
         self._failing_since: float | None = None
         self._is_deaf = False  # the job runs, and its log cannot be had; that is told
         self._seen, self._rest = 0, ""
