@@ -281,7 +281,7 @@ def job_info(status: JobStatus, start_time: int = 1) -> Any:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_QUIET_SECONDS", 0.1), ("_ANSWER_SECONDS", 0.3), ("_PATIENCE_SECONDS", 1.0)):
+    for name, seconds in (("_QUIET_SECONDS", 0.1), ("_ANSWER_SECONDS", 3.0), ("_PATIENCE_SECONDS", 1.0)):
         monkeypatch.setattr(sending, name, seconds)
     monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
 
@@ -342,7 +342,7 @@ def test_a_cluster_that_falls_silent_is_told_soon_and_given_up_later(
     lines = log_of(Silent(lambda asked: job_info(JobStatus.RUNNING) if asked == 1 else hangs.wait(60)))
     assert next(lines) == "step one"
     with pytest.raises(
-        RanksError, match=r"does not answer any more \(no answer within 0.3 s\).* the same command finds it"
+        RanksError, match=r"does not answer any more \(no answer within 3 s\).* the same command finds it"
     ):
         next(lines)
     hangs.set()
@@ -377,7 +377,7 @@ def test_a_job_that_the_cluster_has_forgotten_is_told_at_once(hurried: None, sta
 
 
 def on_a_head(test: Any) -> Any:
-    return pytest.mark.slow(pytest.mark.ray(pytest.mark.timeout(600)(test)))
+    return pytest.mark.slow(pytest.mark.ray(pytest.mark.timeout(1200)(test)))
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +439,7 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
             wait_until(process, lambda lines=lines: photos.met > 0 and "leaves it running" in "".join(lines))
         for process, _, reader in both:
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
+            assert process.wait(timeout=120) == 130
             reader.join()
         told = ["".join(lines) for _, lines, _ in both]
         (id,) = {match[1] for said in told if (match := re.search(r"left: job (\S+) goes on", said))}
@@ -521,7 +521,7 @@ def heard(process: subprocess.Popen[str]) -> tuple[subprocess.Popen[str], list[s
 
 
 def wait_until(process: subprocess.Popen[str], holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not holds():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
