@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -77,7 +79,8 @@ def submit(
     except KeyboardInterrupt:
         log.close()
         say(f"left: job {id} goes on\n{leave}\n{stop}")
-        raise typer.Exit(130) from None
+        sys.stdout.flush()
+        os._exit(130)  # at once: an answer may be on its way still, in a thread that the interpreter's teardown meets
     raise typer.Exit(code)
 
 
