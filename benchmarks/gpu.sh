@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What to run first when a CUDA device is at hand, most wanted first; each part leaves its result before the next begins.
 #
-# usage: benchmarks/gpu.sh OUT CAMVID     OUT: folder for results; CAMVID: prepared data set
+# usage: benchmarks/gpu.sh OUT CAMVID [PHOTOS]
+#   OUT: folder for results; CAMVID: prepared data set; PHOTOS: folder with images/, masks/ and names.txt, else streets are drawn
 set -u
-out=${1:?folder for results} camvid=${2:?prepared CamVid}
+out=${1:?folder for results} camvid=${2:?prepared CamVid} photos=${3:-}
 mkdir -p "$out"
 part() { # name, command...: runs it, keeps its log, goes on whatever happens
     local name=$1 began=$SECONDS
@@ -19,6 +20,10 @@ for config in camvid_unet_r34 camvid_segformer_b0; do
         io.loader_threads=12 train.strategy=ddp --json
     part "$config-score" python3 -m segdist evaluate "$out/$config" --json
 done
-for size in b0 b2; do
-    part "step-$size" timeout 120 python3 benchmarks/step.py --size "$size" --batch 16 --crop 512 --classes 150 --precision bf16
-done
+step="timeout 180 python3 benchmarks/step.py --batch 16 --crop 512 --classes 150 --precision bf16 --stages"
+part step-b0 $step --model segformer-b0 --trainer
+part step-b2 $step --model segformer-b2
+part step-unet $step --model unet-resnet34
+stream="timeout 240 python3 benchmarks/stream.py --threads 2 4 8 16 --jitter ${photos:+--photos $photos}"
+part stream $stream
+part stream-busy $stream --busy
