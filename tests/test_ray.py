@@ -396,6 +396,34 @@ def test_the_first_failure_is_told_and_not_what_others_met_for_it(
     assert re.fullmatch(told, said) and lost == is_lost
 
 
+SLOW_MAILBOX = """
+import time
+import ray
+from segdist.launch.mailbox import Inbox
+
+ray.init(logging_level="ERROR", log_to_driver=False)
+inbox = Inbox()
+inbox.mailbox.__ray_call__.remote(lambda mailbox: time.sleep(3))
+inbox.mailbox.post.remote("say", "while it was busy")
+assert inbox.take(0.5) is None
+assert inbox.take(60)[0] == [("say", "while it was busy")]
+
+inbox.ask("stop")
+ray.kill(inbox.mailbox, no_restart=False)
+until = time.monotonic() + 60
+while inbox.take(5) is None or ray.get(inbox.mailbox.wish.remote(), timeout=60) != "stop":
+    assert time.monotonic() < until
+"""
+
+
+def test_a_mailbox_that_is_slow_loses_no_post_and_one_that_starts_again_learns_the_wish(head: Head) -> None:
+    command = [sys.executable, "-c", SLOW_MAILBOX]
+    done = subprocess.run(
+        command, env={**os.environ, **head.environment}, capture_output=True, text=True, timeout=200, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
 NODES = [
     {"NodeManagerAddress": "a", "Resources": {"CPU": 8, "GPU": 2}, "Labels": {"market": "spot", "ray.io/node-id": "1"}},
     {"NodeManagerAddress": "b", "Resources": {"CPU": 4}, "Labels": {"market": "on-demand"}},

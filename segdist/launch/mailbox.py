@@ -64,6 +64,42 @@ class Mailbox:
         return self._mistake
 
 
+class Inbox:
+    """The driver's side: the mailbox, which it starts beside itself, and what it still waits for from there."""
+
+    def __init__(self) -> None:
+        import ray
+
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self.mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        self._wish: str | None = None
+        self._taken: Any = None  # an answer of `take` that has not come yet
+
+    def ask(self, wish: str) -> None:
+        """Lets every rank's notice say this from now on."""
+        self._wish = wish
+        self.mailbox.ask.remote(wish)
+
+    def take(self, seconds: float) -> tuple[list[Post], str | None, float] | None:
+        """What Mailbox.take answers; None where it does not within so many seconds, and then the next call has it."""
+        import ray
+
+        if self._taken is None:
+            if self._wish is not None:
+                self.mailbox.ask.remote(self._wish)  # again, for a mailbox that was started again has forgotten it
+            self._taken = self.mailbox.take.remote()
+        try:
+            answer = ray.get(self._taken, timeout=seconds)
+        except ray.exceptions.GetTimeoutError:
+            return None
+        except ray.exceptions.RayError:  # it is started again, if its node, which is this one, still takes it
+            answer = None
+        self._taken = None
+        return answer
+
+
 class PostedScreen:
     """The log.Screen of a rank: what it says appears where the driver is."""
 

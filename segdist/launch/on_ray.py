@@ -19,7 +19,7 @@ from segdist import config, log, record, storage
 from segdist.config import Config
 from segdist.errors import RanksError, UserError, is_lost_rank
 from segdist.launch.cluster import connect, end_siblings, in_use, label_selectors, log_folder, needs, nodes, shortage
-from segdist.launch.mailbox import Mailbox
+from segdist.launch.mailbox import Inbox, Post
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import StopSignal
 from segdist.opening import look
@@ -54,8 +54,6 @@ class _Driver:
     """One launch: starts the ranks, shows what they say, passes on the wish to stop, and gives up when none can start."""
 
     def __init__(self, cfg: Config, tell: Tell | None = None, notice: Notice | None = None) -> None:
-        import ray
-
         self._cfg, self._tell, self._notice = cfg, tell, notice
         gpus = sum(node["Resources"].get("GPU", 0) for node in nodes())
         self._need = needs(cfg.scale, gpus)
@@ -66,16 +64,13 @@ class _Driver:
             log.say(
                 "no node has a GPU now, so the ranks will compute on CPUs; scale.gpus_per_rank=1 waits for nodes with GPUs"
             )
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        self._inbox = Inbox()
+        self._mailbox = self._inbox.mailbox
         self._launch = f"{record.newest_attempt(cfg.run.uri) + 1:04d}-{uuid.uuid4().hex[:6]}"
         self._alive = False  # whether ranks run now
         self._idle_since = time.monotonic()
         self._said = 0.0
         self._heard = time.monotonic()  # when the mailbox last answered
-        self._asked: Any = None  # what it is to answer
         self._starts = self._deaths = 0
         self._told: tuple[int, str] | None = None  # the start, and how it ended
         self._going: set[tuple[int, str]] = set()  # the start, and a node that drains under it
@@ -122,9 +117,7 @@ class _Driver:
             if notice() == "stop":
                 if not self._alive:
                     raise SystemExit(75)  # no rank runs, and so there is nothing that could commit
-                self._mailbox.ask.remote(
-                    "stop"
-                )  # again and again, for a mailbox that was started again has forgotten it
+                self._inbox.ask("stop")
             self._check_start()
             diary.flush(_REPEAT_SECONDS)
 
@@ -196,20 +189,12 @@ class _Driver:
             log.close()
             raise UserError(mistake)
 
-    def _take(self) -> tuple[list[Any], str | None, float]:
+    def _take(self) -> tuple[list[Post], str | None, float]:
         """What Mailbox.take answers. While it does not, the ranks are held for alive, for as long as they may take to start."""
-        import ray
-
-        self._asked = self._asked or self._mailbox.take.remote()
-        try:
-            answer = ray.get(self._asked, timeout=_ANSWER_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            answer = None  # it will come, and what is in it is not to be lost
-        except ray.exceptions.RayError:  # it is started again, if its node, which is this one, still takes it
-            answer, self._asked = None, None
+        answer = self._inbox.take(_ANSWER_SECONDS)
         if answer is not None:
-            self._heard, self._asked = time.monotonic(), None
-            return tuple(answer)
+            self._heard = time.monotonic()
+            return answer
         unheard = time.monotonic() - self._heard > self._cfg.scale.start_seconds
         return [], None, 0.0 if self._alive and not unheard else math.inf
 

@@ -25,7 +25,7 @@ from segdist import log, storage
 from segdist.config import Scale
 from segdist.errors import UnavailableError
 from segdist.launch.cluster import in_use, needs, nodes, shortage
-from segdist.launch.mailbox import Mailbox
+from segdist.launch.mailbox import Inbox
 from segdist.launch.stop import StopSignal
 from segdist.sweep.judges import judge
 from segdist.sweep.ledger import ENDED, FAILED, RUNNING, STOPPED, WAITING, Ledger, Trial
@@ -35,7 +35,7 @@ from segdist.sweep.search import num_trials
 from segdist.sweep.trial import PLACE, Job, Place, TrialProcess
 
 _FEW = 3  # trials that fail alike, before the sweep is held to be at fault
-_IDLE_SECONDS, _SAY_SECONDS, _LEAVE_SECONDS = 30.0, 60.0, 1800.0
+_IDLE_SECONDS, _SAY_SECONDS, _LEAVE_SECONDS, _ANSWER_SECONDS = 30.0, 60.0, 1800.0, 5.0
 _OUTAGE = "OutageError: "  # in Ray's words for that exception of trial.py
 
 Next = Callable[[], Trial | None]
@@ -48,10 +48,7 @@ class Rounds:
         self.plan, self.ledger, self.scale = plan, ledger, scale
         self.num_steps, self.every_steps = num_steps, every_steps
         self.need = needs(scale, sum(node["Resources"].get("GPU", 0) for node in nodes()))
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        self.mailbox = ray.remote(Mailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        self.inbox = Inbox()
         self.stopping: tuple[str, str] | None = None  # (kind, why), once nothing more is to begin
         self.leaving: set[str] | None = None  # trials that ran when it was said to stop, and still do
         self.ending: dict[str, float] = {}  # stopped trials that may still commit -> since when
@@ -62,7 +59,7 @@ class Rounds:
         """Runs the trials that wait, and then those that `following` gives. `judged`: by the sweep's scheduler."""
         mark = storage.join(self.plan.sweep.uri, ".ray", "driver")
         storage.patiently(lambda: storage.write(mark, b"segdist"), log.say)
-        job = Job(self.plan, os.getcwd(), mark, self.mailbox, self.need.get("GPU", 0))
+        job = Job(self.plan, os.getcwd(), mark, self.inbox.mailbox, self.need.get("GPU", 0))
         waiting = [
             trial for trial in self.ledger.trials if trial.state == WAITING and (trial.confirms is None) == judged
         ]
@@ -99,7 +96,7 @@ class Rounds:
         """Lets everything that runs commit and end; nothing more begins."""
         if self.stopping is None:
             self.stopping, self._stopped_at = (kind, why), time.monotonic()
-            self.mailbox.ask.remote("stop")
+            self.inbox.ask("stop")
             log.say(why)
 
     def has_left(self) -> bool:
@@ -109,10 +106,7 @@ class Rounds:
 
     def hear(self) -> None:
         """What trials have posted: warnings, each kind once, and that they have ended."""
-        try:
-            posts, _, _ = ray.get(self.mailbox.take.remote(), timeout=60)
-        except ray.exceptions.RayError:
-            return  # the mailbox is started again
+        posts, *_ = self.inbox.take(_ANSWER_SECONDS) or ((),)
         for kind, *rest in posts:
             if kind == "ended":
                 self.ending.pop(rest[0], None)
