@@ -12,8 +12,11 @@ import sys
 from segdist.cli import main
 
 arguments = sys.argv[1:]
-named = 2 if arguments[:1] == ["--from-sweep"] else 1  # arguments that say what to train
-if arguments[:1] and (named == 2 or not arguments[0].startswith("-")):
-    arguments.insert(named, "scale.launcher=ray")  # before the user's own overrides, which win
+words = [i for i, word in enumerate(arguments) if not word.startswith("-")]
+if words:
+    overrides = [i for i in words if "=" in arguments[i]]
+    arguments.insert(
+        overrides[0] if overrides else len(arguments), "scale.launcher=ray"
+    )  # before the user's own, which win
 sys.argv[1:] = ["train", *arguments]
 main()

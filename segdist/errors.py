@@ -1,11 +1,16 @@
-"""Mistakes that the user can mend. The command line prints their message and exits with 2; anything else is our bug.
+"""Mistakes that the user can mend. The command line prints their message and exits with their code; anything else is our bug.
 
 Every message names the thing (file, key, value) and the remedy.
 """
 
 
 class UserError(ValueError):
-    """The request, the data or the machine is at fault, and the message says how to mend it."""
+    """The request, the data or the machine is at fault, and the message says how to mend it.
+
+    `exit_code` is 75 where the same command goes on, once something around it is mended.
+    """
+
+    exit_code = 2
 
 
 class RanksError(Exception):
@@ -42,6 +47,12 @@ class MissingError(StorageError):
 
 class UnavailableError(StorageError):
     """Storage does not answer, or not now; the same request may succeed later."""
+
+
+class UnwrittenError(StorageError):
+    """A run reached its end, and storage has not taken all of it."""
+
+    exit_code = 75
 
 
 class DeviceMemoryError(UserError):

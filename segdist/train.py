@@ -23,7 +23,7 @@ from segdist.data.index import Index
 from segdist.data.order import key
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream
-from segdist.errors import StorageError, UserError
+from segdist.errors import UnwrittenError, UserError
 from segdist.models.segmenter import Segmenter
 from segdist.opening import Opening, look, open_run, settle, training_order
 from segdist.previews import Previews
@@ -208,11 +208,11 @@ def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
 
 
 def check_written(keeper: checkpoint.Keeper, step: int, lost: list[str]) -> None:
-    """Raises StorageError when the last checkpoint, or anything else of the run, could not be written."""
+    """Raises UnwrittenError when the last checkpoint, or anything else of the run, could not be written."""
     if checkpoint.step_of(keeper.newest) == step and not lost:
         return
     what = "its checkpoint" if checkpoint.step_of(keeper.newest) != step else ", ".join(lost)
-    raise StorageError(
+    raise UnwrittenError(
         f"training reached step {step}, but {what} could not be written (see the warnings above); the newest committed "
         f"checkpoint is {keeper.newest}. Mend the storage and give the same command: the run goes on from there"
     )

@@ -120,7 +120,6 @@ def network(num: int, **environment: str) -> Iterator[list[Machine]]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "GLOO_SOCKET_IFNAME": "eth0",  # all have this machine's host name, which says nothing
         **environment,
     }
     machines: list[Machine] = []

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -257,3 +260,66 @@ def ec2_methods() -> set[str]:
     from botocore import xform_name
 
     return {xform_name(one) for one in botocore.session.get_session().get_service_model("ec2").operation_names}
+
+
+@pytest.mark.parametrize("words", [["--json", CONFIG, *SAID], [CONFIG, "--json", *SAID], [CONFIG, *SAID, "--json"]])
+def test_the_script_trains_on_ray_wherever_its_options_stand(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("segdist.cli.main", lambda: given.extend(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *words])
+    runpy.run_path(str(ROOT / "jobs/train.py"))
+    assert [word for word in given if word != "--json"] == ["train", CONFIG, "scale.launcher=ray", *SAID]
+
+
+def test_commands_for_machines_that_are_still_to_come_give_them_time() -> None:
+    first = (ROOT / "cluster.yaml").read_text(encoding="utf-8").split("cluster_name:")[0]
+    page = (ROOT / "docs/clusters.md").read_text(encoding="utf-8").split("## AWS")[1].split("## What dies")[0]
+    assert "scale.start_seconds=1800" in first and "scale.start_seconds=1800" in page and "start_seconds: 1800" in page
+
+
+# -- what a driver tells its ranks ---------------------------------------------------------------------------------------
+
+
+def test_a_pod_passes_no_secret_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segdist.launch.cluster import _forwarded
+
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.setenv(name, "value")
+    assert {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"} <= _forwarded().keys()
+    monkeypatch.setenv("KUBERAY_GEN_RAY_START_CMD", "ray start")
+    assert "AWS_ENDPOINT_URL" in _forwarded()
+    assert not {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"} & _forwarded().keys()
+
+
+def test_ranks_meet_on_the_interface_that_has_the_address_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segdist.launch import meeting
+
+    addresses = {"lo": [SimpleNamespace(address="127.0.0.1")], "ens5": [SimpleNamespace(address="10.0.0.7")]}
+    monkeypatch.setattr(meeting.psutil, "net_if_addrs", lambda: addresses)
+    assert meeting.interface_of("10.0.0.7") == "ens5"
+    assert meeting.interface_of("10.0.0.8") is None  # Ray was told an address that is not of this machine
+    assert meeting.interface_of("127.0.0.1") is None
+
+
+def test_an_answer_that_comes_too_late_is_none_to_the_next_evaluation() -> None:
+    from segdist.launch.mailbox import Mailbox
+
+    mailbox = Mailbox()
+    mailbox.post("tell", {"step": 4})
+    mailbox.answer("stop")  # which the rank 0 that asked does not live to hear
+    mailbox.post("tell", {"step": 8})
+    assert mailbox.take_answer() is None
+    mailbox.answer("go on")
+    assert mailbox.take_answer() == "go on"
+
+
+def test_only_a_second_ctrl_c_stops_at_once() -> None:
+    from segdist.launch.stop import StopSignal
+
+    with StopSignal() as asked:
+        assert asked() is None
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked() == "stop"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

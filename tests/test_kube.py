@@ -200,13 +200,16 @@ def worker(spec: Tree) -> Tree:
 
 
 MUTATIONS: dict[str, tuple[str, Mutation]] = {
-    "suspend needs": ("kueue", lambda s: s.update(shutdownAfterJobFinishes=False, ttlSecondsAfterFinished=0)),
+    "suspend needs": (
+        "kueue",
+        lambda s: s.update(suspend=True, shutdownAfterJobFinishes=False, ttlSecondsAfterFinished=0),
+    ),
     "ttlSecondsAfterFinished needs": ("train", lambda s: s.pop("shutdownAfterJobFinishes")),
     "ttlSecondsAfterFinished is negative": ("train", lambda s: s.update(ttlSecondsAfterFinished=-1)),
     "deletionRules": ("train", lambda s: s.update(deletionStrategy={"deletionRules": [{"policy": "DeleteSelf"}]})),
     "one of rayClusterSpec": ("train", lambda s: s.pop("rayClusterSpec")),
     "backoffLimit with": ("train", lambda s: s.update(clusterSelector={"ray.io/cluster": "c"})),
-    "suspend with": ("kueue", lambda s: s.update(clusterSelector={"ray.io/cluster": "c"})),
+    "suspend with": ("kueue", lambda s: s.update(suspend=True, clusterSelector={"ray.io/cluster": "c"})),
     "backoffLimit is": ("train", lambda s: s.update(backoffLimit=-1)),
     "SidecarMode": ("train", lambda s: s.update(submissionMode="SidecarMode")),
     "activeDeadlineSeconds": ("train", lambda s: s.update(activeDeadlineSeconds=0)),
@@ -285,6 +288,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"images": "https://h/x?sig=abc", "predictions": "s3://b/p"},
     ),
     "the nearest valid key is": (("scale.num_rank=2",), {}),
+    "in one line": (("log={every_steps: 5\n}",), {}),
 }
 
 
@@ -389,7 +393,15 @@ def test_spot_takes_workers_and_spares_head_and_submitter() -> None:
     pods = {where: template["spec"] for where, template in templates(job)}
     assert pods["worker"]["nodeSelector"] == {"cloud.google.com/gke-spot": "true"}
     assert "cloud.google.com/gke-spot" in {t["key"] for t in pods["worker"]["tolerations"]}
-    assert pods["worker"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "DoNotSchedule"
+    (apart,) = pods["worker"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["topologyKey"] == "kubernetes.io/hostname"
+    assert (
+        apart["labelSelector"]["matchLabels"].items() <= worker(job["spec"])["template"]["metadata"]["labels"].items()
+    )
+    job = made("scale.placement=spread")["rayjob-train.yaml"]
+    assert (
+        worker(job["spec"])["template"]["spec"]["topologySpreadConstraints"][0]["whenUnsatisfiable"] == "ScheduleAnyway"
+    )
     for where in ("head", "submitter"):
         assert "tolerations" not in pods[where]
         assert "'operator': 'NotIn', 'values': ['true']" in str(pods[where]["affinity"])
@@ -450,11 +462,11 @@ def test_a_role_is_an_annotation_of_the_service_account(identity: str, annotatio
     assert (account["name"], account["annotations"]) == ("trainer", {annotation: identity})
 
 
-def test_kueue_gets_its_label_and_a_job_that_waits() -> None:
+def test_kueue_gets_its_label_and_decides_what_waits() -> None:
     files = made(queue="gpus", namespace="research")
     for name in ("rayjob-train.yaml", "rayjob-evaluate.yaml", "raycluster.yaml"):
         assert files[name]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
-        assert files[name]["spec"]["suspend"] is True
+        assert "suspend" not in files[name]["spec"]  # Kueue's own, which a file that is applied again must not undo
     assert {content.get("namespace") or content["metadata"]["namespace"] for content in files.values()} == {"research"}
 
 

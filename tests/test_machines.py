@@ -100,3 +100,64 @@ def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
     torch.set_num_threads(before)
     theirs, ours = (storage.read(f"{checkpoint.newest(uri, print)}/model.safetensors") for uri in (run, cfg.run.uri))
     assert theirs == ours
+
+
+@pytest.mark.long
+def test_a_trial_commits_leaves_a_machine_that_drains_and_goes_on_elsewhere(street_data: str, tmp_path: Path) -> None:
+    with machines.network(4) as (store, head, *others):
+        store.start(sys.executable, str(ROOT / "demo/s3_server.py"), store.address)
+        store.wait_for("http://", 60)
+        with stores.joined(store.log.read_text().strip(), "tests") as environment:
+            for machine in (head, *others):
+                machine.environment.update(environment)
+            stores.copy(street_data, "s3://tests/data")
+            head.start_ray(head, num_cpus=0)
+            for machine in others:
+                machine.start_ray(head)
+            base, file = tmp_path / "run.yaml", tmp_path / "sweep.yaml"
+            rare = {"every_steps": 300}
+            sections = {"train": {"num_steps": 300}, "eval": rare, "checkpoint": rare}
+            base.write_text(yaml.safe_dump(tree("s3://tests/data", "s3://tests/unused", **sections)), encoding="utf-8")
+            sweep = {
+                "uri": "s3://tests/sweep",
+                "config": "run.yaml",
+                "space": {"optim.lr": {"grid": [1e-3]}},
+                "confirm": 0,
+            }
+            file.write_text(yaml.safe_dump(sweep), encoding="utf-8")
+            driver = head.start(
+                sys.executable,
+                "-m",
+                "segdist",
+                "tune",
+                str(file),
+                RAY_ADDRESS=f"{head.address}:6379",
+                PYTHONPATH=str(ROOT),
+            )
+            run, until = "s3://tests/sweep/trials/0000", time.monotonic() + 120
+            while not storage.exists(f"{run}/metrics"):
+                assert driver.poll() is None and time.monotonic() < until, head.log.read_text()[-4000:]
+                time.sleep(0.2)
+            pid = json.loads(storage.read(f"{run}/attempts/0001.json"))["pid"]
+            (doomed,) = [machine for machine in others if pid in machine.processes()]
+            (raylet,) = [
+                words for words in map(words_of, doomed.processes()) if words and words[0].endswith("raylet/raylet")
+            ]
+            (id,) = [word.removeprefix("--node_id=") for word in raylet if word.startswith("--node_id=")]
+            drain = head.start(
+                str(machines.BIN / "ray"), "drain-node", f"--address={head.address}:6379", f"--node-id={id}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", "--deadline-remaining-seconds=100",
+            )  # fmt: skip
+            assert drain.wait(timeout=60) == 0, head.log.read_text()[-4000:]
+            head.wait_for("its node is about to go", 60)
+            assert driver.wait(timeout=200) == 0, head.log.read_text()[-6000:]
+            said, state = head.log.read_text(), record.load(run)
+    assert "it goes on from its newest checkpoint" in said
+    assert state is not None and (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 300)
+
+
+def words_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it has ended
+        return []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -136,3 +139,47 @@ def test_only_nodes_of_the_cluster_that_is_meant_are_drained(monkeypatch: pytest
     assert dict(node._nodes_here()) == {"aa": "10.0.0.1:6379", "bb": "10.0.0.1:7000"}
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:7000")
     assert dict(node._nodes_here()) == {"bb": "10.0.0.1:7000"}
+
+
+def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When Kubernetes deletes a whole cluster, the head's name is gone before its workers are."""
+    monkeypatch.setattr(node, "_drain_apart", lambda seconds, why: False)
+    lines = [["ray::RayTrainWorker.execute"], ["ray::IDLE"]]
+    monkeypatch.setattr(node, "_command_lines", lambda: iter(lines))
+    asked = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 5:
+            del lines[0]
+
+    monkeypatch.setattr(node.time, "sleep", sleep)
+    assert node.leave(60, "why") == 0
+    assert asked == 5
+    assert "Ray could not be told that this machine goes; its work" in " ".join(capsys.readouterr().err.split())
+    assert node.leave(60, "why") == 2  # nothing works here any more
+    lines.insert(0, ["ray::JobSupervisor.run"])
+    monkeypatch.setattr(node, "_drain_apart", lambda seconds, why: True)
+    assert node.leave(0.01, "why") == 75
+    assert "after 0.01 s there is still work on this machine" in capsys.readouterr().err
+
+
+def test_a_head_that_does_not_answer_costs_the_hook_less_than_its_time() -> None:
+    """Ray's client then ends the process that it is in."""
+    with subprocess.Popen(
+        ["bash", "-c", 'exec -a raylet "$0" -c "import time; time.sleep(60)" --node_id=aa --gcs-address=nowhere.invalid:7',
+         sys.executable]
+    ) as raylet:  # fmt: skip
+        try:
+            began = time.monotonic()
+            environment = {**os.environ, "RAY_ADDRESS": "nowhere.invalid:7", "RAY_AUTH_MODE": "disabled"}
+            command = [sys.executable, "-m", "segdist", "node", "drain", "--no-wait", "--seconds", "60"]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+        finally:
+            raylet.kill()
+    assert done.returncode != 0
+    assert "drain, within" not in done.stderr
+    assert time.monotonic() - began < node._DRAIN_SECONDS + 30  # of a busy machine

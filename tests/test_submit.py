@@ -219,8 +219,10 @@ def test_other_settings_than_those_at_work_are_refused_and_the_same_are_found(
     assert there.submit(submit.job_of(["configs/run.yaml"], COMMANDS)) == "one"
     monkeypatch.setenv("HF_TOKEN", "x")
     other = submit.job_of(["configs/run.yaml", "optim.lr=1"], COMMANDS)
+    told = submit.job_of(["configs/run.yaml", "--json"], COMMANDS)
     for asked in (
         lambda: there.submit(other),
+        lambda: there.submit(told),  # whose JSON would never come
         lambda: there.submit(job, ["HF_TOKEN"]),
         lambda: there.submit(job, [], 1),
     ):
@@ -245,24 +247,27 @@ def test_the_examples_of_the_help_are_commands_that_work(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "expected"),
+    ("status", "code", "fault", "expected"),
     [
-        ("SUCCEEDED", 0, 0),
-        ("FAILED", 2, 2),
-        ("FAILED", 75, 75),
-        ("STOPPED", 75, 75),
-        ("FAILED", None, 75),
-        ("FAILED", -9, 75),
+        ("SUCCEEDED", 0, None, 0),
+        ("FAILED", 2, None, 2),
+        ("FAILED", 75, None, 75),
+        ("STOPPED", 75, None, 75),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED", 75),
+        ("FAILED", None, "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", 2),  # submitted again, it would end so again
+        ("FAILED", 137, "JOB_ENTRYPOINT_COMMAND_ERROR", 75),  # killed: so says the shell that Ray runs commands in
+        ("FAILED", -9, "JOB_ENTRYPOINT_COMMAND_ERROR", 75),  # where the shell has become the command
     ],
 )
 def test_a_job_that_was_lost_is_not_finished_and_others_end_with_their_own_code(
     status: str,
     code: int | None,
+    fault: str | None,
     expected: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="the node died")
+    info = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="it died", error_type=fault)
     said = ["one", "step 3/9  loss 1", "step 9/9  loss 1", "step 9/9  val mIoU 0.5", '{"a": 1}']
     monkeypatch.setattr(sending, "_client", lambda address: None)
     monkeypatch.setattr(sending, "JobLog", lambda *about: SimpleNamespace(lines=lambda: iter(said), info=info))
@@ -355,6 +360,15 @@ def test_a_job_whose_node_is_gone_with_its_log_has_ended_all_the_same(
     client = Silent(lambda asked: job_info(JobStatus.RUNNING if asked == 1 else JobStatus.FAILED))
     assert list(log_of(client)) == ["step one"]
     assert "the end of its log is out of reach (KeyError: no agent there)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_number_in_an_address_is_no_answer_of_the_cluster(hurried: None) -> None:
+    def answer(asked: int) -> Any:
+        if asked == 2:
+            raise OSError("HTTPConnectionPool: Max retries exceeded with url: /api/jobs/train-exp404-3fa9c1-1")
+        return job_info(JobStatus.RUNNING if asked < 4 else JobStatus.SUCCEEDED)
+
+    assert list(log_of(Silent(answer))) == ["step one"]
 
 
 @pytest.mark.parametrize("start_time", [None, 2])

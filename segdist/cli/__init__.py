@@ -29,7 +29,7 @@ def main() -> None:
     except UserError as error:
         if type(error).__name__ != "SharedError":  # rank 0 has said it
             console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
-        _exit(2)
+        _exit(error.exit_code)
     except RanksError as error:
         console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         _exit(error.exit_code)

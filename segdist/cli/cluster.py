@@ -105,20 +105,15 @@ def drain(
     why: Annotated[str, typer.Option(help="What Ray's records will say.")] = "asked to go",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Only tell Ray.")] = False,
 ) -> None:
-    """Tell Ray that this machine goes, and wait until ranks and trials have left it. For the preStop hook of a pod.
+    """Tell Ray that this machine goes, and wait until ranks, trials and jobs have left it. For the preStop hook of a pod.
 
     Exit code 0 when they have left, 75 when the time was too short for them.
     """
     from segdist.launch import node
 
-    within = seconds if no_wait else max(1.0, seconds - node.LEAVE_SECONDS)
-    num = node.drain(within, why)
-    say(f"{num} node(s) of Ray on this machine drain, within {within:g} s")
-    if not no_wait and not node.wait_for_work(seconds):
-        say(
-            f"after {seconds:g} s ranks or trials are still on this machine; their newest checkpoint is from the notice"
-        )
-        raise typer.Exit(75)
+    if not no_wait:
+        raise typer.Exit(node.leave(seconds, why))
+    say(f"{node.drain(seconds, why)} node(s) of Ray on this machine drain, within {seconds:g} s")
 
 
 @node_app.command()

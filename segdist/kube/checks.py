@@ -23,6 +23,11 @@ _WORD = re.compile(r"[\w./:@%+=,~-]+", re.ASCII)  # what two shells and Ray's ow
 
 def check(ask: Ask) -> None:
     """Raises UserError for an option that makes no sense by itself."""
+    if not all(word.isprintable() for word in ask.arguments()):
+        raise UserError(
+            "an option or override holds a line break or another control character; leave it out, for every file bears the "
+            "command that made it in one line"
+        )
     name = ask.job_name
     if not _LABEL.fullmatch(name) or len(name) > MOST_CHARACTERS:
         raise UserError(

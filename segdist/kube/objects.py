@@ -8,11 +8,10 @@ from segdist.kube import pods
 from segdist.kube.checks import annotation_of
 from segdist.kube.layout import dump, dump_config
 from segdist.kube.work import Ask, Work
-from segdist.launch.cluster import needs
+from segdist.launch.cluster import STOP_SECONDS, needs
 
 Tree = dict[str, Any]
 
-_STOP_SECONDS = 300  # that `ray job stop` gives the command to commit; Ray's default is 3
 _LOOK_SECONDS = 300  # that pods live on after the job, to look at the dashboard
 _SUBMITTER_RETRIES = 10  # each follows the job that is there already, and hands it over only where there is none
 
@@ -78,14 +77,13 @@ def ray_job(ask: Ask, work: Work, kind: str, entrypoint: str, cluster: Tree, sin
         "spec": {
             "entrypoint": entrypoint,
             **(own if single else {}),
-            **({"suspend": True} if ask.queue else {}),  # until Kueue admits it
             "submissionMode": "K8sJobMode",
             "shutdownAfterJobFinishes": True,  # without which it cannot be suspended
             "ttlSecondsAfterFinished": _LOOK_SECONDS,
             "activeDeadlineSeconds": round(3600 * ask.deadline_hours),
             "backoffLimit": ask.retries,
             "submitterConfig": {"backoffLimit": _SUBMITTER_RETRIES},
-            "runtimeEnvYAML": dump({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}}),
+            "runtimeEnvYAML": dump({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}),
             "submitterPodTemplate": pods.submitter(ask, with_configs=not single),
             "rayClusterSpec": cluster,
         },
@@ -97,11 +95,12 @@ def ray_cluster(ask: Ask, cluster: Tree) -> Tree:
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
         "metadata": _metadata(ask, ask.job_name, queued=True),
-        "spec": {**({"suspend": True} if ask.queue else {}), **cluster},
+        "spec": cluster,
     }
 
 
 def _metadata(ask: Ask, name: str, queued: bool = False) -> Tree:
+    # Kueue suspends what bears this label when it is created. `suspend: true` in a file that is applied again would end it.
     more = {"kueue.x-k8s.io/queue-name": ask.queue} if queued and ask.queue else {}
     return {
         "name": name,

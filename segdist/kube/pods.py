@@ -18,7 +18,7 @@ _GRACE_SECONDS = 120  # the notice of a spot instance on AWS
 _HOOK_SECONDS = 100  # of them, so that Ray can still end by itself
 _HEAD_CPUS, _HEAD_GB = 2, 8  # the driver imports torch
 _SHM_GB = 4  # Ray's object store, through which no pixels pass, and NCCL
-_OBJECT_STORE_BYTES = 1 << 30
+_STORE = {"object-store-memory": str(1 << 30)}
 _IDLE_SECONDS = 600  # longer than a trial takes to be replaced
 _SPOT = {  # (label of nodes, and key of the taint that some clouds put on them; its value)
     "aks": ("kubernetes.azure.com/scalesetpriority", "spot"),
@@ -49,7 +49,7 @@ def cluster(ask: Ask, work: Work, single: bool = False) -> Tree:
         "authOptions": {"mode": "token"},
         **(grows if most > num else {}),
         "headGroupSpec": {
-            "rayStartParams": {"num-cpus": "0", "object-store-memory": str(_OBJECT_STORE_BYTES)},  # no rank lands here
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **_STORE},  # no rank lands here, whatever the node has
             "template": _head(ask, with_configs=not single, needs_api=most > num),
         },
         "workerGroupSpecs": [
@@ -59,7 +59,7 @@ def cluster(ask: Ask, work: Work, single: bool = False) -> Tree:
                 "replicas": num,
                 "minReplicas": num,
                 "maxReplicas": most,
-                "rayStartParams": {"num-cpus": str(cpus), "object-store-memory": str(_OBJECT_STORE_BYTES)},
+                "rayStartParams": {"num-cpus": str(cpus), **_STORE},
                 "template": _worker(ask, work, cpus, gpus, ask.memory_gb * ranks),
             }
         ],
@@ -116,16 +116,11 @@ def _worker(ask: Ask, work: Work, cpus: int, gpus: int, memory_gb: int) -> Tree:
         tolerations.append({"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"})
     if tolerations:
         spec["tolerations"] = tolerations
-    placement = work.config.scale.placement
-    if placement in ("spread", "strict_spread"):
-        spec["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "DoNotSchedule" if placement == "strict_spread" else "ScheduleAnyway",
-                "labelSelector": {"matchLabels": own},
-            }
-        ]
+    apart = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": own}}
+    if work.config.scale.placement == "spread":
+        spec["topologySpreadConstraints"] = [{"maxSkew": 1, "whenUnsatisfiable": "ScheduleAnyway", **apart}]
+    if work.config.scale.placement == "strict_spread":  # a constraint of spread would allow 2 and 1
+        spec["affinity"] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
     return {"metadata": {"labels": own}, "spec": spec}
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(cfg: Config) -> tuple[dict[str, Any], bool]:
-    """(summary of the run, whether this process speaks for it). SIGTERM and Ctrl-C stop it with a commit; twice, at once."""
+    """(summary of the run, whether this process speaks for it). SIGTERM and Ctrl-C let it commit first, a second Ctrl-C not."""
     if cfg.hub.repo_id is None or os.environ.get("RANK", "0") != "0":
         return _run(cfg)
     from segdist.launch.mirror import Mirror

@@ -16,6 +16,8 @@ _FORWARDED = (  # to the ranks of another machine, by the job's runtime environm
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
     "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET",
 )  # fmt: skip
+_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
+_IN_POD = "KUBERAY_GEN_RAY_START_CMD"  # KubeRay gives it to every pod of Ray's
 _RAY_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -24,6 +26,7 @@ _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # it prints what the raylet has to say on stdout, which is for our JSON
 }
+STOP_SECONDS = 300  # that `ray job stop` gives a command for its commit; Ray's default is 3
 _STORE_BYTES = 100 << 20  # of Ray's object store on a cluster of our own: pixels never pass through it
 
 
@@ -57,14 +60,21 @@ def connect(settings: dict[str, str] | None = None) -> None:
         return
     _check_address(address)
     present_token()
-    variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     try:
-        ray.init(address, runtime_env={"env_vars": variables}, logging_level="ERROR", log_to_driver=False)
+        ray.init(address, runtime_env={"env_vars": _forwarded()}, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: this Ray cluster does not let us in ({error}). One with tokens needs RAY_AUTH_MODE=token "
             "and the token here too; Ray and Python must be the cluster's versions"
         ) from None
+
+
+def _forwarded() -> dict[str, str]:
+    """What ranks get of this process's environment. Of a pod no secrets: the other pods have them by reference, as this
+    one has, and Ray would write them into its logs.
+    """
+    kept_back = _SECRET if _IN_POD in os.environ else ()
+    return {name: os.environ[name] for name in _FORWARDED if name in os.environ and name not in kept_back}
 
 
 def present_token() -> None:

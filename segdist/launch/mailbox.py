@@ -24,17 +24,19 @@ class Mailbox:
     def __init__(self) -> None:
         self._posts: list[Post] = []
         self._wish: str | None = None
-        self._mistake: str | None = None
+        self._mistake: tuple[str, int] | None = None
         self._answer: str | None = None
         self._alive = -math.inf
 
     def post(self, *post: Any) -> None:
         if post[0] == "show" and self._posts and self._posts[-1][0] == "show":
             self._posts.pop()  # only where the run stands now is of interest
+        if post[0] == "tell":
+            self._answer = None  # one that came too late, for a rank 0 that is gone, is none to this evaluation
         self._posts.append(post)
 
-    def take(self) -> tuple[list[Post], str | None, float]:
-        """(all posts since the last time, a user's mistake that a rank met, seconds since a rank's last sign of life)."""
+    def take(self) -> tuple[list[Post], tuple[str, int] | None, float]:
+        """(all posts since the last time, what `confess` was told, seconds since a rank's last sign of life)."""
         posts, self._posts = self._posts, []
         return posts, self._mistake, time.monotonic() - self._alive
 
@@ -56,11 +58,11 @@ class Mailbox:
         answer, self._answer = self._answer, None
         return answer
 
-    def confess(self, text: str) -> None:
+    def confess(self, text: str, exit_code: int) -> None:
         """A rank met a user's mistake, which no restart mends; the first one counts."""
-        self._mistake = self._mistake or text
+        self._mistake = self._mistake or (text, exit_code)
 
-    def mistake(self) -> str | None:
+    def mistake(self) -> tuple[str, int] | None:
         return self._mistake
 
 
@@ -82,7 +84,7 @@ class Inbox:
         self._wish = wish
         self.mailbox.ask.remote(wish)
 
-    def take(self, seconds: float) -> tuple[list[Post], str | None, float] | None:
+    def take(self, seconds: float) -> tuple[list[Post], tuple[str, int] | None, float] | None:
         """What Mailbox.take answers; None where it does not within so many seconds, and then the next call has it."""
         import ray
 

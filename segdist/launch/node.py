@@ -30,13 +30,10 @@ from segdist.launch.cluster import present_token
 _EC2 = "http://169.254.169.254"
 _EVERY_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
 _DRAIN_SECONDS = 30.0  # for asking Ray, which takes two seconds to import
-LEAVE_SECONDS = 10.0  # that ranks need to end once Ray's deadline is there, until which they train on
+_LEAVE_SECONDS = 10.0  # that ranks need to end once Ray's deadline is there, until which they train on
 _START_SECONDS = 60.0  # in which the service may begin to answer
-_WORK = (
-    "ray::RayTrainWorker",
-    "ray::TrialProcess",
-    "ray::_Inner",
-)  # ranks, and trials of sweeps, as Ray names their processes
+# Ranks, trials of sweeps, and submitted commands, as Ray names their processes.
+_WORK = ("ray::RayTrainWorker", "ray::TrialProcess", "ray::_Inner", "ray::JobSupervisor")
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,25 @@ def drain(seconds: float, why: str) -> int:
     return len(found)
 
 
+def leave(seconds: float, why: str) -> int:
+    """Tells Ray that this machine goes, and waits for what works here: 0 when it has left, 75 when the time was too short.
+
+    Where a whole cluster is taken away, nobody may be left to tell; but whoever did that has asked the ranks to commit, and
+    they need the time all the same. 2 when Ray could not be told and nothing works here.
+    """
+    until = time.monotonic() + seconds
+    if not _drain_apart(max(1.0, seconds - _LEAVE_SECONDS), why):
+        if not _works_here():
+            return 2
+        log.say("warning: Ray could not be told that this machine goes; its work is waited for all the same")
+    if wait_for_work(until - time.monotonic()):
+        return 0
+    log.say(f"after {seconds:g} s there is still work on this machine; what is lost came after its newest checkpoint")
+    return 75
+
+
 def wait_for_work(seconds: float) -> bool:
-    """Whether all ranks and trials have left this machine within so many seconds."""
+    """Whether all ranks, trials and submitted commands have left this machine within so many seconds."""
     until = time.monotonic() + seconds
     while _works_here():
         if time.monotonic() > until:

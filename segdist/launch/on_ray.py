@@ -20,6 +20,7 @@ from segdist.config import Config
 from segdist.errors import RanksError, UserError, is_lost_rank
 from segdist.launch.cluster import connect, end_siblings, in_use, label_selectors, log_folder, needs, nodes, shortage
 from segdist.launch.mailbox import Inbox, Post
+from segdist.launch.meeting import torch_config
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import StopSignal
 from segdist.opening import look
@@ -129,7 +130,7 @@ class _Driver:
 
     def _trainer(self, mark: str) -> Any:
         import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
 
         scale, on_gpus = self._cfg.scale, self._need.get("GPU", 0) > 0
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(max(60, scale.start_seconds))
@@ -146,7 +147,7 @@ class _Driver:
                 "on_gpus": on_gpus,
                 "waits": self._tell is not None,
             },
-            torch_config=TorchConfig(backend=backend(on_gpus), timeout_s=int(TIMEOUT.total_seconds())),
+            torch_config=torch_config(backend=backend(on_gpus), timeout_s=int(TIMEOUT.total_seconds())),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scale.num_ranks,
                 use_gpu=on_gpus,
@@ -187,9 +188,9 @@ class _Driver:
                 self._tell_death(*rest)
         if mistake:
             log.close()
-            raise UserError(mistake)
+            raise UserError(mistake[0]) if mistake[1] == 2 else RanksError(*mistake)
 
-    def _take(self) -> tuple[list[Post], str | None, float]:
+    def _take(self) -> tuple[list[Post], tuple[str, int] | None, float]:
         """What Mailbox.take answers. While it does not, the ranks are held for alive, for as long as they may take to start."""
         answer = self._inbox.take(_ANSWER_SECONDS)
         if answer is not None:

@@ -42,7 +42,7 @@ def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
     except UserError as error:
         if not isinstance(error, SharedError | UnavailableError):  # an outage may be over when the ranks start again
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(mailbox.confess.remote(str(error)), timeout=30)
+                ray.get(mailbox.confess.remote(str(error), error.exit_code), timeout=30)
         raise
 
 

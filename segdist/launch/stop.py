@@ -14,7 +14,11 @@ from segdist import log
 
 
 class StopSignal:
-    """A `notice` that says "stop" once the process was asked to end. Enter it as a context."""
+    """A `notice` that says "stop" once the process was asked to end. Enter it as a context.
+
+    Only Ctrl-C, the second time, means "at once": SIGTERM comes from machines, and more than once (KubeRay stops the job of a
+    RayJob that is deleted, and then the pod's hook does; torchrun passes on the Ctrl-C that its ranks have heard themselves).
+    """
 
     def __init__(self) -> None:
         self._asked = False
@@ -34,11 +38,13 @@ class StopSignal:
 
     def _hear(self, number: int, frame: object) -> None:
         if self._asked:
-            self.__exit__()
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                self.__exit__()
+                raise KeyboardInterrupt
+            return
         self._asked = True
         if os.environ.get("RANK", "0") == "0":
-            log.say("stopping: a checkpoint is committed after this step; ask again to stop at once")
+            log.say("stopping: a checkpoint is committed after this step; Ctrl-C again stops at once")
 
 
 @contextlib.contextmanager

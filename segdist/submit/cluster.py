@@ -19,10 +19,9 @@ import aiohttp
 
 from segdist import log
 from segdist.errors import RanksError, UserError
-from segdist.launch.cluster import present_token, where_the_token_is
+from segdist.launch.cluster import STOP_SECONDS, present_token, where_the_token_is
 from segdist.submit.job import Job, fill
 
-_STOP_SECONDS = 300  # what a job that is to stop has for its commit
 _PATIENCE_SECONDS = 300.0  # with a cluster that does not answer while its log is followed
 _SEND_SECONDS = 300.0  # for taking a job, whose files it may have to store
 _TRIES = 30  # to get an id that nobody else has got first
@@ -33,6 +32,7 @@ _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+INFO job_manager.*|Running entrypoi
 _STEP = re.compile(r"step (\d+)/(\d+)  ((?!val ).*)")
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
             "HF_TOKEN")  # fmt: skip
+_NEVER = ("JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", "JOB_SUPERVISOR_ACTOR_START_TIMEOUT")  # no node has what it asks for
 _T = TypeVar("_T")
 
 
@@ -93,7 +93,11 @@ class Cluster:
         if str(job.status) == "SUCCEEDED":
             return 0
         log.say(f"job {id}: {job.status}" + (f": {job.message}" if code is None and job.message else ""))
-        is_lost = code is None or code < 0  # its node or its process, which says nothing of the command
+        if code is None and str(job.error_type) in _NEVER:
+            return 2
+        is_lost = (
+            code is None or code < 0 or code > 128
+        )  # its node or its process, by a signal: that says nothing of it
         return 75 if is_lost or str(job.status) == "STOPPED" else int(code)
 
     def _send(self, job: Job, digest: str, folder: str, environment: dict[str, str], num_gpus: float) -> str | None:
@@ -178,7 +182,7 @@ class JobLog:
         try:
             self.info = _soon(lambda: self._client.get_job_info(self._id))
         except _unreached() as error:
-            if "does not exist" in str(error) or "404" in str(error):
+            if "does not exist" in str(error) or "status code 404" in str(error):
                 raise self._forgotten() from None
             now = time.monotonic()
             if self._failing_since is None:
@@ -213,7 +217,7 @@ def _environment(variables: Sequence[str]) -> dict[str, str]:
             )
         if name not in os.environ:
             raise UserError(f"--env {name}: there is no such variable here; export it first")
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
     return environment | {name: os.environ[name] for name in variables}
 
 

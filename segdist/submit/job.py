@@ -48,7 +48,8 @@ class Job:
         """Tells its settings from others, however they are written, and what it is given."""
         files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files.items()}
         what = self.settings if self.settings is not None else [self.arguments, files]
-        text = json.dumps([what, sorted(variables), num_gpus], sort_keys=True, default=str)
+        options = sorted(word for word in self.arguments if word.startswith("-"))
+        text = json.dumps([what, options, sorted(variables), num_gpus], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -68,6 +68,7 @@ class TrialProcess(Trainable):
         self._thread: threading.Thread | None = None
         self._stop = False
         self._wish: Any = lambda: None
+        self._alone = self._evicted = False
         self._local_step = 0
         self._last: dict[str, Any] = {}
         log.use(_Voice(job.mailbox, self.trial_id))
@@ -130,8 +131,10 @@ class TrialProcess(Trainable):
             check_shared(cfg.run.uri, self._job.folder, self._job.mark)
             if cfg.scale.num_ranks == 1:
                 _share_gpu(self._job.gpus)
-            self._total = cfg.train.num_steps
+            self._total, self._alone = cfg.train.num_steps, cfg.scale.num_ranks == 1
             state = run_inside(cfg, self._tell, self._notice)["state"]
+            if self._evicted and state == record.PREEMPTED:
+                raise OutageError("its node is about to go")
             end = {"state": state, "reason": None}
         except BaseException as error:  # one trial's failure is a result of the sweep, not its end
             if is_outage(error):
@@ -160,7 +163,12 @@ class TrialProcess(Trainable):
             self._stop = True
 
     def _notice(self) -> Any:
-        return "stop" if self._stop else self._wish()
+        wish = "stop" if self._stop else self._wish()
+        if (
+            wish == "checkpoint" and self._alone
+        ):  # its node is about to go, and nobody moves a trial of one rank but Tune
+            self._evicted = self._stop = True
+        return "stop" if self._stop else wish
 
     def _about(self) -> dict[str, Any]:
         place = self._place
@@ -181,6 +189,8 @@ def is_outage(error: BaseException) -> bool:
     """Whether a trial failed because something around it did, storage or a node."""
     if isinstance(error, RanksError):
         return error.exit_code == 75
+    if isinstance(error, OutageError):
+        return True
     return isinstance(error, StorageError) and not isinstance(error, MissingError)
 
 
