@@ -122,7 +122,7 @@ def test_a_trial_commits_leaves_a_machine_that_drains_and_goes_on_elsewhere(stre
                 "uri": "s3://tests/sweep",
                 "config": "run.yaml",
                 "space": {"optim.lr": {"grid": [1e-3]}},
-                "confirm": 0,
+                "confirm": {"num_best": 0},
             }
             file.write_text(yaml.safe_dump(sweep), encoding="utf-8")
             driver = head.start(
@@ -152,8 +152,10 @@ def test_a_trial_commits_leaves_a_machine_that_drains_and_goes_on_elsewhere(stre
             head.wait_for("its node is about to go", 60)
             assert driver.wait(timeout=200) == 0, head.log.read_text()[-6000:]
             said, state = head.log.read_text(), record.load(run)
+            second = [row["step"] for row in record.read_metrics(run) if row["kind"] == "train" and row["attempt"] == 2]
     assert "it goes on from its newest checkpoint" in said
     assert state is not None and (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 300)
+    assert min(second) > 1  # which only what it committed as it left explains
 
 
 def words_of(pid: int) -> list[str]:
