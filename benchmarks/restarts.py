@@ -83,8 +83,10 @@ class Run:
         return int(json.loads(storage.read(f"{self.uri}/attempts/{self.attempt:04d}.json"))["pid"])
 
     def take_away(self, machine: Machine, pid: int) -> None:
-        """And it comes back at once, empty, as the spare one for the next time."""
+        """Cut off before it dies, so that nobody hears of it; then it comes back, empty, as the spare one for the next time."""
+        machines._ip("link", "set", machine.cable, "down")
         machine.die()
+        machines._ip("link", "set", machine.cable, "up")
         machine.started.clear()
         machine.log.write_text("")
         machine.start_ray(self.head)

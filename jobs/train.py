@@ -4,7 +4,7 @@
         data.uri=s3://BUCKET/data run.uri=s3://BUCKET/run scale.num_ranks=4
 
 The same command again continues the run. `ray job stop` commits a checkpoint first if it is given the time: submit with
---runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}'.
+--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"}}'.
 """
 
 import sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import runpy
@@ -311,6 +312,19 @@ def test_an_answer_that_comes_too_late_is_none_to_the_next_evaluation() -> None:
     assert mailbox.take_answer() is None
     mailbox.answer("go on")
     assert mailbox.take_answer() == "go on"
+
+
+def test_a_node_that_goes_has_its_ranks_commit_at_once_and_once_more_at_last() -> None:
+    from segdist.launch.mailbox import Going
+
+    going = Going()
+    assert [going.commits_now(deadline, now) for deadline, now in ((None, 0), (100, 10), (100, 20), (100, 79.9))] == [
+        False, True, False, False,
+    ]  # fmt: skip
+    assert [going.commits_now(100, now) for now in (80.1, 85, 99)] == [True, False, False]
+    short, endless = Going(), Going()
+    assert [short.commits_now(15, now) for now in (0, 5)] == [True, False]
+    assert [endless.commits_now(math.inf, now) for now in (0, 1e9)] == [True, False]
 
 
 def test_only_a_second_ctrl_c_stops_at_once() -> None:

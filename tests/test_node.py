@@ -164,7 +164,7 @@ def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(
     lines.insert(0, ["ray::JobSupervisor.run"])
     monkeypatch.setattr(node, "_drain_apart", lambda seconds, why: True)
     assert node.leave(0.01, "why") == 75
-    assert "after 0.01 s there is still work on this machine" in capsys.readouterr().err
+    assert "after 0.01 s there are still 1 job(s) here" in capsys.readouterr().err
 
 
 def test_a_head_that_does_not_answer_costs_the_hook_less_than_its_time() -> None:

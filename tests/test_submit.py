@@ -25,6 +25,7 @@ from fault_proxy import Fault, spoiling
 from ray.job_submission import JobStatus
 from ray_head import BIN, Head
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from segdist import checkpoint, record, storage, submit
 from segdist.cli import app, cluster
@@ -230,6 +231,46 @@ def test_other_settings_than_those_at_work_are_refused_and_the_same_are_found(
             asked()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as we do where there is a token, and as the caller's shell has not
     assert there.by_ray("stop", "one") == "RAY_AUTH_MODE=token ray job stop --address http://head one"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["configs/run.yaml", "optim.lr"], "override 'optim.lr': write it as section.field=value"),
+        (
+            ["tune", "configs/sweeps/lr.yaml", "budget.hours"],
+            "override 'budget.hours': write it as section.field=value",
+        ),
+        (["evalute", "s3://b/run"], "evalute: there is no such command or config; did you mean evaluate?"),
+        (
+            ["configs/run.yaml", "run.uri=runs/x", "data.uri=data/x"],
+            "run.uri runs/x, data.uri data/x: a job does not see",
+        ),
+    ],
+)
+def test_slips_are_told_before_anything_is_sent(files: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as told:
+        submit.job_of(words, COMMANDS)
+    assert message in str(told.value)
+
+
+def test_gpus_of_a_training_are_its_ranks(files: Path) -> None:
+    done = CliRunner().invoke(app, ["submit", "--address", "http://127.0.0.1:9", "--num-gpus", "1", "configs/run.yaml"])
+    assert isinstance(done.exception, UserError) and "scale.gpus_per_rank" in str(done.exception)
+
+
+def test_a_token_file_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import AuthenticationError
+
+    def refuse(*_: Any) -> Any:
+        raise AuthenticationError("Invalid")
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", refuse)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(UserError, match=r"RAY_AUTH_TOKEN_PATH names .*none, and there is no such file"):
+        submit.Cluster("http://127.0.0.1:9")
 
 
 def test_a_value_behind_env_is_refused_and_not_repeated(files: Path) -> None:

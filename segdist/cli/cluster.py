@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from segdist.cli.app import app, say
+from segdist.errors import UserError
 
 node_app = typer.Typer(help="For the machines of a cluster, beside Ray.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
@@ -59,13 +60,17 @@ def submit(
     object storage. Ctrl-C leaves the job running, and the same command comes back to it. `ray job stop` lets it commit first;
     afterwards the same command continues the run. The exit code is the command's own: 75 means not finished, submit again.
 
-    A cluster with tokens (RAY_AUTH_MODE=token) wants its token in ~/.ray/auth_token or RAY_AUTH_TOKEN here too.
+    A cluster with tokens wants its token here too: in ~/.ray/auth_token, or in the file that RAY_AUTH_TOKEN_PATH names.
     """
     from segdist import log
     from segdist.submit import Cluster, job_of
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     job = job_of(command, {name: one for name, one in commands.items() if name not in _NO_JOBS})
+    if num_gpus and job.commits:
+        raise UserError(
+            f"--num-gpus is for a command that is one process; GPUs of ranks are scale.gpus_per_rank, {job.arguments[0]}"
+        )
     cluster = Cluster(address)
     id = cluster.submit(job, env or [], num_gpus)
     leave = f"come back: the same command, or {cluster.by_ray('logs --follow', id)}"
@@ -88,6 +93,8 @@ def submit(
 def watch() -> None:
     """On a spot machine of EC2: wait for the notice that it will be taken away, and drain its node of Ray in time.
 
+    Example: `segdist node watch &`, after `ray start`.
+
     The ranks on it commit a checkpoint, and start again elsewhere. It ends at once on a machine that is not spot.
     `cluster.yaml` starts it on every worker.
     """
@@ -107,6 +114,12 @@ def drain(
 ) -> None:
     """Tell Ray that this machine goes, and wait until ranks, trials and jobs have left it. For the preStop hook of a pod.
 
+    Example: `segdist node drain --seconds 110`, before you take a machine out of a cluster.
+
+    It concerns every node of Ray on this machine, or those of the cluster at RAY_ADDRESS alone. Ranks commit at once, train on,
+    commit again shortly before the time is over, and start again on other machines. Afterwards Ray gives this machine no more
+    work until it is started anew on it (`ray stop`, `ray start ...`); where it is the head, or the only one, no work goes on.
+
     Exit code 0 when they have left, 75 when the time was too short for them.
     """
     from segdist.launch import node
@@ -121,7 +134,12 @@ def stop_drivers(
     seconds: Annotated[float, typer.Option(min=1, help="How long they may take.")] = 100,
     dashboard: Annotated[str, typer.Option(help="Address of the head's dashboard.")] = "http://127.0.0.1:8265",
 ) -> None:
-    """Let the commands that run beside this head of Ray commit and end. What the head's pod calls before it goes."""
+    """Let the commands that run beside this head of Ray commit and end. What the head's pod calls before it goes.
+
+    Example: `segdist node stop-drivers --seconds 100 --dashboard http://127.0.0.1:8265`
+
+    It concerns the submitted jobs of that dashboard whose drivers run on this machine: each gets SIGTERM, and ends with 75.
+    """
     from segdist.launch import drivers
 
     say(f"{drivers.stop_drivers(seconds, dashboard)} driver(s) asked to end")

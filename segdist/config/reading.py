@@ -17,6 +17,7 @@ from segdist.config.models import MODELS, Segformer, Smp, Transformers, refusal
 from segdist.config.tree import Config
 from segdist.errors import ConfigError
 
+_FEW_LETTERS = 80
 S = TypeVar("S", bound=Section)
 
 
@@ -51,8 +52,13 @@ def read_tree(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> d
 
 
 def named(path: str | Path, overrides: Sequence[str]) -> str:
-    """How errors call a YAML with overrides."""
-    return f"{path} with {' '.join(overrides)}" if overrides else str(path)
+    """How errors call a YAML with overrides; of many, whoever gave them knows which."""
+    said = " ".join(overrides)
+    return (
+        f"{path} with {said if len(said) <= _FEW_LETTERS else f'{len(overrides)} overrides'}"
+        if overrides
+        else str(path)
+    )
 
 
 def changed(cfg: Config, section: str, fields: dict[str, Any]) -> Config:

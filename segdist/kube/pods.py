@@ -78,6 +78,7 @@ def submitter(ask: Ask, with_configs: bool) -> Tree:
     return {
         "metadata": {"labels": labels(ask, **{"app.kubernetes.io/component": "submitter"})},
         "spec": {
+            "serviceAccountName": ask.service_account,
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
             "securityContext": _nobody_special(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -190,11 +191,13 @@ def _labels(node: dict[str, Any]) -> dict[str, str]:
     return dict(node.get("Labels") or {})
 
 
-def in_use(need: dict[str, float]) -> str:
-    """What to say where ranks would fit and yet do not start."""
+def in_use(need: dict[str, float], num: int = 1) -> str:
+    """What to say where `num` ranks would fit and yet do not run."""
     import ray
 
     free = ray.available_resources()
+    if all(free.get(name, 0) >= amount * num for name, amount in need.items()):
+        return "the cluster has the room, and their processes are starting"
     now = ", ".join(f"{free.get(name, 0):g} {name}" for name in need)
     return (
         f"the cluster has the room, but only {now} are free now (others use the rest, or processes are still starting)"
@@ -210,14 +213,16 @@ def nodes() -> list[dict[str, Any]]:
     return [{**node, "Drains": node["NodeID"] in going} for node in found]
 
 
-def draining() -> set[str]:
-    """Ids of the nodes that were told to go (a spot instance's notice, a scaled-down cluster)."""
+def draining() -> dict[str, float]:
+    """Nodes that were told to go (a spot instance's notice, a scaled-down cluster): id -> when, seconds since the epoch; inf
+    where nobody said."""
     import ray
 
     try:  # Ray Train's own watcher asks the same; there is no public call
-        return set(ray._private.state.state.get_draining_nodes() or {})
+        found = ray._private.state.state.get_draining_nodes() or {}
     except AttributeError:
-        return set()
+        return {}
+    return {id: deadline / 1000 if deadline else math.inf for id, deadline in found.items()}
 
 
 def end_siblings(actor: Any, class_name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from segdist.launch.cluster import draining
 
 _POLL_SECONDS, _ANSWER_SECONDS = 1.0, 0.05
+_LAST_SECONDS = 20.0  # before a node goes, for the last commit of its ranks
 Post = tuple[Any, ...]
 
 
@@ -118,6 +119,21 @@ class PostedScreen:
         pass
 
 
+class Going:
+    """When a rank commits whose node is to go: at once, for nobody knows how long its store takes, and once more at last."""
+
+    def __init__(self) -> None:
+        self.is_known = self._is_last = False
+
+    def commits_now(self, deadline: float | None, now: float) -> bool:
+        """`deadline`: of the node, seconds since the epoch as `now` is; None while nobody has told it to go."""
+        if deadline is None or self._is_last:
+            return False
+        self._is_last = deadline - now < _LAST_SECONDS
+        is_new, self.is_known = not self.is_known, True
+        return is_new or self._is_last
+
+
 class PolledNotice:
     """The `notice` of a rank: asks the mailbox, and whether this node is being drained, in a thread; never waits."""
 
@@ -154,11 +170,14 @@ class PolledNotice:
     def _work(self) -> None:
         import ray
 
-        warned = False
+        going = Going()
         while not self._ended.wait(_POLL_SECONDS):
             with contextlib.suppress(ray.exceptions.RayError):
                 if ray.get(self._mailbox.wish.remote(), timeout=10) == "stop":
                     self._wish = "stop"
-                elif not warned and ray.get_runtime_context().get_node_id() in draining():
-                    warned, self._wish = True, "checkpoint"
-                    self._mailbox.post.remote("going", ray.util.get_node_ip_address())
+                    continue
+                is_new = not going.is_known
+                if going.commits_now(draining().get(ray.get_runtime_context().get_node_id()), time.time()):
+                    self._wish = "checkpoint"
+                    if is_new:
+                        self._mailbox.post.remote("going", ray.util.get_node_ip_address())

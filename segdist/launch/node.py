@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,8 +33,12 @@ _EVERY_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
 _DRAIN_SECONDS = 30.0  # for asking Ray, which takes two seconds to import
 _LEAVE_SECONDS = 10.0  # that ranks need to end once Ray's deadline is there, until which they train on
 _START_SECONDS = 60.0  # in which the service may begin to answer
-# Ranks, trials of sweeps, and submitted commands, as Ray names their processes.
-_WORK = ("ray::RayTrainWorker", "ray::TrialProcess", "ray::_Inner", "ray::JobSupervisor")
+_WORK = {  # what processes are, by the names that Ray gives them
+    "ray::RayTrainWorker": "rank",
+    "ray::TrialProcess": "trial",
+    "ray::_Inner": "trial",
+    "ray::JobSupervisor": "job",
+}
 
 
 @dataclass(frozen=True)
@@ -147,8 +152,12 @@ def leave(seconds: float, why: str) -> int:
             return 2
         log.say("warning: Ray could not be told that this machine goes; its work is waited for all the same")
     if wait_for_work(until - time.monotonic()):
+        log.say("nothing works here any more; Ray gives this machine no more work until it is started anew on it")
         return 0
-    log.say(f"after {seconds:g} s there is still work on this machine; what is lost came after its newest checkpoint")
+    left = ", ".join(f"{num} {kind}(s)" for kind, num in Counter(_works_here()).items())
+    log.say(
+        f"after {seconds:g} s there are still {left or 'none'} here; what they did since their newest checkpoint will be lost"
+    )
     return 75
 
 
@@ -187,8 +196,9 @@ def _nodes_here() -> Iterator[tuple[str, str]]:
                 yield said["node_id"], said["gcs-address"]
 
 
-def _works_here() -> bool:
-    return any(words[0].startswith(_WORK) for words in _command_lines())
+def _works_here() -> list[str]:
+    """What kind of work each of the processes here is that does some."""
+    return [kind for words in _command_lines() for name, kind in _WORK.items() if words[0].startswith(name)]
 
 
 def _command_lines() -> Iterator[list[str]]:

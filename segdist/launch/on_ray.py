@@ -240,11 +240,11 @@ class _Driver:
             raise self._given_up(f"given up after {waited:.0f} s: {lack}")
         if waited > scale.start_seconds + 120:
             raise self._given_up(
-                f"the ranks did not start in {waited:.0f} s: {in_use(self._need)}. Ray's logs: {log_folder()}"
+                f"the ranks did not start in {waited:.0f} s: {in_use(self._need, scale.num_ranks)}. Ray's logs: {log_folder()}"
             )
         if now - self._said > _REPEAT_SECONDS and (lack or waited > 3 * _LOOK_SECONDS):
             self._said = now
-            log.say(f"waiting for the ranks to start: {lack or in_use(self._need)}")
+            log.say(f"waiting for the ranks to start: {lack or in_use(self._need, scale.num_ranks)}")
 
     def _given_up(self, why: str) -> UserError | RanksError:
         """What fitted once may fit again."""

@@ -26,13 +26,21 @@ _PATIENCE_SECONDS = 300.0  # with a cluster that does not answer while its log i
 _SEND_SECONDS = 300.0  # for taking a job, whose files it may have to store
 _TRIES = 30  # to get an id that nobody else has got first
 _ANSWER_SECONDS = 20.0  # for one answer; Ray's client would wait without end for a dashboard whose head has died
+_WAIT_SECONDS = 20.0  # for a job to begin, after which it is told what it waits for
 _QUIET_SECONDS = 30.0  # without a line, after which we ask whether anybody is there
 _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+INFO job_manager.*|Running entrypoint for job .*")
 # How log.Terminal says where a run is; evaluations, alike but for "val", are lines that stay.
 _STEP = re.compile(r"step (\d+)/(\d+)  ((?!val ).*)")
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
             "HF_TOKEN")  # fmt: skip
+_ADDRESS = (
+    "give the address of the cluster's dashboard, such as http://127.0.0.1:8265; `ray dashboard cluster.yaml`, or `kubectl "
+    "port-forward service/NAME-head-svc 8265`, brings a distant one to this machine"
+)
 _NEVER = ("JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", "JOB_SUPERVISOR_ACTOR_START_TIMEOUT")  # no node has what it asks for
+_PENDING = (
+    ". It waits for a node with what it asked for, and cannot be stopped before; Ray gives it up after 15 minutes"
+)
 _T = TypeVar("_T")
 
 
@@ -93,12 +101,16 @@ class Cluster:
         if str(job.status) == "SUCCEEDED":
             return 0
         log.say(f"job {id}: {job.status}" + (f": {job.message}" if code is None and job.message else ""))
-        if code is None and str(job.error_type) in _NEVER:
+        if str(job.status) == "STOPPED":
+            return 75
+        if code is None and "NodeAffinity" in (job.message or ""):  # with which Ray puts a driver on the head
+            log.say("the head of this cluster takes no more jobs: it drains, or is gone; start Ray anew there")
+        elif code is None and str(job.error_type) in _NEVER:
             return 2
-        is_lost = (
-            code is None or code < 0 or code > 128
-        )  # its node or its process, by a signal: that says nothing of it
-        return 75 if is_lost or str(job.status) == "STOPPED" else int(code)
+        if code is None or code < 0 or code > 128:  # its node, or its process by a signal: it had no say
+            log.say("it is not finished; the same command goes on")
+            return 75
+        return int(code)
 
     def _send(self, job: Job, digest: str, folder: str, environment: dict[str, str], num_gpus: float) -> str | None:
         """The job's id, or None where another terminal sent it at the same moment."""
@@ -133,7 +145,7 @@ class Cluster:
             raise UserError(
                 f"{what}: job {id} is at it already, from other settings (its command, files, --env or --num-gpus differ), "
                 f"which yours would not change. Stop it first: {self.by_ray('stop', id)}; or watch it: "
-                f"{self.by_ray('logs --follow', id)}"
+                f"{self.by_ray('logs --follow', id)}{_PENDING if str(known.status) == 'PENDING' else ''}"
             )
         log.say(f"{what}: job {id} is at it already")
         return id
@@ -147,6 +159,7 @@ class JobLog:
         self._began: int | None = None  # tells the job from another of its id, on a head that has forgotten ours
         self._failing_since: float | None = None
         self._is_deaf = False  # the job runs, and its log cannot be had; that is told
+        self._asked, self._is_waiting = time.monotonic(), False  # since when; whether that it has not begun is told
         self._seen, self._rest = 0, ""
         self.info: Any = None
 
@@ -197,6 +210,13 @@ class JobLog:
                 ) from None
             return False
         self._failing_since = None
+        if (
+            str(self.info.status) == "PENDING"
+            and time.monotonic() - self._asked > _QUIET_SECONDS
+            and not self._is_waiting
+        ):
+            self._is_waiting = True
+            log.say(f"job {self._id}: {self.info.message}")
         self._began = self._began or self.info.start_time
         if self.info.start_time != self._began:
             raise self._forgotten()
@@ -276,10 +296,7 @@ def _client(address: str) -> Any:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or "@" in parts.netloc:
         shown = address if "@" not in parts.netloc else f"{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}"
-        raise UserError(
-            f"--address {shown}: give the address of the cluster's dashboard, such as http://127.0.0.1:8265; `ray dashboard "
-            "cluster.yaml`, or `kubectl port-forward service/NAME-head-svc 8265`, brings a distant one to this machine"
-        )
+        raise UserError(f"--address {shown}: {_ADDRESS}")
     present_token()
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
@@ -296,11 +313,13 @@ def _client(address: str) -> Any:
             wanted = (
                 f"the cluster wants its token, which RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} keeps here; unset that"
             )
+        elif place == "RAY_AUTH_TOKEN_PATH" and not Path(os.environ[place]).is_file():
+            wanted = f"RAY_AUTH_TOKEN_PATH names {os.environ[place]}, and there is no such file"
         elif place:
             wanted = f"the token in {place} is not this cluster's"
         raise UserError(f"--address {address}: {wanted}") from None
     except _unreached() as error:
-        raise UserError(f"--address {address}: {_told(error)}") from None
+        raise UserError(f"--address {address}: {_told(error)} Is it running? Otherwise {_ADDRESS}") from None
     return client
 
 

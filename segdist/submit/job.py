@@ -59,6 +59,9 @@ def job_of(arguments: Sequence[str], commands: Mapping[str, Any]) -> Job:
     `commands`: name -> click's command. Raises UserError for what can be known not to work there.
     """
     name, words = (arguments[0], arguments[1:]) if arguments[0] in commands else ("train", arguments)
+    near = difflib.get_close_matches(arguments[0], commands, 1)
+    if arguments[0] not in commands and near and not Path(arguments[0]).exists():
+        raise UserError(f"{arguments[0]}: there is no such command or config; did you mean {near[0]}?")
     if any(config.holds_credential(argument) for argument in arguments):  # which is not repeated
         raise UserError(
             "a command holds what looks like a credential, and all who see the cluster see it; use --env NAME"
@@ -67,6 +70,9 @@ def job_of(arguments: Sequence[str], commands: Mapping[str, Any]) -> Job:
     overrides = [word for param, word in rest if param in _CONFIGURED and "=" in word]
     first = next((word for param, word in rest if param in _CONFIGURED and "=" not in word), None)
     is_run = name == "train" or (name == "doctor" and first and first.endswith((".yaml", ".yml")))  # others are data
+    for param, word in rest:
+        if param in _CONFIGURED and word != first and "=" not in word and (is_run or name == "tune"):
+            raise UserError(f"override {word!r}: write it as section.field=value")
     if first is None and any(param == "from_sweep" for param, _ in rest):
         job.uri = next((word.removeprefix("run.uri=") for word in overrides if word.startswith("run.uri=")), None)
         _check_places({"run.uri": job.uri or "s3://"})
@@ -130,16 +136,19 @@ def _add_sweep(job: Job, uri: str, overrides: list[str]) -> None:
 
 
 def _check_places(places: dict[str, str]) -> None:
+    here = []
     for key, uri in places.items():
         if config.holds_credential(uri):  # which the cluster would show, and so is not repeated
             raise UserError(
                 f"{key} holds what looks like a credential, and all who see the cluster see it; use --env NAME"
             )
         if storage.is_fleeting(uri):
-            raise UserError(
-                f"{key} {uri}: a job does not see the folders of this machine; give s3://, or an absolute path on a file "
-                "system that all nodes share"
-            )
+            here.append(f"{key} {uri}")
+    if here:
+        raise UserError(
+            f"{', '.join(here)}: a job does not see the folders of this machine; give s3://, or an absolute path on a file "
+            "system that all nodes share"
+        )
 
 
 def _travelling(job: Job, place: str, folder: str) -> str:
