@@ -104,6 +104,7 @@ def test_the_command_tells_what_to_do_next_and_what_an_earlier_one_left(
         "configs/camvid_segformer_b0.yaml",
         "data.uri=s3://b/data",
         "run.uri=s3://b/run",
+        "scale.cpus_per_rank=6",
         "--image",
         "r/s:1",
         "--out",
@@ -116,6 +117,10 @@ def test_the_command_tells_what_to_do_next_and_what_an_earlier_one_left(
     )
     assert steps.format(tmp_path) in " ".join(told.split())
     assert "warning" not in told
+    assert (
+        "threads that load for it: give 5 or more"
+        in CliRunner().invoke(app, ["k8s", *run, "scale.cpus_per_rank=1"]).stderr
+    )
     (tmp_path / "mine.yaml").write_text("kind: Mine\n", encoding="utf-8")
     told = CliRunner().invoke(app, ["k8s", *run]).stderr
     assert "still holds rayjob-predict.yaml, of an earlier command" in " ".join(told.split())

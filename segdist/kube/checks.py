@@ -81,6 +81,12 @@ def check_work(ask: Ask, work: Work) -> None:
         if uri is not None:
             _check_place(ask, key, uri)
     opening.check_groups(cfg, cfg.scale.num_ranks)
+    if needs(cfg.scale, cluster_gpus=0).get("GPU") and cfg.scale.cpus_per_rank < cfg.io.loader_threads:
+        threads = cfg.io.loader_threads
+        log.say(
+            f"warning: scale.cpus_per_rank={cfg.scale.cpus_per_rank:g} beside a GPU, and {threads} threads that load for it: "
+            f"give {threads + 1} or more, or pods may be put where the GPU waits for data"
+        )
     _check_room(ask, work)
     if ask.images and work.kind == "sweep":
         raise UserError(
@@ -192,6 +198,8 @@ def _check_room(ask: Ask, work: Work) -> None:
         raise UserError(f"--workers {num}: {scale.num_ranks} rank(s) leave some of them idle; leave it out")
     if ask.max_workers is None:
         return
+    if ask.queue:
+        raise UserError("--max-workers with --queue: Kueue admits clusters of a fixed size; give --workers")
     if work.kind == "train":
         raise UserError("--max-workers is for sweeps: a run has the ranks that scale.num_ranks says, from start to end")
     if ask.max_workers <= num:
@@ -201,8 +209,6 @@ def _check_room(ask: Ask, work: Work) -> None:
             "--max-workers: Ray adds pods for trials that wait, and without max_concurrent no more are started than there is "
             f"room for; give max_concurrent={ask.max_workers}, for example"
         )
-    if ask.queue:
-        raise UserError("--max-workers with --queue: Kueue admits clusters of a fixed size; give --workers")
 
 
 def num_workers(ask: Ask, work: Work) -> int:
