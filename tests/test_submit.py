@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 from segdist import checkpoint, record, storage, submit
 from segdist.cli import app, cluster
 from segdist.errors import RanksError, UserError
+from segdist.submit import answers, job_log
 from segdist.submit import cluster as sending
 from segdist.submit import job as jobs
 from segdist.sweep import plan
@@ -327,8 +328,10 @@ def job_info(status: JobStatus, start_time: int = 1) -> Any:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_QUIET_SECONDS", 0.1), ("_ANSWER_SECONDS", 3.0), ("_PATIENCE_SECONDS", 1.0)):
-        monkeypatch.setattr(sending, name, seconds)
+    for module, name, seconds in (
+        (answers, "_QUIET_SECONDS", 0.1), (answers, "_ANSWER_SECONDS", 3.0), (job_log, "_PATIENCE_SECONDS", 1.0)
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, seconds)
     monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
 
 

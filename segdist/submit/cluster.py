@@ -1,33 +1,27 @@
-"""A Ray cluster as those see it who send it jobs: over HTTP, through breaks of the connection and losses of its head."""
+"""A Ray cluster as those see it who send it jobs: over HTTP."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
 import re
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
-
-import aiohttp
 
 from segdist import log
 from segdist.errors import RanksError, UserError
 from segdist.launch.cluster import STOP_SECONDS, present_token, where_the_token_is
+from segdist.submit.answers import last_line, soon, unreached
 from segdist.submit.job import Job, fill
+from segdist.submit.job_log import JobLog
 
-_PATIENCE_SECONDS = 300.0  # with a cluster that does not answer while its log is followed
 _SEND_SECONDS = 300.0  # for taking a job, whose files it may have to store
 _TRIES = 30  # to get an id that nobody else has got first
-_ANSWER_SECONDS = 20.0  # for one answer; Ray's client would wait without end for a dashboard whose head has died
-_WAIT_SECONDS = 20.0  # for a job to begin, after which it is told what it waits for
-_QUIET_SECONDS = 30.0  # without a line, after which we ask whether anybody is there
 _OF_RAY = re.compile(r"\d{4}-\d\d-\d\d \S+\s+INFO job_manager.*|Running entrypoint for job .*")
 # How log.Terminal says where a run is; evaluations, alike but for "val", are lines that stay.
 _STEP = re.compile(r"step (\d+)/(\d+)  ((?!val ).*)")
@@ -41,7 +35,6 @@ _NEVER = ("JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", "JOB_SUPERVISOR_ACTOR_START_TIME
 _PENDING = (
     ". It waits for a node with what it asked for, and cannot be stopped before; Ray gives it up after 15 minutes"
 )
-_T = TypeVar("_T")
 
 
 class Cluster:
@@ -129,11 +122,11 @@ class Cluster:
     def _ask(self, question: Callable[[], Any], seconds: float | None = None) -> Any:
         """What the cluster answers; None where it says that what we send is there already."""
         try:
-            return _soon(question, seconds)
-        except _unreached() as error:
+            return soon(question, seconds)
+        except unreached() as error:
             if "already exists" in str(error):
                 return None
-            raise RanksError(f"{self._address} does not take the job: {_told(error)}", 75) from None
+            raise RanksError(f"{self._address} does not take the job: {last_line(error)}", 75) from None
 
     def _at_it(self, job: Job, digest: str) -> str | None:
         """The id of the job that does the same already, which is told. Raises UserError when it does so otherwise."""
@@ -151,83 +144,6 @@ class Cluster:
         return id
 
 
-class JobLog:
-    """What a job says, over breaks of the connection. After `lines` has ended, `info` is Ray's account of the job."""
-
-    def __init__(self, client: Any, id: str, address: str) -> None:
-        self._client, self._id, self._address = client, id, address
-        self._began: int | None = None  # tells the job from another of its id, on a head that has forgotten ours
-        self._failing_since: float | None = None
-        self._is_deaf = False  # the job runs, and its log cannot be had; that is told
-        self._asked, self._is_waiting = time.monotonic(), False  # since when; whether that it has not begun is told
-        self._seen, self._rest = 0, ""
-        self.info: Any = None
-
-    def lines(self) -> Iterator[str]:
-        """Each line once, until the job has ended. Raises RanksError when the cluster has forgotten it, or is gone for long."""
-        while not self._has_ended():
-            at = 0  # it always tells the log from its beginning
-            try:
-                for chunk in _waited_for(self._client.tail_job_logs(self._id)):
-                    if chunk is None:
-                        if self._failing_since is not None or self._has_ended():
-                            break
-                        continue
-                    new = chunk[max(0, self._seen - at) :]
-                    at += len(chunk)
-                    if new:
-                        self._seen, self._is_deaf = at, False
-                    *whole, self._rest = (self._rest + new).split("\n")
-                    yield from whole
-            except _unreached() as error:
-                if not self._is_deaf and not self._has_ended() and self._failing_since is None:
-                    log.say(f"job {self._id} runs, but its log is out of reach ({_told(error)}); it is asked for again")
-                    self._is_deaf = True
-            time.sleep(1)
-        try:
-            self._rest += _soon(lambda: self._client.get_job_logs(self._id))[self._seen :]
-        except _unreached() as error:
-            log.say(f"the end of its log is out of reach ({_told(error)}): the node of its driver may be gone")
-        yield from self._rest.splitlines()
-
-    def _has_ended(self) -> bool:
-        """Whether the cluster says so. Where it does not answer, that is told once, and borne for a while."""
-        try:
-            self.info = _soon(lambda: self._client.get_job_info(self._id))
-        except _unreached() as error:
-            if "does not exist" in str(error) or "status code 404" in str(error):
-                raise self._forgotten() from None
-            now = time.monotonic()
-            if self._failing_since is None:
-                self._failing_since = now
-                minutes = f"{_PATIENCE_SECONDS / 60:.0f} min"
-                log.say(f"{self._address} does not answer ({_told(error)}); it is asked again for {minutes}")
-            if now - self._failing_since > _PATIENCE_SECONDS:
-                raise RanksError(
-                    f"the cluster does not answer any more ({_told(error)}); job {self._id} may go on without us: the same "
-                    "command finds it, or goes on",
-                    75,
-                ) from None
-            return False
-        self._failing_since = None
-        if (
-            str(self.info.status) == "PENDING"
-            and time.monotonic() - self._asked > _QUIET_SECONDS
-            and not self._is_waiting
-        ):
-            self._is_waiting = True
-            log.say(f"job {self._id}: {self.info.message}")
-        self._began = self._began or self.info.start_time
-        if self.info.start_time != self._began:
-            raise self._forgotten()
-        return bool(self.info.status.is_terminal())
-
-    def _forgotten(self) -> RanksError:
-        return RanksError(
-            f"the cluster knows no job {self._id} any more: its head was lost; the same command goes on", 75
-        )
-
-
 def _environment(variables: Sequence[str]) -> dict[str, str]:
     """What a job's process has besides what its node gives it. Raises UserError for what is no variable of this shell."""
     for name in variables:
@@ -239,56 +155,6 @@ def _environment(variables: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--env {name}: there is no such variable here; export it first")
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
     return environment | {name: os.environ[name] for name in variables}
-
-
-def _waited_for(chunks: AsyncIterator[str]) -> Iterator[str | None]:
-    """The chunks as they come, and None whenever there was none for a while."""
-
-    async def next_one() -> str | None:
-        return await anext(chunks, None)
-
-    with asyncio.Runner() as runner:
-        while True:
-            task = runner.get_loop().create_task(next_one())
-            while not runner.run(asyncio.wait([task], timeout=_QUIET_SECONDS))[0]:
-                yield None
-            if (chunk := task.result()) is None:
-                return
-            yield chunk
-
-
-def _soon(ask: Callable[[], _T], seconds: float | None = None) -> _T:
-    """What it answers. Raises TimeoutError when that takes too long."""
-    seconds = seconds or _ANSWER_SECONDS
-    answers: list[_T] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            answers.append(ask())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="ask", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return answers[0]
-
-
-def _unreached() -> tuple[type[Exception], ...]:
-    """What Ray's client, and the libraries that it uses, raise when they get no answer or none that they understand."""
-    from ray.exceptions import RayError
-
-    return aiohttp.ClientError, OSError, RuntimeError, ValueError, KeyError, RayError
-
-
-def _told(error: BaseException) -> str:
-    """The last line of what went wrong, which in a traceback of the head's is the one that counts."""
-    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)])[-1][:300]
 
 
 def _client(address: str) -> Any:
@@ -304,8 +170,8 @@ def _client(address: str) -> Any:
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        client = _soon(lambda: JobSubmissionClient(address))
-        _soon(client.list_jobs)  # whether it lets us in
+        client = soon(lambda: JobSubmissionClient(address))
+        soon(client.list_jobs)  # whether it lets us in
     except RayError as error:
         place = where_the_token_is()
         wanted = "the cluster wants its token; put it into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
@@ -318,8 +184,8 @@ def _client(address: str) -> Any:
         elif place:
             wanted = f"the token in {place} is not this cluster's"
         raise UserError(f"--address {address}: {wanted}") from None
-    except _unreached() as error:
-        raise UserError(f"--address {address}: {_told(error)} Is it running? Otherwise {_ADDRESS}") from None
+    except unreached() as error:
+        raise UserError(f"--address {address}: {last_line(error)} Is it running? Otherwise {_ADDRESS}") from None
     return client
 
 
