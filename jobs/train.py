@@ -14,9 +14,7 @@ from segdist.cli import main
 arguments = sys.argv[1:]
 words = [i for i, word in enumerate(arguments) if not word.startswith("-")]
 if words:
-    overrides = [i for i in words if "=" in arguments[i]]
-    arguments.insert(
-        overrides[0] if overrides else len(arguments), "scale.launcher=ray"
-    )  # before the user's own, which win
+    first = next((i for i in words if "=" in arguments[i]), len(arguments))
+    arguments.insert(first, "scale.launcher=ray")  # before the user's own overrides, which win
 sys.argv[1:] = ["train", *arguments]
 main()

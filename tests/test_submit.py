@@ -406,6 +406,20 @@ def test_a_job_whose_node_is_gone_with_its_log_has_ended_all_the_same(
     assert "the end of its log is out of reach (KeyError: no agent there)" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_job_that_does_not_begin_says_once_what_it_waits_for(
+    hurried: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job_log, "_WAIT_SECONDS", -1.0)
+
+    def answer(asked: int) -> Any:
+        info = job_info(JobStatus.PENDING if asked < 4 else JobStatus.SUCCEEDED)
+        info.message = "it may be waiting for GPUs"
+        return info
+
+    list(log_of(Silent(answer)))
+    assert capsys.readouterr().err.count("job id: it may be waiting for GPUs") == 1
+
+
 def test_a_number_in_an_address_is_no_answer_of_the_cluster(hurried: None) -> None:
     def answer(asked: int) -> Any:
         if asked == 2:

@@ -69,7 +69,7 @@ def submit(
     job = job_of(command, {name: one for name, one in commands.items() if name not in _NO_JOBS})
     if num_gpus and job.commits:
         raise UserError(
-            f"--num-gpus is for a command that is one process; GPUs of ranks are scale.gpus_per_rank, {job.arguments[0]}"
+            f"--num-gpus is for a command that is one process, and `{job.arguments[0]}` has ranks: say scale.gpus_per_rank"
         )
     cluster = Cluster(address)
     id = cluster.submit(job, env or [], num_gpus)

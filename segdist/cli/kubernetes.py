@@ -75,7 +75,7 @@ def k8s(
         storage.write(storage.join(out, file), text.encode())
     say(f"written: {', '.join(files)}")
     if left:
-        say(f"warning: {out} still holds {', '.join(left)}, of an earlier command, whose config is gone; delete them")
+        say(f"warning: {out} still holds {', '.join(left)}, of an earlier command; delete what you do not need")
     theirs = [f"Secret {name}" for name in secret or ()] + ([f"claim {volume.partition(':')[0]}"] if volume else [])
     say(
         "next, once per namespace: "

@@ -53,12 +53,10 @@ def read_tree(text: bytes, path: str | Path, overrides: Sequence[str] = ()) -> d
 
 def named(path: str | Path, overrides: Sequence[str]) -> str:
     """How errors call a YAML with overrides; of many, whoever gave them knows which."""
+    if not overrides:
+        return str(path)
     said = " ".join(overrides)
-    return (
-        f"{path} with {said if len(said) <= _FEW_LETTERS else f'{len(overrides)} overrides'}"
-        if overrides
-        else str(path)
-    )
+    return f"{path} with {said if len(said) <= _FEW_LETTERS else f'{len(overrides)} overrides'}"
 
 
 def changed(cfg: Config, section: str, fields: dict[str, Any]) -> Config:
