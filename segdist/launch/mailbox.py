@@ -13,7 +13,7 @@ from typing import Any
 
 from segdist.launch.cluster import draining
 
-_POLL_SECONDS, _ANSWER_SECONDS = 1.0, 0.05
+_POLL_SECONDS, _ANSWER_SECONDS, _TELL_SECONDS = 1.0, 0.05, 10.0
 _LAST_SECONDS = 20.0  # before a node goes, for the last commit of its ranks
 Post = tuple[Any, ...]
 
@@ -158,12 +158,19 @@ class PolledNotice:
         return wish
 
     def tell_and_wait(self, metrics: dict[str, Any]) -> None:
-        """Tells the driver of an evaluation; a wish to stop, should it answer so, holds from now on. Rank 0 only."""
+        """Tells the driver of an evaluation; a wish to stop, should it answer so, holds from now on. Rank 0 only.
+
+        Told again where no answer comes, for a mailbox that was started again has forgotten both."""
         import ray
 
-        self._mailbox.post.remote("tell", metrics)
-        while (answer := ray.get(self._mailbox.take_answer.remote())) is None:
+        answer, told = None, -math.inf
+        while answer is None:
+            if time.monotonic() - told > _TELL_SECONDS:
+                self._mailbox.post.remote("tell", metrics)
+                told = time.monotonic()
             time.sleep(_ANSWER_SECONDS)
+            with contextlib.suppress(ray.exceptions.ActorUnavailableError):
+                answer = ray.get(self._mailbox.take_answer.remote())
         if answer == "stop":
             self._wish = "stop"
 

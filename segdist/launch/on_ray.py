@@ -75,6 +75,7 @@ class _Driver:
         self._starts = self._deaths = 0
         self._told: tuple[int, str] | None = None  # the start, and how it ended
         self._going: set[tuple[int, str]] = set()  # the start, and a node that drains under it
+        self._judged: int | None = None  # the step of the evaluation that was passed on last
         self._shown = 0  # the newest step that was heard of
         self._outcome: Any = None
 
@@ -200,9 +201,11 @@ class _Driver:
         return [], None, 0.0 if self._alive and not unheard else math.inf
 
     def _judge(self, metrics: dict[str, Any]) -> None:
-        """Passes an evaluation on, and rank 0, which waits for it, the answer."""
+        """Passes an evaluation on, once though it may be told again, and rank 0, which waits for it, the answer."""
         assert self._tell and self._notice
-        self._tell(metrics)
+        if metrics["step"] != self._judged:
+            self._tell(metrics)
+            self._judged = metrics["step"]
         self._mailbox.answer.remote(self._notice() or "go on")
 
     def _tell_drain(self, address: str) -> None:
