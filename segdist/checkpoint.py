@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +21,11 @@ from safetensors.torch import save as save_tensors
 from segdist import log, record, storage
 from segdist.errors import CheckpointError, MissingError, UserError
 from segdist.outbox import Outbox
+from segdist.record import CHECKPOINT, COMMITTED, committed, step_of
 
-COMMITTED, STATE, BEST = "COMMITTED", "state.json", "best.json"
+STATE, BEST = "state.json", "best.json"
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
 EVALUATION = "evaluation.json"  # comes later than COMMITTED, which does not list it
-_NAME = re.compile(r"step-(\d{8})-(\d{4})")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -51,7 +50,7 @@ class Snapshot:
 
 def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
     """Writes a snapshot; the URI of its folder. Raises StorageError, and then nothing has been committed."""
-    uri = storage.join(run_uri, "checkpoints", _name(taken.state["step"], attempt))
+    uri = storage.join(run_uri, "checkpoints", f"step-{taken.state['step']:08d}-{attempt:04d}")
     files = {
         MODEL: save_tensors(taken.model),
         OPTIMIZER: save_tensors(taken.optimizer),
@@ -64,17 +63,6 @@ def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
     seal = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
     storage.write(storage.join(uri, COMMITTED), json.dumps(seal, indent=1).encode())
     return uri
-
-
-def committed(run_uri: str) -> list[str]:
-    """URIs of the committed checkpoints, newest first: by attempt, then by step.
-
-    An attempt that fell back behind a damaged checkpoint writes lower steps than its predecessor, and they are the newer.
-    """
-    folder = storage.join(run_uri, "checkpoints")
-    found = [match for name in storage.names(folder) if (match := _NAME.fullmatch(name))]
-    uris = [storage.join(folder, m[0]) for m in sorted(found, key=lambda m: (m[2], m[1]), reverse=True)]
-    return [uri for uri in uris if storage.exists(storage.join(uri, COMMITTED))]
 
 
 def verify(uri: str) -> None:
@@ -176,16 +164,6 @@ def _tensors(uri: str, name: str) -> Tensors:
         raise CheckpointError(f"{uri}: {name} is damaged ({error})") from None
 
 
-def _name(step: int, attempt: int) -> str:
-    return f"step-{step:08d}-{attempt:04d}"
-
-
-def step_of(uri: str | None) -> int | None:
-    """The step in a checkpoint's name."""
-    match = _NAME.fullmatch(uri.rsplit("/", 1)[-1]) if uri else None
-    return int(match[1]) if match else None
-
-
 def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
     """Deletes what nobody needs: all but the newest `keep_last` and the best; never anything of a newer attempt.
 
@@ -195,7 +173,7 @@ def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
     kept = {uri.rsplit("/", 1)[1] for uri in committed(run_uri)[:keep_last]}
     kept |= {best.rsplit("/", 1)[1]} if best else set()
     for name in storage.names(folder):
-        match = _NAME.fullmatch(name)
+        match = CHECKPOINT.fullmatch(name)
         if match and name not in kept and int(match[2]) <= attempt:
             storage.delete(storage.join(folder, name, COMMITTED))  # first: half a checkpoint must not look whole
             storage.delete(storage.join(folder, name))

@@ -1,4 +1,5 @@
-"""What a run leaves behind about itself: run.json (its state), the claim of each attempt, and segments of metrics.
+"""What a run leaves behind about itself: run.json (its state), the claim of each attempt, segments of metrics,
+and which checkpoints were committed.
 
 The record in storage is the truth: whoever resubmits a run reads it there. An attempt is claimed by creating its file,
 which one of two racing starters wins; the newer attempt owns the run, and an older one that finds itself outdated stops.
@@ -22,6 +23,8 @@ from segdist.errors import MissingError, StorageError
 NAME, SWEEP = "run.json", "sweep.json"
 RUNNING, PREEMPTED, FAILED, SUCCEEDED = "RUNNING", "PREEMPTED", "FAILED", "SUCCEEDED"
 _ATTEMPT = re.compile(r"(\d{4,})\.json")
+COMMITTED = "COMMITTED"
+CHECKPOINT = re.compile(r"step-(\d{8})-(\d{4})")  # the name of its folder: the step, and the attempt
 
 
 def load(run_uri: str) -> dict[str, Any] | None:
@@ -69,6 +72,23 @@ def newest_attempt(run_uri: str) -> int:
     """The number of the attempt that owns the run; 0 when there is none."""
     names = storage.names(storage.join(run_uri, "attempts"))
     return max((int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))), default=0)
+
+
+def committed(run_uri: str) -> list[str]:
+    """URIs of the committed checkpoints, newest first: by attempt, then by step.
+
+    An attempt that fell back behind a damaged checkpoint writes lower steps than its predecessor, and they are the newer.
+    """
+    folder = storage.join(run_uri, "checkpoints")
+    found = [match for name in storage.names(folder) if (match := CHECKPOINT.fullmatch(name))]
+    uris = [storage.join(folder, m[0]) for m in sorted(found, key=lambda m: (m[2], m[1]), reverse=True)]
+    return [uri for uri in uris if storage.exists(storage.join(uri, COMMITTED))]
+
+
+def step_of(uri: str | None) -> int | None:
+    """The step in a checkpoint's name."""
+    match = CHECKPOINT.fullmatch(uri.rsplit("/", 1)[-1]) if uri else None
+    return int(match[1]) if match else None
 
 
 def run_id(run_uri: str) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +110,18 @@ def test_an_upload_killed_before_committed_is_not_found(tmp_path: Path, monkeypa
     with pytest.raises(StorageError):
         run_of(tmp_path, 1)
     assert checkpoint.committed(str(tmp_path / "run")) == []
+
+
+def test_the_status_of_a_run_names_the_newest_checkpoint_that_is_whole_and_needs_no_torch_for_it(
+    tmp_path: Path,
+) -> None:
+    run = run_of(tmp_path, 4, 6)
+    storage.write(f"{run}/checkpoints/step-00000008-0001/{checkpoint.STATE}", b"{}")
+    record.save(run, {"state": "RUNNING", "step": 9, "num_steps": 20, "attempt": 1, "heartbeat": time.time()})
+    command = [sys.executable, "-X", "importtime", "-m", "segdist", "status", run]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"newest checkpoint +after step 6\n", done.stderr.replace(" \n", "\n")), done.stderr[-800:]
+    assert not re.search(r"\| +(torch|ray|transformers)$", done.stderr, re.M)
 
 
 def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:

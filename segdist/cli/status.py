@@ -32,7 +32,8 @@ def look(uri: str) -> dict[str, Any]:
     Raises UserError where neither is there.
     """
     if (run := record.load(uri)) is not None:
-        return {"kind": "run", **run, "run_uri": uri, "silent_seconds": _silence(run)}
+        newest = next(iter(record.committed(uri)), None)
+        return {"kind": "run", **run, "run_uri": uri, "silent_seconds": _silence(run), "newest_checkpoint": newest}
     from segdist.sweep import ledger
 
     if ledger.load(uri) is None:
@@ -144,9 +145,11 @@ def _run_table(tree: dict[str, Any]) -> Table:
     facts["sign of life"] = _life(tree, "segdist train") or ""
     if tree.get("miou") is not None:
         facts["best mIoU"] = f"{tree['miou']:.4f}, after step {tree['best_step']:,}"
+    if tree["newest_checkpoint"]:
+        facts["newest checkpoint"] = f"after step {record.step_of(tree['newest_checkpoint']):,}"
     facts["attempt"] = str(tree["attempt"])
     for key, value in tree.items():
-        if key not in _TOLD | _UNTOLD | {"kind", "silent_seconds"}:
+        if key not in _TOLD | _UNTOLD | {"kind", "silent_seconds", "newest_checkpoint"}:
             facts[key.replace("_", " ")] = _plain(value)
     for what, text in facts.items():
         if text:

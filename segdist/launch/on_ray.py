@@ -22,7 +22,7 @@ from segdist.launch.cluster import connect, end_siblings, in_use, label_selector
 from segdist.launch.mailbox import Inbox, Post
 from segdist.launch.meeting import torch_config
 from segdist.launch.ray_rank import rank_main
-from segdist.launch.stop import StopSignal
+from segdist.launch.stop import STOPPING, StopSignal
 from segdist.opening import look
 from segdist.outbox import Outbox
 from segdist.train import Notice, Tell
@@ -88,7 +88,7 @@ class _Driver:
         with (
             contextlib.closing(outbox),
             log.Diary(self._cfg.run.uri, self._launch, outbox) as diary,
-            StopSignal() as signal,
+            StopSignal(told=None) as signal,
         ):
             thread.start()
             try:
@@ -113,12 +113,17 @@ class _Driver:
             record.give_up(self._cfg.run.uri, self._launch, self._shown, state, why)
 
     def _watch(self, thread: threading.Thread, notice: Notice, diary: log.Diary) -> None:
+        is_told = False
         while thread.is_alive():
             thread.join(0.25)
             self._show()
             if notice() == "stop":
                 if not self._alive:
-                    raise SystemExit(75)  # no rank runs, and so there is nothing that could commit
+                    log.say("stopping: no rank runs, and so there is nothing to commit")
+                    raise SystemExit(75)
+                if not is_told:
+                    log.say(STOPPING)
+                is_told = True
                 self._inbox.ask("stop")
             self._check_start()
             diary.flush(_REPEAT_SECONDS)

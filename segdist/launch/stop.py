@@ -12,6 +12,8 @@ from typing import Any
 
 from segdist import log
 
+STOPPING = "stopping: a checkpoint is committed after this step; Ctrl-C again stops at once"
+
 
 class StopSignal:
     """A `notice` that says "stop" once the process was asked to end. Enter it as a context.
@@ -20,7 +22,8 @@ class StopSignal:
     RayJob that is deleted, and then the pod's hook does; torchrun passes on the Ctrl-C that its ranks have heard themselves).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: str | None = STOPPING) -> None:
+        self._told = told  # to whoever asks; None where others say it
         self._asked = False
         self._before: dict[int, Any] = {}
 
@@ -43,8 +46,8 @@ class StopSignal:
                 raise KeyboardInterrupt
             return
         self._asked = True
-        if os.environ.get("RANK", "0") == "0":
-            log.say("stopping: a checkpoint is committed after this step; Ctrl-C again stops at once")
+        if self._told and os.environ.get("RANK", "0") == "0":
+            log.say(self._told)
 
 
 @contextlib.contextmanager
