@@ -73,22 +73,24 @@ class Run:
     def stood_still(self, kill: Callable[[Machine, int], None]) -> float:
         """Seconds from the death of a rank, that is not rank 0, to the first update of the next attempt."""
         time.sleep(5)  # past a commit
-        [(machine, pid)] = [(m, p) for m in self.others for p in m.processes() if is_rank(p) and p != self.first_pid()]
+        [(machine, pid)] = [
+            (m, p) for m in self.others if m.name != self.first_host() for p in m.processes() if is_rank(p)
+        ]
         died = time.time()
         kill(machine, pid)
         self.attempt += 1
         return self.first_update() - died
 
-    def first_pid(self) -> int:
-        return int(json.loads(storage.read(f"{self.uri}/attempts/{self.attempt:04d}.json"))["pid"])
+    def first_host(self) -> str:
+        return str(json.loads(storage.read(f"{self.uri}/attempts/{self.attempt:04d}.json"))["host"])
 
     def take_away(self, machine: Machine, pid: int) -> None:
         """Cut off before it dies, so that nobody hears of it; then it comes back, empty, as the spare one for the next time."""
         machines._ip("link", "set", machine.cable, "down")
         machine.die()
         machines._ip("link", "set", machine.cable, "up")
-        machine.started.clear()
         machine.log.write_text("")
+        machine.boot()
         machine.start_ray(self.head)
 
 

@@ -1,7 +1,7 @@
-"""Several machines on this one: network namespaces on a bridge, each with its own address, Ray node and count of bytes.
+"""Several machines on this one: namespaces on a bridge, each with its own address, name, processes and count of bytes.
 
-`with network(4) as machines:` needs root and iproute2; `can_be_made()` tells. Processes of a machine are those in its
-namespace, so that a machine can die as machines do: all at once, and without a word.
+`with network(4) as machines:` needs root, iproute2 and util-linux; `can_be_made()` tells. A machine sees its own processes
+alone, as a pod does, and can die as machines do: all of them at once, and without a word.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GCS, _DASHBOARD = 6379, 8265
 
 def can_be_made() -> bool:
     """Whether namespaces, bridges and pairs of interfaces can be made here."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
         return False
     with contextlib.suppress(subprocess.CalledProcessError), network(1):
         return True
@@ -39,20 +39,31 @@ def _ip(*words: str) -> str:
 
 @dataclass
 class Machine:
-    """`cable`: the name, outside, of its network interface."""
+    """`cable`: the name, outside, of its network interface; `init`: the id, outside, of its first process, of its life too."""
 
     name: str
     address: str
     cable: str
     folder: Path
     environment: dict[str, str]
+    init: int = 0
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def boot(self) -> None:
+        first = f"hostname {self.name}; echo $$; exec sleep infinity"
+        apart = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "sh", "-c", first]
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *apart], stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdout and process.stdout.readline() == b"1\n"
+        self.init = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        self.started.append(process)
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         """A process on the machine, with its output in `log`."""
         with self.log.open("ab") as out:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *command],
+                ["nsenter", f"--target={self.init}", "--net", "--mount", "--pid", "--uts", *command],
                 env={**self.environment, **environment},
                 stdin=subprocess.PIPE,  # open for as long as this process is
                 stdout=out,
@@ -74,10 +85,13 @@ class Machine:
             time.sleep(0.2)
 
     def processes(self) -> set[int]:
+        """Their ids outside."""
         return {int(pid) for pid in _ip("netns", "pids", self.name).split()}
 
     def die(self) -> None:
         """All of its processes at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.init, signal.SIGKILL)
         while pids := self.processes():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -85,6 +99,7 @@ class Machine:
             time.sleep(0.05)
         for process in self.started:
             process.communicate(timeout=20)
+        self.started.clear()
 
     def bytes(self) -> tuple[int, int]:
         """(sent, received) so far."""
@@ -138,6 +153,7 @@ def network(num: int, **environment: str) -> Iterator[list[Machine]]:
             _ip("-n", machine.name, "addr", "add", f"{machine.address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", machine.name, "link", "set", device, "up")
+            machine.boot()
         yield machines
     finally:
         for machine in machines:

@@ -1,11 +1,14 @@
-"""Real Ray on several machines, network namespaces here: one dies, another comes, and the run goes on to the same bits."""
+"""Real Ray on several machines, namespaces here: one dies, another comes, and the run goes on to the same bits."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import machines
@@ -39,58 +42,58 @@ RUN = {
 }
 
 
-@pytest.fixture(scope="module")
-def net() -> Iterator[list[Machine]]:
-    """A store, a head, one machine on demand and three on spot."""
-    with machines.network(6, **SOON) as found:
-        yield found
+DATA = "s3://tests/data"
+SEGDIST = (sys.executable, "-m", "segdist")
 
 
-@pytest.fixture(scope="module")
-def data(net: list[Machine], street_data: str) -> Iterator[str]:
-    """The data set in an S3 store on a machine of its own, which all others and this process use."""
-    store = net[0]
-    store.start(sys.executable, str(ROOT / "demo/s3_server.py"), store.address)
-    store.wait_for("http://", 60)
-    with stores.joined(store.log.read_text().strip(), "tests") as environment:
-        for machine in net:
-            machine.environment.update(environment)
-        stores.copy(street_data, "s3://tests/data")
-        yield "s3://tests/data"
+@contextmanager
+def network(num: int, street_data: str, **environment: str) -> Iterator[list[Machine]]:
+    """So many machines, and before them an S3 store with the data set, which they and this process use."""
+    with machines.network(1 + num, **environment) as (store, *others):
+        store.start(sys.executable, str(ROOT / "demo/s3_server.py"), store.address)
+        store.wait_for("http://", 60)
+        with stores.joined(store.log.read_text().strip(), "tests") as address:
+            for machine in others:
+                machine.environment.update(address)
+            stores.copy(street_data, DATA)
+            yield others
+
+
+def wait_for(has_come: Callable[[], bool], head: Machine, seconds: float = 180) -> None:
+    until = time.monotonic() + seconds
+    while not has_come():
+        assert time.monotonic() < until, head.log.read_text()[-4000:]
+        time.sleep(0.2)
 
 
 def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
-    net: list[Machine], data: str, street_data: str, tmp_path: Path
+    street_data: str, tmp_path: Path
 ) -> None:
-    _, head, stays, spot, doomed, comes = net
-    head.start_ray(head, num_cpus=0)
-    stays.start_ray(head, labels=["market=on-demand"])
-    for machine in (spot, doomed):
-        machine.start_ray(head, labels=["market=spot"])
-    run, file = "s3://tests/run", tmp_path / "run.yaml"
-    scale = {
-        "launcher": "ray", "num_ranks": 3, "device": "cpu", "cpu_threads": 1, "placement": "strict_spread",
-        "node_labels": {"market": "spot"}, "first_rank_labels": {"market": "on-demand"},
-    }  # fmt: skip
-    file.write_text(yaml.safe_dump(tree(data, run, scale=scale, **RUN)), encoding="utf-8")
-    driver = head.start(
-        sys.executable, "-m", "segdist", "train", str(file), RAY_ADDRESS=f"{head.address}:6379", PYTHONPATH=str(ROOT)
-    )
-    until = time.monotonic() + 180
-    while (newest := checkpoint.newest(run, print)) is None or checkpoint.step_of(newest) < 4:
-        assert driver.poll() is None and time.monotonic() < until, head.log.read_text()[-4000:]
-        time.sleep(0.2)
-    first = json.loads(storage.read(f"{run}/attempts/0001.json"))
-    assert first["pid"] in stays.processes()  # rank 0, which commits
+    with network(5, street_data, **SOON) as (head, stays, spot, doomed, comes):
+        head.start_ray(head, num_cpus=0)
+        stays.start_ray(head, labels=["market=on-demand"])
+        for machine in (spot, doomed):
+            machine.start_ray(head, labels=["market=spot"])
+        run, file = "s3://tests/run", tmp_path / "run.yaml"
+        scale = {
+            "launcher": "ray", "num_ranks": 3, "device": "cpu", "cpu_threads": 1, "placement": "strict_spread",
+            "node_labels": {"market": "spot"}, "first_rank_labels": {"market": "on-demand"},
+        }  # fmt: skip
+        file.write_text(yaml.safe_dump(tree(DATA, run, scale=scale, **RUN)), encoding="utf-8")
+        address = {"RAY_ADDRESS": f"{head.address}:6379", "PYTHONPATH": str(ROOT)}
+        driver = head.start(*SEGDIST, "train", str(file), **address)
+        wait_for(lambda: (checkpoint.step_of(checkpoint.newest(run, print)) or 0) >= 4, head)
+        first = json.loads(storage.read(f"{run}/attempts/0001.json"))
+        assert first["host"] == stays.name  # of rank 0, which commits
 
-    doomed.die()
-    head.wait_for("the cluster has room for 2", 120)
-    comes.start_ray(head, labels=["market=spot"])
-    assert driver.wait(timeout=240) == 0, head.log.read_text()[-6000:]
+        doomed.die()
+        head.wait_for("the cluster has room for 2", 120)
+        comes.start_ray(head, labels=["market=spot"])
+        assert driver.wait(timeout=240) == 0, head.log.read_text()[-6000:]
 
-    said = head.log.read_text()
+        said, state = head.log.read_text(), record.load(run)
+        ours = storage.read(f"{checkpoint.newest(run, print)}/model.safetensors")
     assert "; restart 1 of 10, from the newest checkpoint" in said, said[-4000:]
-    state = record.load(run)
     assert state is not None
     assert (state["state"], state["attempt"]) == ("SUCCEEDED", 2)
     cfg = config.from_tree(tree(street_data, str(tmp_path / "alone"), **RUN), "test")
@@ -98,68 +101,68 @@ def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
     torch.set_num_threads(1)
     fit(cfg, World(0, 1, torch.device("cpu")), lambda metrics: None, lambda: None)
     torch.set_num_threads(before)
-    theirs, ours = (storage.read(f"{checkpoint.newest(uri, print)}/model.safetensors") for uri in (run, cfg.run.uri))
-    assert theirs == ours
+    assert storage.read(f"{checkpoint.newest(cfg.run.uri, print)}/model.safetensors") == ours
+
+
+def test_a_cluster_whose_pods_all_go_at_once_commits_and_its_job_ends_as_one_to_be_begun_again(
+    street_data: str, tmp_path: Path
+) -> None:
+    """Each runs the hook of its pod (segdist/kube/pods.py), as when a RayCluster is deleted."""
+    rare, run, file = {"every_steps": 5000}, "s3://tests/run", tmp_path / "run.yaml"
+    sections = {"train": {"num_steps": 5000}, "eval": rare, "checkpoint": rare, "log": {"every_steps": 5}}
+    scale = {"launcher": "ray", "num_ranks": 2, "device": "cpu", "cpu_threads": 1}
+    file.write_text(yaml.safe_dump(tree(DATA, run, scale=scale, **sections)), encoding="utf-8")
+    with network(3, street_data) as (head, *others):
+        head.start_ray(head, num_cpus=0)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda machine: machine.start_ray(head), others))
+        names = [f"--env={name}" for name in head.environment if name.startswith("AWS_")]
+        address = ["--address", "http://127.0.0.1:8265", "--no-wait"]
+        sent = head.start(*SEGDIST, "submit", *names, *address, str(file), PYTHONPATH=str(ROOT))
+        assert sent.wait(timeout=60) == 0, head.log.read_text()
+        wait_for(lambda: record.read_metrics(run) != [], head)
+        hooks = [head.start(*SEGDIST, "node", "stop-drivers", "--seconds", "60", PYTHONPATH=str(ROOT))]
+        hooks += [m.start(*SEGDIST, "node", "drain", "--seconds", "60", PYTHONPATH=str(ROOT)) for m in others]
+        assert [hook.wait(timeout=90) for hook in hooks] == [0, 0, 0], [m.log.read_text() for m in (head, *others)]
+        jobs = head.start(str(machines.BIN / "ray"), "job", "list", "--address", "http://127.0.0.1:8265")
+        assert jobs.wait(timeout=60) == 0
+        said, state = head.log.read_text(), record.load(run)
+        newest = checkpoint.step_of(checkpoint.newest(run, print))
+    assert "1 driver(s) asked to end" in said
+    assert re.search("FAILED.*exit code 75|driver_exit_code=75", said, re.DOTALL), said[-3000:]
+    assert state is not None and state["state"] == "PREEMPTED"
+    assert newest == state["step"] > 0
 
 
 @pytest.mark.long
 def test_a_trial_commits_leaves_a_machine_that_drains_and_goes_on_elsewhere(street_data: str, tmp_path: Path) -> None:
-    with machines.network(4) as (store, head, *others):
-        store.start(sys.executable, str(ROOT / "demo/s3_server.py"), store.address)
-        store.wait_for("http://", 60)
-        with stores.joined(store.log.read_text().strip(), "tests") as environment:
-            for machine in (head, *others):
-                machine.environment.update(environment)
-            stores.copy(street_data, "s3://tests/data")
-            head.start_ray(head, num_cpus=0)
-            for machine in others:
-                machine.start_ray(head)
-            base, file = tmp_path / "run.yaml", tmp_path / "sweep.yaml"
-            rare = {"every_steps": 300}
-            sections = {"train": {"num_steps": 300}, "eval": rare, "checkpoint": rare}
-            base.write_text(yaml.safe_dump(tree("s3://tests/data", "s3://tests/unused", **sections)), encoding="utf-8")
-            sweep = {
-                "uri": "s3://tests/sweep",
-                "config": "run.yaml",
-                "space": {"optim.lr": {"grid": [1e-3]}},
-                "confirm": {"num_best": 0},
-            }
-            file.write_text(yaml.safe_dump(sweep), encoding="utf-8")
-            driver = head.start(
-                sys.executable,
-                "-m",
-                "segdist",
-                "tune",
-                str(file),
-                RAY_ADDRESS=f"{head.address}:6379",
-                PYTHONPATH=str(ROOT),
-            )
-            run, until = "s3://tests/sweep/trials/0000", time.monotonic() + 120
-            while not storage.exists(f"{run}/metrics"):
-                assert driver.poll() is None and time.monotonic() < until, head.log.read_text()[-4000:]
-                time.sleep(0.2)
-            pid = json.loads(storage.read(f"{run}/attempts/0001.json"))["pid"]
-            (doomed,) = [machine for machine in others if pid in machine.processes()]
-            (raylet,) = [
-                words for words in map(words_of, doomed.processes()) if words and words[0].endswith("raylet/raylet")
-            ]
-            (id,) = [word.removeprefix("--node_id=") for word in raylet if word.startswith("--node_id=")]
-            drain = head.start(
-                str(machines.BIN / "ray"), "drain-node", f"--address={head.address}:6379", f"--node-id={id}",
-                "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", "--deadline-remaining-seconds=100",
-            )  # fmt: skip
-            assert drain.wait(timeout=60) == 0, head.log.read_text()[-4000:]
-            head.wait_for("its node is about to go", 60)
-            assert driver.wait(timeout=200) == 0, head.log.read_text()[-6000:]
-            said, state = head.log.read_text(), record.load(run)
-            second = [row["step"] for row in record.read_metrics(run) if row["kind"] == "train" and row["attempt"] == 2]
+    base, file = tmp_path / "run.yaml", tmp_path / "sweep.yaml"
+    rare = {"every_steps": 1500}
+    sections = {"train": {"num_steps": 1500}, "eval": rare, "checkpoint": rare}
+    base.write_text(yaml.safe_dump(tree(DATA, "s3://tests/unused", **sections)), encoding="utf-8")
+    sweep = {
+        "uri": "s3://tests/sweep",
+        "config": "run.yaml",
+        "space": {"optim.lr": {"grid": [1e-3]}},
+        "confirm": {"num_best": 0},
+    }
+    file.write_text(yaml.safe_dump(sweep), encoding="utf-8")
+    run = "s3://tests/sweep/trials/0000"
+    with network(3, street_data) as (head, *others):
+        head.start_ray(head, num_cpus=0)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda machine: machine.start_ray(head), others))
+        address = {"RAY_ADDRESS": f"{head.address}:6379", "PYTHONPATH": str(ROOT)}
+        driver = head.start(*SEGDIST, "tune", str(file), **address)
+        wait_for(lambda: storage.exists(f"{run}/metrics"), head)
+        host = json.loads(storage.read(f"{run}/attempts/0001.json"))["host"]
+        (doomed,) = [machine for machine in others if machine.name == host]
+        drain = doomed.start(*SEGDIST, "node", "drain", "--seconds", "100", "--no-wait", PYTHONPATH=str(ROOT))
+        assert drain.wait(timeout=60) == 0, doomed.log.read_text()[-4000:]
+        head.wait_for("its node is about to go", 60)
+        assert driver.wait(timeout=200) == 0, head.log.read_text()[-6000:]
+        said, state = head.log.read_text(), record.load(run)
+        second = [row["step"] for row in record.read_metrics(run) if row["kind"] == "train" and row["attempt"] == 2]
     assert "it goes on from its newest checkpoint" in said
-    assert state is not None and (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 300)
+    assert state is not None and (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 1500)
     assert min(second) > 1  # which only what it committed as it left explains
-
-
-def words_of(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # it has ended
-        return []

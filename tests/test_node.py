@@ -136,9 +136,9 @@ def test_only_nodes_of_the_cluster_that_is_meant_are_drained(monkeypatch: pytest
     ]
     monkeypatch.setattr(node, "_command_lines", lambda: iter(lines))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert dict(node._nodes_here()) == {"aa": "10.0.0.1:6379", "bb": "10.0.0.1:7000"}
+    assert dict(node.nodes_here()) == {"aa": "10.0.0.1:6379", "bb": "10.0.0.1:7000"}
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:7000")
-    assert dict(node._nodes_here()) == {"bb": "10.0.0.1:7000"}
+    assert dict(node.nodes_here()) == {"bb": "10.0.0.1:7000"}
 
 
 def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(

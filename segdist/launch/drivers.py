@@ -8,6 +8,7 @@ import signal
 import time
 
 from segdist import log
+from segdist.launch.node import nodes_here
 
 _LINGER_SECONDS = 10.0  # so that whoever polls the jobs (KubeRay, every 3 s) still sees how they ended
 
@@ -33,16 +34,15 @@ def stop_drivers(seconds: float, dashboard: str) -> int:
 def _drivers(dashboard: str) -> list[int]:
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
-    from ray.util import get_node_ip_address
 
-    here = {"127.0.0.1", get_node_ip_address()}
+    here = {node for node, _ in nodes_here()}
     try:
         jobs = JobSubmissionClient(dashboard).list_jobs()
     except (OSError, RuntimeError, RayError) as error:  # the node's end must not wait for what is gone already
         log.say(f"warning: {dashboard} does not say what runs here: {error}")
         return []
-    infos = [job.driver_info for job in jobs if not job.status.is_terminal()]
-    return [int(info.pid) for info in infos if info and info.node_ip_address in here]
+    working = [job for job in jobs if job.driver_node_id in here and not job.status.is_terminal()]
+    return [int(job.driver_info.pid) for job in working if job.driver_info]
 
 
 def _lives(pid: int) -> bool:

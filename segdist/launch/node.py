@@ -129,7 +129,7 @@ def drain(seconds: float, why: str) -> int:
     from ray.core.generated import autoscaler_pb2
 
     preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    found = dict(_nodes_here())
+    found = dict(nodes_here())
     if not found:
         raise UserError("no node of Ray runs on this machine, or not the one at RAY_ADDRESS; there is nothing to drain")
     for node, address in found.items():
@@ -138,6 +138,16 @@ def drain(seconds: float, why: str) -> int:
         if not accepted:
             raise UserError(f"{address} does not drain node {node}: {refusal}")
     return len(found)
+
+
+def nodes_here() -> Iterator[tuple[str, str]]:
+    """(id, address of its cluster) of the nodes whose raylet runs on this machine; with RAY_ADDRESS, of that cluster alone."""
+    port = os.environ.get("RAY_ADDRESS", "").rpartition(":")[2]
+    for words in _command_lines():
+        if os.path.basename(words[0]) == "raylet":
+            said = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+            if not port.isdigit() or said["gcs-address"].endswith(f":{port}"):
+                yield said["node_id"], said["gcs-address"]
 
 
 def leave(seconds: float, why: str) -> int:
@@ -184,16 +194,6 @@ def _kind(metadata: Metadata) -> str:
                     "HttpPutResponseHopLimit 2 in the instance's MetadataOptions"
                 ) from None
         time.sleep(1)
-
-
-def _nodes_here() -> Iterator[tuple[str, str]]:
-    """(id, address of its cluster) of the nodes whose raylet runs on this machine; with RAY_ADDRESS, of that cluster alone."""
-    port = os.environ.get("RAY_ADDRESS", "").rpartition(":")[2]
-    for words in _command_lines():
-        if os.path.basename(words[0]) == "raylet":
-            said = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
-            if not port.isdigit() or said["gcs-address"].endswith(f":{port}"):
-                yield said["node_id"], said["gcs-address"]
 
 
 def _works_here() -> list[str]:
