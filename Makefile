@@ -19,11 +19,12 @@ sweep: .ready
 	$(BIN)/python demo/sweep.py
 
 # They compare bits, or flags of torch, with other processes, and so run in processes of their own.
+# Whatever fails there, the others run too.
 APART := tests/test_export.py tests/test_ray.py tests/test_hub.py
 
 test: .ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART:%=--ignore=%)
+	apart=0; $(BIN)/python -m pytest -n 2 --dist loadfile $(APART) || apart=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART:%=--ignore=%) && exit $$apart
 
 test-all: .ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m ''

@@ -140,8 +140,8 @@ def demo(given: argparse.Namespace, out: Path, root: str) -> None:
             streets.draw_folder(source, 240)
         prepare = ["--names", str(source / "names.txt")]
     else:
-        # Photos are larger than drawn streets, and there may be few of them: smaller pictures, batches and steps.
-        fits = ["data.image_size=192", "train.global_batch_size=8", "train.micro_batch_size=4", "train.num_steps=300"]
+        # Photos are larger than drawn streets, and there may be few of them: smaller pictures and batches, a lower learning rate.
+        fits = ["data.image_size=192", "train.global_batch_size=8", "train.micro_batch_size=4", "optim.lr=2e-3"]
     data, run, exported = f"{root}/data", f"{root}/run", f"{root}/export"
     segdist("prepare", str(source), data, *prepare)
 

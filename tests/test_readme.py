@@ -58,7 +58,7 @@ def test_make_demo_does_the_main_job(project: Path) -> None:
     assert re.search(r"^rank 0 +\(process \d+\) was killed, and nothing was lost", done.stderr, re.MULTILINE)
     assert "attempt 2: steps" in done.stderr
     state = json.loads((project / "demo-out" / "streets" / "bucket" / "run" / "run.json").read_text(encoding="utf-8"))
-    assert (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 600)
+    assert (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 300)
 
 
 @pytest.mark.long

@@ -274,7 +274,7 @@ def test_training_from_a_sweep_takes_its_best_values_and_overrides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = write(tmp_path / "s", *drawn(3, 2))
-    text = (ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8").replace("lr: 2e-3", "lr: 7e-4")
+    text = (ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8").replace("lr: 5e-3", "lr: 7e-4")
     (tmp_path / "s" / "best.yaml").write_text(text, encoding="utf-8")
     given = []
     monkeypatch.setattr(launch, "run", lambda cfg: (given.append(cfg), ({"state": "SUCCEEDED"}, True))[1])
@@ -282,7 +282,7 @@ def test_training_from_a_sweep_takes_its_best_values_and_overrides(
     command("train", "--from-sweep", uri)
     assert [(cfg.optim.lr, cfg.train.num_steps, cfg.run.uri) for cfg in given] == [
         (7e-4, 50, "elsewhere"),
-        (7e-4, 600, "demo-out/run"),
+        (7e-4, 300, "demo-out/run"),
     ]
     with pytest.raises(UserError, match="give one of them"):
         command("train", "configs/demo.yaml", "--from-sweep", uri)
