@@ -118,7 +118,7 @@ def measured(environment: dict[str, str], times: int, with_processes: bool) -> d
             if with_processes:
                 found["process"] = [run.stood_still(lambda _, pid: os.kill(pid, signal.SIGKILL)) for _ in range(times)]
             found["machine"] = [run.stood_still(run.take_away) for _ in range(times)]
-            run.driver.terminate()
+            Machine.signal(run.driver, signal.SIGTERM)
             try:
                 run.driver.wait(timeout=120)
             except subprocess.TimeoutExpired:

@@ -140,7 +140,7 @@ def demo(given: argparse.Namespace, out: Path, root: str) -> None:
             streets.draw_folder(source, 240)
         prepare = ["--names", str(source / "names.txt")]
     else:
-        # Photos are larger than drawn streets, and there may be few of them: smaller pictures and batches, a lower learning rate.
+        # Photos are larger than drawn streets, and there may be few of them: smaller pictures and batches, and slower learning.
         fits = ["data.image_size=192", "train.global_batch_size=8", "train.micro_batch_size=4", "optim.lr=2e-3"]
     data, run, exported = f"{root}/data", f"{root}/run", f"{root}/export"
     segdist("prepare", str(source), data, *prepare)
@@ -173,7 +173,7 @@ def demo(given: argparse.Namespace, out: Path, root: str) -> None:
         "    . .venv/bin/activate",
         "    segdist prepare FOLDER data/mine --names sky,road,car",
         f"    segdist train {CONFIG.parent.name}/{CONFIG.name} data.uri=data/mine run.uri=runs/mine data.image_size=192 "
-        "train.global_batch_size=8 train.micro_batch_size=8",
+        "train.global_batch_size=8 train.micro_batch_size=8 optim.lr=2e-3",
     )
     print(json.dumps(result))
 

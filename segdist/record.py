@@ -79,10 +79,19 @@ def committed(run_uri: str) -> list[str]:
 
     An attempt that fell back behind a damaged checkpoint writes lower steps than its predecessor, and they are the newer.
     """
+    return list(_committed(run_uri))
+
+
+def newest_committed(run_uri: str) -> str | None:
+    """The first of them, whole or not; None where there is none."""
+    return next(_committed(run_uri), None)
+
+
+def _committed(run_uri: str) -> Iterator[str]:
     folder = storage.join(run_uri, "checkpoints")
     found = [match for name in storage.names(folder) if (match := CHECKPOINT.fullmatch(name))]
     uris = [storage.join(folder, m[0]) for m in sorted(found, key=lambda m: (m[2], m[1]), reverse=True)]
-    return [uri for uri in uris if storage.exists(storage.join(uri, COMMITTED))]
+    return (uri for uri in uris if storage.exists(storage.join(uri, COMMITTED)))
 
 
 def step_of(uri: str | None) -> int | None:

@@ -26,9 +26,9 @@ _GCS, _DASHBOARD = 6379, 8265
 
 def can_be_made() -> bool:
     """Whether namespaces, bridges and pairs of interfaces can be made here."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter", "hostname"))):
         return False
-    with contextlib.suppress(subprocess.CalledProcessError), network(1):
+    with contextlib.suppress(subprocess.CalledProcessError, OSError, ValueError, AssertionError), network(1):
         return True
     return False
 
@@ -50,7 +50,7 @@ class Machine:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def boot(self) -> None:
-        first = f"hostname {self.name}; echo $$; exec sleep infinity"
+        first = f"hostname {self.name}; echo $$; sleep infinity & wait"  # the shell reaps what others leave behind
         apart = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "sh", "-c", first]
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.name, *apart], stdout=subprocess.PIPE, start_new_session=True
@@ -60,7 +60,7 @@ class Machine:
         self.started.append(process)
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """A process on the machine, with its output in `log`."""
+        """A process on the machine, with its output in `log`: its parent, outside, to which `signal` belongs."""
         with self.log.open("ab") as out:
             process = subprocess.Popen(
                 ["nsenter", f"--target={self.init}", "--net", "--mount", "--pid", "--uts", *command],
@@ -72,6 +72,12 @@ class Machine:
             )
         self.started.append(process)
         return process
+
+    @staticmethod
+    def signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        """Sends a signal to a process that `start` began."""
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(child), number)
 
     @property
     def log(self) -> Path:
@@ -90,8 +96,10 @@ class Machine:
 
     def die(self) -> None:
         """All of its processes at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.init, signal.SIGKILL)
+        if self.init:  # it may have been cut off before it could boot, or be dead already
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.init, signal.SIGKILL)
+            self.init = 0
         while pids := self.processes():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):

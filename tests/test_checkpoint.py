@@ -112,7 +112,7 @@ def test_an_upload_killed_before_committed_is_not_found(tmp_path: Path, monkeypa
     assert checkpoint.committed(str(tmp_path / "run")) == []
 
 
-def test_the_status_of_a_run_names_the_newest_checkpoint_that_is_whole_and_needs_no_torch_for_it(
+def test_the_status_of_a_run_names_the_newest_committed_checkpoint_and_needs_no_torch_for_it(
     tmp_path: Path,
 ) -> None:
     run = run_of(tmp_path, 4, 6)

@@ -307,11 +307,27 @@ def test_an_answer_that_comes_too_late_is_none_to_the_next_evaluation() -> None:
 
     mailbox = Mailbox()
     mailbox.post("tell", {"step": 4})
-    mailbox.answer("stop")  # which the rank 0 that asked does not live to hear
+    mailbox.answer(4, "stop")  # which the rank 0 that asked does not live to hear
     mailbox.post("tell", {"step": 8})
-    assert mailbox.take_answer() is None
-    mailbox.answer("go on")
-    assert mailbox.take_answer() == "go on"
+    assert mailbox.answer_to(8) is None
+    mailbox.answer(8, "go on")
+    assert mailbox.answer_to(8) == "go on"
+    assert mailbox.answer_to(4) is None
+
+
+def test_an_evaluation_that_is_told_again_is_judged_once_and_answered_each_time() -> None:
+    from segdist.launch.on_ray import _Driver
+
+    told: list[int] = []
+    answers: list[tuple[int, str]] = []
+    mailbox = SimpleNamespace(answer=SimpleNamespace(remote=lambda *answer: answers.append(answer)))
+    driver = SimpleNamespace(
+        _judged=None, _tell=lambda metrics: told.append(metrics["step"]), _notice=lambda: None, _mailbox=mailbox
+    )
+    for step in (4, 4, 8):
+        _Driver._judge(driver, {"step": step})  # type: ignore[arg-type]
+    assert told == [4, 8]
+    assert answers == [(4, "go on"), (4, "go on"), (8, "go on")]
 
 
 def test_a_node_that_goes_has_its_ranks_commit_at_once_and_once_more_at_last() -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +36,8 @@ SOON = {  # when Ray's head holds a node that is silent for dead
 }
 RUN = {
     "data": {"crop_size": [64, 96]},
-    "train": {"num_steps": 24, "global_batch_size": 6},
-    "eval": {"every_steps": 24},
+    "train": {"num_steps": 40, "global_batch_size": 6},
+    "eval": {"every_steps": 40},
     "checkpoint": {"every_steps": 2},
 }
 
@@ -59,11 +59,25 @@ def network(num: int, street_data: str, **environment: str) -> Iterator[list[Mac
             yield others
 
 
-def wait_for(has_come: Callable[[], bool], head: Machine, seconds: float = 180) -> None:
-    until = time.monotonic() + seconds
-    while not has_come():
-        assert time.monotonic() < until, head.log.read_text()[-4000:]
+def wait_for_step(step: int, run: str, committed: bool, head: Machine) -> None:
+    """Until a run is known to have made, or committed, so many steps; where its driver on the head has not ended before."""
+    until = time.monotonic() + 180
+    while (_committed(run) if committed else (record.load(run) or {"step": 0})["step"]) < step:
+        assert time.monotonic() < until and head.started[-1].poll() in (None, 0), head.log.read_text()[-4000:]
         time.sleep(0.2)
+
+
+def _committed(run: str) -> int:
+    return max((checkpoint.step_of(uri) or 0 for uri in checkpoint.committed(run)), default=0)
+
+
+def hook(file: str, kind: str) -> list[str]:
+    """What the pods of an example in k8s/ run before they go; `kind`: headGroupSpec or workerGroupSpecs."""
+    spec = yaml.safe_load((ROOT / "k8s" / file).read_text(encoding="utf-8"))["spec"][kind]
+    (container, *_) = (spec[0] if isinstance(spec, list) else spec)["template"]["spec"]["containers"]
+    command = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[0] == "segdist" and command[-2] == "--seconds"
+    return [*SEGDIST, *command[1:-1], "200"]  # of machines that share two cores
 
 
 def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
@@ -82,7 +96,7 @@ def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
         file.write_text(yaml.safe_dump(tree(DATA, run, scale=scale, **RUN)), encoding="utf-8")
         address = {"RAY_ADDRESS": f"{head.address}:6379", "PYTHONPATH": str(ROOT)}
         driver = head.start(*SEGDIST, "train", str(file), **address)
-        wait_for(lambda: (checkpoint.step_of(checkpoint.newest(run, print)) or 0) >= 4, head)
+        wait_for_step(4, run, True, head)
         first = json.loads(storage.read(f"{run}/attempts/0001.json"))
         assert first["host"] == stays.name  # of rank 0, which commits
 
@@ -107,7 +121,7 @@ def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
 def test_a_cluster_whose_pods_all_go_at_once_commits_and_its_job_ends_as_one_to_be_begun_again(
     street_data: str, tmp_path: Path
 ) -> None:
-    """Each runs the hook of its pod (segdist/kube/pods.py), as when a RayCluster is deleted."""
+    """Each runs the hook of its pod, as when a RayCluster is deleted."""
     rare, run, file = {"every_steps": 5000}, "s3://tests/run", tmp_path / "run.yaml"
     sections = {"train": {"num_steps": 5000}, "eval": rare, "checkpoint": rare, "log": {"every_steps": 5}}
     scale = {"launcher": "ray", "num_ranks": 2, "device": "cpu", "cpu_threads": 1}
@@ -119,11 +133,12 @@ def test_a_cluster_whose_pods_all_go_at_once_commits_and_its_job_ends_as_one_to_
         names = [f"--env={name}" for name in head.environment if name.startswith("AWS_")]
         address = ["--address", "http://127.0.0.1:8265", "--no-wait"]
         sent = head.start(*SEGDIST, "submit", *names, *address, str(file), PYTHONPATH=str(ROOT))
-        assert sent.wait(timeout=60) == 0, head.log.read_text()
-        wait_for(lambda: record.read_metrics(run) != [], head)
-        hooks = [head.start(*SEGDIST, "node", "stop-drivers", "--seconds", "60", PYTHONPATH=str(ROOT))]
-        hooks += [m.start(*SEGDIST, "node", "drain", "--seconds", "60", PYTHONPATH=str(ROOT)) for m in others]
-        assert [hook.wait(timeout=90) for hook in hooks] == [0, 0, 0], [m.log.read_text() for m in (head, *others)]
+        assert sent.wait(timeout=180) == 0, head.log.read_text()
+        wait_for_step(1, run, False, head)
+        kuberays = {"RAY_ADDRESS": f"{head.address}:6379", "PYTHONPATH": str(ROOT)}
+        hooks = [head.start(*hook("train/raycluster.yaml", "headGroupSpec"), **kuberays)]
+        hooks += [m.start(*hook("train/raycluster.yaml", "workerGroupSpecs"), **kuberays) for m in others]
+        assert [one.wait(timeout=240) for one in hooks] == [0, 0, 0], [m.log.read_text() for m in (head, *others)]
         jobs = head.start(str(machines.BIN / "ray"), "job", "list", "--address", "http://127.0.0.1:8265")
         assert jobs.wait(timeout=60) == 0
         said, state = head.log.read_text(), record.load(run)
@@ -137,8 +152,8 @@ def test_a_cluster_whose_pods_all_go_at_once_commits_and_its_job_ends_as_one_to_
 @pytest.mark.long
 def test_a_trial_commits_leaves_a_machine_that_drains_and_goes_on_elsewhere(street_data: str, tmp_path: Path) -> None:
     base, file = tmp_path / "run.yaml", tmp_path / "sweep.yaml"
-    rare = {"every_steps": 1500}
-    sections = {"train": {"num_steps": 1500}, "eval": rare, "checkpoint": rare}
+    rare = {"every_steps": 800}
+    sections = {"train": {"num_steps": 800}, "eval": rare, "checkpoint": rare}
     base.write_text(yaml.safe_dump(tree(DATA, "s3://tests/unused", **sections)), encoding="utf-8")
     sweep = {
         "uri": "s3://tests/sweep",
@@ -154,15 +169,15 @@ def test_a_trial_commits_leaves_a_machine_that_drains_and_goes_on_elsewhere(stre
             list(pool.map(lambda machine: machine.start_ray(head), others))
         address = {"RAY_ADDRESS": f"{head.address}:6379", "PYTHONPATH": str(ROOT)}
         driver = head.start(*SEGDIST, "tune", str(file), **address)
-        wait_for(lambda: storage.exists(f"{run}/metrics"), head)
+        wait_for_step(1, run, False, head)
         host = json.loads(storage.read(f"{run}/attempts/0001.json"))["host"]
         (doomed,) = [machine for machine in others if machine.name == host]
         drain = doomed.start(*SEGDIST, "node", "drain", "--seconds", "100", "--no-wait", PYTHONPATH=str(ROOT))
         assert drain.wait(timeout=60) == 0, doomed.log.read_text()[-4000:]
         head.wait_for("its node is about to go", 60)
-        assert driver.wait(timeout=200) == 0, head.log.read_text()[-6000:]
+        assert driver.wait(timeout=450) == 0, head.log.read_text()[-6000:]
         said, state = head.log.read_text(), record.load(run)
         second = [row["step"] for row in record.read_metrics(run) if row["kind"] == "train" and row["attempt"] == 2]
     assert "it goes on from its newest checkpoint" in said
-    assert state is not None and (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 1500)
+    assert state is not None and (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 800)
     assert min(second) > 1  # which only what it committed as it left explains

@@ -118,9 +118,19 @@ def test_a_machine_that_is_not_of_ec2_is_told(monkeypatch: pytest.MonkeyPatch) -
         node.watch()
 
 
+RAYLET = ["/opt/ray/raylet", "--node_id=aa", "--gcs-address=10.0.0.1:6379"]
+
+
+def working(monkeypatch: pytest.MonkeyPatch, lines: list[list[str]]) -> None:
+    """Lets this machine have one node of Ray, with processes of these command lines, and a rank of another cluster."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    others = [(1, 0, RAYLET), (90, 80, ["ray::RayTrainWorker.execute"])]
+    monkeypatch.setattr(node, "_processes", lambda: [*others, *((10 + i, 1, line) for i, line in enumerate(lines))])
+
+
 def test_work_is_known_by_the_names_that_ray_gives_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [["ray::IDLE"], ["ray::RayTrainWorker.execute"], ["python", "train.py"]]
-    monkeypatch.setattr(node, "_command_lines", lambda: iter(lines))
+    working(monkeypatch, lines)
     began = time.monotonic()
     assert not node.wait_for_work(0.1)
     assert time.monotonic() - began >= 0.1
@@ -130,15 +140,17 @@ def test_work_is_known_by_the_names_that_ray_gives_processes(monkeypatch: pytest
 
 def test_only_nodes_of_the_cluster_that_is_meant_are_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        ["/opt/ray/raylet", "--node_id=aa", "--gcs-address=10.0.0.1:6379", "--head"],
-        ["/opt/ray/raylet", "--node_id=bb", "--gcs-address=10.0.0.1:7000"],
-        ["/opt/ray/gcs_server", "--gcs-address=10.0.0.1:6379"],
+        (1, 0, [*RAYLET, "--head"]),
+        (2, 0, ["/opt/ray/raylet", "--node_id=bb", "--gcs-address=10.0.0.1:7000"]),
+        (3, 0, ["/opt/ray/gcs_server", "--gcs-address=10.0.0.1:6379"]),
     ]
-    monkeypatch.setattr(node, "_command_lines", lambda: iter(lines))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert dict(node.nodes_here()) == {"aa": "10.0.0.1:6379", "bb": "10.0.0.1:7000"}
+    monkeypatch.setattr(node, "_processes", lambda: lines)
+    first, second = node.Node("aa", "10.0.0.1:6379", 1), node.Node("bb", "10.0.0.1:7000", 2)
+    for address in ("", "http://127.0.0.1:8265", "ray://10.0.0.1:10001"):  # which name no port of a node
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert node.nodes_here() == [first, second]
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:7000")
-    assert dict(node.nodes_here()) == {"bb": "10.0.0.1:7000"}
+    assert node.nodes_here() == [second]
 
 
 def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(
@@ -147,7 +159,7 @@ def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(
     """When Kubernetes deletes a whole cluster, the head's name is gone before its workers are."""
     monkeypatch.setattr(node, "_drain_apart", lambda seconds, why: False)
     lines = [["ray::RayTrainWorker.execute"], ["ray::IDLE"]]
-    monkeypatch.setattr(node, "_command_lines", lambda: iter(lines))
+    working(monkeypatch, lines)
     asked = 0
 
     def sleep(seconds: float) -> None:

@@ -436,7 +436,7 @@ while answered(pid) in (None, first) or answered(Mailbox.wish) != "stop" or not 
     told += [post[0] for post in (inbox.take(5) or [[]])[0]].count("tell")
     assert time.monotonic() < until
 while telling.is_alive():
-    inbox.mailbox.answer.remote("stop")
+    inbox.mailbox.answer.remote(4, "stop")
     telling.join(1)
 assert notice() == "stop"
 """

@@ -138,7 +138,8 @@ def stop_drivers(
 
     Example: `segdist node stop-drivers --seconds 100 --dashboard http://127.0.0.1:8265`
 
-    It concerns the submitted jobs of that dashboard whose drivers run on this machine: each gets SIGTERM, and ends with 75.
+    It concerns the submitted jobs of that dashboard whose drivers run on this machine and have joined Ray: each gets SIGTERM,
+    and a training or a sweep ends with 75. An evaluation or predictions, which commit nothing, do not join it.
     """
     from segdist.launch import drivers
 

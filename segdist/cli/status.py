@@ -32,7 +32,7 @@ def look(uri: str) -> dict[str, Any]:
     Raises UserError where neither is there.
     """
     if (run := record.load(uri)) is not None:
-        newest = next(iter(record.committed(uri)), None)
+        newest = record.newest_committed(uri)
         return {"kind": "run", **run, "run_uri": uri, "silent_seconds": _silence(run), "newest_checkpoint": newest}
     from segdist.sweep import ledger
 

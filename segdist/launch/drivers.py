@@ -8,6 +8,7 @@ import signal
 import time
 
 from segdist import log
+from segdist.launch.cluster import present_token
 from segdist.launch.node import nodes_here
 
 _LINGER_SECONDS = 10.0  # so that whoever polls the jobs (KubeRay, every 3 s) still sees how they ended
@@ -35,7 +36,8 @@ def _drivers(dashboard: str) -> list[int]:
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
-    here = {node for node, _ in nodes_here()}
+    present_token()
+    here = {node.id for node in nodes_here()}
     try:
         jobs = JobSubmissionClient(dashboard).list_jobs()
     except (OSError, RuntimeError, RayError) as error:  # the node's end must not wait for what is gone already

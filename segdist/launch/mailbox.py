@@ -26,14 +26,12 @@ class Mailbox:
         self._posts: list[Post] = []
         self._wish: str | None = None
         self._mistake: tuple[str, int] | None = None
-        self._answer: str | None = None
+        self._answer: tuple[int, str] | None = None
         self._alive = -math.inf
 
     def post(self, *post: Any) -> None:
         if post[0] == "show" and self._posts and self._posts[-1][0] == "show":
             self._posts.pop()  # only where the run stands now is of interest
-        if post[0] == "tell":
-            self._answer = None  # one that came too late, for a rank 0 that is gone, is none to this evaluation
         self._posts.append(post)
 
     def take(self) -> tuple[list[Post], tuple[str, int] | None, float]:
@@ -50,14 +48,13 @@ class Mailbox:
         self._alive = time.monotonic()
         return self._wish
 
-    def answer(self, wish: str) -> None:
-        """What the driver says to the evaluation that it was told."""
-        self._answer = wish
+    def answer(self, step: int, wish: str) -> None:
+        """What the driver says to the evaluation of this step, which it was told."""
+        self._answer = step, wish
 
-    def take_answer(self) -> str | None:
-        """That answer, once; None as long as there is none."""
-        answer, self._answer = self._answer, None
-        return answer
+    def answer_to(self, step: int) -> str | None:
+        """That answer; None as long as there is none."""
+        return self._answer[1] if self._answer and self._answer[0] == step else None
 
     def confess(self, text: str, exit_code: int) -> None:
         """A rank met a user's mistake, which no restart mends; the first one counts."""
@@ -170,7 +167,7 @@ class PolledNotice:
                 told = time.monotonic()
             time.sleep(_ANSWER_SECONDS)
             with contextlib.suppress(ray.exceptions.ActorUnavailableError):
-                answer = ray.get(self._mailbox.take_answer.remote())
+                answer = ray.get(self._mailbox.answer_to.remote(metrics["step"]))
         if answer == "stop":
             self._wish = "stop"
 

@@ -127,27 +127,46 @@ def drain(seconds: float, why: str) -> int:
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # of the two minutes that there may be
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray drain-node` does it
     from ray.core.generated import autoscaler_pb2
+    from ray.exceptions import RayError
 
     preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    found = dict(nodes_here())
+    found = nodes_here()
     if not found:
         raise UserError("no node of Ray runs on this machine, or not the one at RAY_ADDRESS; there is nothing to drain")
-    for node, address in found.items():
+    for node in found:
         deadline = int((time.time() + seconds) * 1000)
-        accepted, refusal = GcsClient(address=address).drain_node(node, preemption, why, deadline)
+        try:
+            accepted, refusal = GcsClient(address=node.cluster).drain_node(node.id, preemption, why, deadline)
+        except RayError as error:
+            told = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{node.cluster} is not told that node {node.id} goes: {told}") from None
         if not accepted:
-            raise UserError(f"{address} does not drain node {node}: {refusal}")
+            raise UserError(f"{node.cluster} does not drain node {node.id}: {refusal}")
     return len(found)
 
 
-def nodes_here() -> Iterator[tuple[str, str]]:
-    """(id, address of its cluster) of the nodes whose raylet runs on this machine; with RAY_ADDRESS, of that cluster alone."""
-    port = os.environ.get("RAY_ADDRESS", "").rpartition(":")[2]
-    for words in _command_lines():
+@dataclass(frozen=True)
+class Node:
+    """A node of Ray on this machine: its id, the address of its cluster, and the process that its workers are children of."""
+
+    id: str
+    cluster: str
+    pid: int
+
+
+def nodes_here() -> list[Node]:
+    """Where RAY_ADDRESS names a cluster (HOST:PORT), those of that one alone."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    port = (
+        "" if "://" in address else address.rpartition(":")[2]
+    )  # that of the dashboard or of Ray's client names no node
+    found = []
+    for pid, _, words in _processes():
         if os.path.basename(words[0]) == "raylet":
             said = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
             if not port.isdigit() or said["gcs-address"].endswith(f":{port}"):
-                yield said["node_id"], said["gcs-address"]
+                found.append(Node(said["node_id"], said["gcs-address"], pid))
+    return found
 
 
 def leave(seconds: float, why: str) -> int:
@@ -197,12 +216,16 @@ def _kind(metadata: Metadata) -> str:
 
 
 def _works_here() -> list[str]:
-    """What kind of work each of the processes here is that does some."""
-    return [kind for words in _command_lines() for name, kind in _WORK.items() if words[0].startswith(name)]
+    """What kind of work each of the processes of these nodes is that does some."""
+    nodes = {node.pid for node in nodes_here()}
+    found = [words[0] for _, parent, words in _processes() if parent in nodes]
+    return [kind for title in found for name, kind in _WORK.items() if title.startswith(name)]
 
 
-def _command_lines() -> Iterator[list[str]]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def _processes() -> Iterator[tuple[int, int, list[str]]]:
+    """(id, that of the parent, command line) of all that run here."""
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
-            if text := path.read_bytes():
-                yield text.decode(errors="replace").rstrip("\0").split("\0")
+            parent = int((path / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            if text := (path / "cmdline").read_bytes():
+                yield int(path.name), parent, text.decode(errors="replace").rstrip("\0").split("\0")

@@ -69,6 +69,7 @@ class _Driver:
         self._mailbox = self._inbox.mailbox
         self._launch = f"{record.newest_attempt(cfg.run.uri) + 1:04d}-{uuid.uuid4().hex[:6]}"
         self._alive = False  # whether ranks run now
+        self._sign = -math.inf  # when one last gave a sign of life
         self._idle_since = time.monotonic()
         self._said = 0.0
         self._heard = time.monotonic()  # when the mailbox last answered
@@ -118,10 +119,10 @@ class _Driver:
             thread.join(0.25)
             self._show()
             if notice() == "stop":
-                if not self._alive:
+                if not self._alive and not is_told:
                     log.say("stopping: no rank runs, and so there is nothing to commit")
                     raise SystemExit(75)
-                if not is_told:
+                if not is_told and self._notice is None:
                     log.say(STOPPING)
                 is_told = True
                 self._inbox.ask("stop")
@@ -172,7 +173,8 @@ class _Driver:
     def _show(self) -> None:
         """Shows what the ranks have posted. Raises UserError when one of them met a mistake that no restart mends."""
         posts, mistake, silent = self._take()
-        alive = silent < _SILENT_SECONDS
+        self._sign = max(self._sign, time.monotonic() - silent)  # which a mailbox that was started again has forgotten
+        alive = time.monotonic() - self._sign < _SILENT_SECONDS
         if self._alive and not alive:
             self._idle_since = time.monotonic()
             if self._told is None or self._told[0] < self._starts:
@@ -211,7 +213,7 @@ class _Driver:
         if metrics["step"] != self._judged:
             self._tell(metrics)
             self._judged = metrics["step"]
-        self._mailbox.answer.remote(self._notice() or "go on")
+        self._mailbox.answer.remote(metrics["step"], self._notice() or "go on")
 
     def _tell_drain(self, address: str) -> None:
         """Once for each start, though every rank on that node says so."""

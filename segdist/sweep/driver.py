@@ -66,7 +66,7 @@ class Rounds:
         queue = Queue(self, waiting, following, judged and self.plan.sweep.scheduler.name in TOGETHER)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_trials(self.plan.sweep) if queue.together else 1)
         before = [trial for trial in self.ledger.searched if trial.scores]
-        with StopSignal() as notice, warnings.catch_warnings():
+        with StopSignal(told=None) as notice, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consider boosting PBT")
             watch = Watch(self, notice)
             tune.run(
@@ -234,7 +234,7 @@ class Watch(tune.Callback):
         if self._rounds.stopping:
             self._rounds.leaving = running if self._rounds.leaving is None else self._rounds.leaving & running
         if self._notice():
-            self._rounds.stop("asked", "every trial commits after its step, and ends")
+            self._rounds.stop("asked", "stopping: every trial commits after its step, and ends; Ctrl-C again stops at once")
         if spent := budget_spent(self._rounds.plan, self._ledger.facts["seconds"], self._ledger.trials):
             self._rounds.stop("budget", f"{spent}: what runs commits and stops")
         self._check_waiting(trials)
