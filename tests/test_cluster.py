@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -12,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,6 +330,39 @@ def test_an_evaluation_that_is_told_again_is_judged_once_and_answered_each_time(
         _Driver._judge(driver, {"step": step})  # type: ignore[arg-type]
     assert told == [4, 8]
     assert answers == [(4, "go on"), (4, "go on"), (8, "go on")]
+
+
+@pytest.mark.parametrize(
+    ("alive", "idle_seconds", "ends", "said"),
+    [
+        ([False], 0, True, "no rank runs that could commit"),
+        (
+            [True, False, False],
+            0,
+            False,
+            "a checkpoint is committed after this step",
+        ),  # Ray takes down what has committed
+        ([True, False, False], 61, True, "no rank runs that could commit"),
+    ],
+)
+def test_a_stop_ends_a_driver_without_ranks_and_waits_for_what_it_was_passed_on_to(
+    alive: list[bool], idle_seconds: float, ends: bool, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segdist.launch.on_ray import _Driver
+
+    states, asked = iter(alive), list[str]()
+    driver = SimpleNamespace(
+        _alive=False, _idle_since=time.monotonic() - idle_seconds, _notice=None, _check_start=lambda: None,
+        _inbox=SimpleNamespace(ask=asked.append),
+    )  # fmt: skip
+    driver._show = lambda: setattr(driver, "_alive", next(states))
+    left = [True] * len(alive) + [False]
+    thread = SimpleNamespace(is_alive=lambda: left.pop(0), join=lambda seconds: None)
+    diary = SimpleNamespace(flush=lambda seconds: None)
+    with pytest.raises(SystemExit) if ends else contextlib.nullcontext():
+        _Driver._watch(driver, thread, lambda: "stop", diary)  # type: ignore[arg-type]
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert (asked != []) == alive[0]
 
 
 def test_a_node_that_goes_has_its_ranks_commit_at_once_and_once_more_at_last() -> None:

@@ -157,9 +157,7 @@ class Node:
 def nodes_here() -> list[Node]:
     """Where RAY_ADDRESS names a cluster (HOST:PORT), those of that one alone."""
     address = os.environ.get("RAY_ADDRESS", "")
-    port = (
-        "" if "://" in address else address.rpartition(":")[2]
-    )  # that of the dashboard or of Ray's client names no node
+    port = address.rpartition(":")[2] if "://" not in address else ""  # else that of the dashboard, or of Ray's client
     found = []
     for pid, _, words in _processes():
         if os.path.basename(words[0]) == "raylet":

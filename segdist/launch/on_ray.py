@@ -29,6 +29,7 @@ from segdist.train import Notice, Tell
 from segdist.world import TIMEOUT, backend
 
 _LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS, _ANSWER_SECONDS = 10, 60, 15, 10, 5
+_LEAVE_SECONDS = 60  # that Ray may take to tell of ranks that were asked to stop, or to start them once more
 
 
 def run_on_ray(cfg: Config) -> dict[str, Any]:
@@ -119,8 +120,9 @@ class _Driver:
             thread.join(0.25)
             self._show()
             if notice() == "stop":
-                if not self._alive and not is_told:
-                    log.say("stopping: no rank runs, and so there is nothing to commit")
+                silent = time.monotonic() - self._idle_since
+                if not self._alive and (not is_told or silent > _LEAVE_SECONDS):
+                    log.say("stopping: no rank runs that could commit")
                     raise SystemExit(75)
                 if not is_told and self._notice is None:
                     log.say(STOPPING)

@@ -234,7 +234,9 @@ class Watch(tune.Callback):
         if self._rounds.stopping:
             self._rounds.leaving = running if self._rounds.leaving is None else self._rounds.leaving & running
         if self._notice():
-            self._rounds.stop("asked", "stopping: every trial commits after its step, and ends; Ctrl-C again stops at once")
+            self._rounds.stop(
+                "asked", "stopping: every trial commits after its step, and ends; Ctrl-C again stops at once"
+            )
         if spent := budget_spent(self._rounds.plan, self._ledger.facts["seconds"], self._ledger.trials):
             self._rounds.stop("budget", f"{spent}: what runs commits and stops")
         self._check_waiting(trials)
