@@ -341,6 +341,14 @@ def test_a_driver_without_the_token_is_told(
     assert "RAY_AUTH_MODE=token" in said
 
 
+def test_a_hook_with_another_token_is_told(head: Head) -> None:
+    wrong = {**os.environ, **head.environment, "RAY_AUTH_TOKEN": "ab" * 32}
+    drain = [sys.executable, "-m", "segdist", "node", "drain", "--no-wait"]
+    told = subprocess.run(drain, env=wrong, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert re.search(r"error: \S+ is not told that node \w+ goes: .*InvalidAuthToken", told.stderr), told.stderr
+
+
 @pytest.mark.parametrize("scheme", ["", pytest.param("file://", marks=pytest.mark.long)])
 def test_a_run_on_files_that_all_ranks_see(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, scheme: str
