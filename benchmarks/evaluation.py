@@ -21,10 +21,10 @@ import torch
 
 from segdist import config, models
 from segdist.data import index as indices
-from segdist.evaluate import evaluate
-from segdist.inference import PLAIN, Recipe, segment
-from segdist.record import versions
-from segdist.world import World
+from segdist.distributed import World
+from segdist.evaluation.evaluate import evaluate
+from segdist.evaluation.inference import PLAIN, Recipe, segment
+from segdist.runs.record import versions
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def draw(folder: Path, side: int, num_classes: int) -> None:
     """A prepared data set whose validation split is one square picture of coarse blocks with noise."""
     from PIL import Image
 
-    from segdist.prepare import Declared, prepare
+    from segdist.data.prepare import Declared, prepare
 
     rng = np.random.default_rng(0)
     for split, n in (("train", 64), ("val", side)):

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from segmentation_models_pytorch import losses as smp
 
 from segdist.config import Loss
-from segdist.loss import Criterion
-from segdist.record import versions
+from segdist.runs.record import versions
+from segdist.step.loss import Criterion
 
 K, STRIDE = 150, 4
 FIELDS: dict[str, dict[str, float]] = {

@@ -22,7 +22,10 @@ import numpy as np
 import torch
 from torchmetrics import JaccardIndex
 
-from segdist.metric import MeanIoU, bootstrap_miou, boundary_counts, class_counts, pair_table, scores
+from segdist.evaluation.bootstrap import bootstrap_miou
+from segdist.evaluation.boundary import boundary_counts
+from segdist.evaluation.confusion import class_counts, confusion_matrix
+from segdist.evaluation.scores import MeanIoU, scores
 
 Pictures = list[tuple[np.ndarray, np.ndarray]]  # (pred, mask), int64
 IGNORE = 255
@@ -83,7 +86,7 @@ def contenders(pictures: Pictures, num_classes: int, cache: str) -> dict[str, Ca
     def table() -> np.ndarray:
         total = torch.zeros(256, 256, dtype=torch.int64)
         for pred, mask in batches[np.dtype(np.uint8)]:
-            total += pair_table(torch.from_numpy(pred), torch.from_numpy(mask))
+            total += confusion_matrix(torch.from_numpy(pred), torch.from_numpy(mask))
         return np.array(scores(total, num_classes).iou)
 
     def of_evaluate(make: Callable[[], evaluate.Metric], dtype: type) -> Callable[[], np.ndarray]:
@@ -138,7 +141,7 @@ def measure(runs: dict[str, Callable[[], np.ndarray]], num: int, repeats: int) -
 def others(pictures: Pictures, num_classes: int) -> dict[str, float]:
     """CPU milliseconds of what comes on top: counts and boundary counts of a picture, the bootstrap of 2,000 pictures."""
     preds = [(torch.from_numpy(p).to(torch.uint8), torch.from_numpy(m).to(torch.uint8)) for p, m in pictures]
-    tables = [pair_table(*pair) for pair in preds]
+    tables = [confusion_matrix(*pair) for pair in preds]
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 1000, (2000, 3, num_classes))
     counts[:, 1:] += counts[:, :1]

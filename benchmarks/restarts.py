@@ -28,8 +28,9 @@ import store as stores
 import streets
 from machines import Machine
 
-from segdist import record, storage
-from segdist.prepare import Declared, prepare
+from segdist import storage
+from segdist.data.prepare import Declared, prepare
+from segdist.runs import segments
 
 QUICK = {  # the head asks every second, and holds a node for dead that was silent three times
     "RAY_health_check_period_ms": "1000",
@@ -62,7 +63,7 @@ class Run:
         """When this attempt made its first update, once it is known."""
         until = time.monotonic() + 400
         while True:
-            rows = record.read_metrics(self.uri)
+            rows = segments.read_metrics(self.uri)
             times = [row["time"] for row in rows if row["kind"] == "train" and row["attempt"] == self.attempt]
             if times:
                 return min(times)

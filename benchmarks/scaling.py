@@ -32,12 +32,13 @@ import s3_server
 import streets
 from machines import Machine
 
-from segdist import checkpoint, config, models, record, storage
+from segdist import config, models, storage
+from segdist.data.prepare import Declared, prepare
+from segdist.distributed import World
 from segdist.errors import UserError
-from segdist.prepare import Declared, prepare
+from segdist.runs import checkpoints, segments
 from segdist.storage import s3
-from segdist.train import fit
-from segdist.world import World
+from segdist.train.loop import fit
 
 _SLOTS = 4
 _FEW, _MANY, _LONG = 4, 12, 24  # updates
@@ -97,7 +98,7 @@ def show_paces(net: list[Machine], model: str, strategy: str, ranks: list[int], 
         home = folder / model / strategy / name
         home.mkdir(parents=True)
         train([net[0], *machines], num, tree_of(uri, model, _LONG, strategy, crop=crop), home)
-        rows = [row["images_per_second"] for row in record.read_metrics(uri) if row["kind"] == "train"]
+        rows = [row["images_per_second"] for row in segments.read_metrics(uri) if row["kind"] == "train"]
         return statistics.median(rows[len(rows) // 2 :])
 
     for i, num in itertools.product(range(3), ranks):
@@ -179,7 +180,7 @@ def show_updates(net: list[Machine], model: str, strategy: str, num: int, folder
 
 def show_commits_and_evaluations(net: list[Machine], model: str, ranks: list[int], folder: Path) -> None:
     (_, few), (uri, many) = (trained(net, folder, 1, model, _MANY, "exact", commits=every) for every in (_MANY, 3))
-    newest = checkpoint.newest(uri, print) or ""
+    newest = checkpoints.newest(uri, print) or ""
     size = sum(storage.sizes(newest).values())
     print(f"commit, {model}: {(many['store'] - few['store']) / 3 / 1e6:.2f} MB sent; {size / 1e6:.2f} MB of files")
     scored = [num * run(net, num, ["evaluate", newest, "--json"])["rank"] for num in ranks]

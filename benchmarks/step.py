@@ -22,15 +22,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from segdist import config, models, optim
+from segdist import config, models
 from segdist.data.stream import MicroBatch
-from segdist.loss import Criterion
+from segdist.distributed import World, choose_device
 from segdist.models.segmenter import Segmenter
 from segdist.ops import IGNORE
 from segdist.ops.pixels import to_input
-from segdist.record import versions
-from segdist.strategy import Step, kernels
-from segdist.world import World, choose_device
+from segdist.runs.record import versions
+from segdist.step import optim
+from segdist.step.loss import Criterion
+from segdist.step.update import Step, kernels
 
 _WARM = 3
 

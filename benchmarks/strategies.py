@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from segdist import config, models, optim
+from segdist import config, models
 from segdist.data.stream import MicroBatch
-from segdist.loss import Criterion
-from segdist.record import versions
-from segdist.strategy import Step
-from segdist.world import World, join, leave
+from segdist.distributed import World, join, leave
+from segdist.runs.record import versions
+from segdist.step import optim
+from segdist.step.loss import Criterion
+from segdist.step.update import Step
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},

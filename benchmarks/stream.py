@@ -35,10 +35,10 @@ import streets
 
 from segdist import config
 from segdist.data import index as indices
-from segdist.prepare import Declared, prepare
-from segdist.record import versions
-from segdist.train import train_stream
-from segdist.world import World, choose_device
+from segdist.data.prepare import Declared, prepare
+from segdist.distributed import World, choose_device
+from segdist.runs.record import versions
+from segdist.train.loop import train_stream
 
 _BATCH, _STEPS, _WARM_STEPS, _REPEATS = 16, 24, 4, 3
 

@@ -167,7 +167,7 @@ def main() -> None:
         DATA = Path(folder, "data")
         segdist("prepare", Path(folder, "photos"), DATA)
         found = {"overhead": overhead, "rate": rate, "asha": asha}[given.what](given.rounds)
-    from segdist.record import versions
+    from segdist.runs.record import versions
 
     print(json.dumps({given.what: found, "cpus": os.cpu_count(), "versions": versions()}, indent=1))
 

@@ -18,7 +18,8 @@ from torch.nn.functional import avg_pool2d, interpolate, one_hot
 from torch.utils.data import DistributedSampler
 from torchmetrics import JaccardIndex
 
-from segdist.metric import MeanIoU, pair_table, scores
+from segdist.evaluation.confusion import confusion_matrix
+from segdist.evaluation.scores import MeanIoU, scores
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 import streets
@@ -71,7 +72,7 @@ def perfect(pictures: list[Picture], num_classes: int) -> list[Picture]:
 
 
 def tiny() -> list[Picture]:
-    """The 3x3 pixels of segdist.metric's docstring, as three pictures of a row each."""
+    """The 3x3 pixels of segdist.evaluation.scores's docstring, as three pictures of a row each."""
     masks, preds = [[0, 0, 1], [0, 1, 1], [2, VOID, VOID]], [[0, 0, 1], [1, 1, 2], [2, 0, 1]]
     return [
         Picture(np.array([m]), one_hot(torch.tensor([p]), 3).permute(2, 0, 1).double()) for m, p in zip(masks, preds)
@@ -81,7 +82,9 @@ def tiny() -> list[Picture]:
 def segdist(pictures: Sequence[Picture], num_classes: int) -> float:
     table = torch.zeros(256, 256, dtype=torch.int64)
     for p in pictures:
-        table += pair_table(torch.from_numpy(p.pred().astype(np.uint8)), torch.from_numpy(p.mask.astype(np.uint8)))
+        table += confusion_matrix(
+            torch.from_numpy(p.pred().astype(np.uint8)), torch.from_numpy(p.mask.astype(np.uint8))
+        )
     return scores(table, num_classes).miou
 
 

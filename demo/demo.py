@@ -25,7 +25,8 @@ from typing import Any
 import s3_server
 import streets
 
-from segdist import record, storage
+from segdist import storage
+from segdist.runs import record, segments
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs" / "demo.yaml"
@@ -105,7 +106,7 @@ class Accident(threading.Thread):
         state = record.load(self._run_uri)
         if self.pid is None or state is None or state["attempt"] < 2:
             return ["rank 0     was to be killed, but the run was over before"]
-        rows = [row for row in record.read_metrics(self._run_uri) if row["kind"] == "train"]
+        rows = [row for row in segments.read_metrics(self._run_uri) if row["kind"] == "train"]
         first = {row["step"] for row in rows if row["attempt"] == 1}
         again = {row["step"] for row in rows if row["attempt"] == 2}
         return [

@@ -3,7 +3,7 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["MeanIoU", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -11,4 +11,8 @@ def __getattr__(name: str) -> Any:
         from segdist.api import load
 
         return load
+    if name == "MeanIoU":
+        from segdist.metric import MeanIoU
+
+        return MeanIoU
     raise AttributeError(f"module 'segdist' has no attribute {name!r}")

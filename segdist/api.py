@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from segdist import figures, predict, predictions
 from segdist.data.labels import Labels
+from segdist.distributed import choose_device
 from segdist.errors import UserError
-from segdist.exported import load_model
-from segdist.trained import Trained
-from segdist.world import choose_device
+from segdist.evaluation import figures
+from segdist.predict import outputs, predict
+from segdist.publish.exported import load_model
+from segdist.runs.restore import Trained
 
 MAX_MEGAPIXELS = 200
 
@@ -37,7 +38,7 @@ class Prediction:
     @property
     def shares(self) -> dict[str, float]:
         """The share of each class."""
-        return dict(zip(self.labels.names, predictions.shares(self.classes, self.labels)))
+        return dict(zip(self.labels.names, outputs.shares(self.classes, self.labels)))
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from segdist import config
 from segdist.config import Config
 from segdist.data import codec, index
 from segdist.data.importers.layout import Ask
+from segdist.data.prepare import Declared
+from segdist.data.prepare import prepare as segdist_prepare
 from segdist.data.source import Source
-from segdist.prepare import Declared
-from segdist.prepare import prepare as segdist_prepare
 
 SEGFORMER = {"name": "segformer", "size": "tiny", "dropout": 0.1, "drop_path": 0.3}
 UNET = {"name": "unet", "encoder": "resnet18"}

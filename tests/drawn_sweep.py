@@ -13,10 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from segdist import figures, record
 from segdist.config import to_tree
 from segdist.config.reading import checked
 from segdist.config.sweep import Sweep
+from segdist.evaluation import figures
+from segdist.runs import record
 from segdist.sweep.ledger import FAILED, STOPPED, SUCCEEDED, Trial
 from segdist.sweep.picture import picture
 from segdist.sweep.space import Point, points

@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from segdist import config, models, record, strategy
+from segdist import config, models
 from segdist.config import Config
 from segdist.data import index as indices
-from segdist.evaluate import evaluate
-from segdist.loss import Criterion
+from segdist.distributed import World, join, leave
+from segdist.evaluation.evaluate import evaluate
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits
-from segdist.strategy import exact
-from segdist.strategy.ddp import Ddp
-from segdist.train import fit, train_stream
-from segdist.world import World, join, leave
+from segdist.runs import record, segments
+from segdist.step import exact, update
+from segdist.step.ddp import Ddp
+from segdist.step.loss import Criterion
+from segdist.train.loop import fit, train_stream
 
 
 def runs(plan: str, folder: str) -> None:
@@ -50,12 +51,12 @@ def runs(plan: str, folder: str) -> None:
 def training(cfg: Config, world: World, stop: int | None) -> tuple[Segmenter, dict[str, Any]]:
     """One attempt at a run of `stop` steps at most; (its model, losses so far and pair table of the validation split)."""
     scored: list[Segmenter] = []
-    whole = strategy.Step.eval_model
-    strategy.Step.eval_model = lambda self: scored.append(whole(self)) or scored[-1]  # type: ignore[assignment, method-assign, func-returns-value]
+    whole = update.Step.eval_model
+    update.Step.eval_model = lambda self: scored.append(whole(self)) or scored[-1]  # type: ignore[assignment, method-assign, func-returns-value]
     asked: list[None] = []
     fit(cfg, world, notice=lambda: asked.append(None) or ("stop" if len(asked) == stop else None))  # type: ignore[func-returns-value]
-    strategy.Step.eval_model = whole  # type: ignore[method-assign]
-    losses = [r["loss"] for r in record.read_metrics(cfg.run.uri) if r["kind"] == "train"]
+    update.Step.eval_model = whole  # type: ignore[method-assign]
+    losses = [r["loss"] for r in segments.read_metrics(cfg.run.uri) if r["kind"] == "train"]
     if not scored:  # an attempt that was stopped before
         return models.build(cfg.model, indices.load(cfg.data.uri).labels.names), {"losses": losses}
     result = evaluate(
@@ -111,24 +112,24 @@ def formula(cfg: Config, world: World, plain: bool) -> tuple[Segmenter, dict[str
     optimizer = torch.optim.AdamW(model.double().train().parameters(), lr=1e-3)
     criterion = Criterion(cfg.loss, index.split("train").class_pixels)
     losses = []
-    grid, to_input = exact.GRID, strategy.to_input
-    exact.GRID, strategy.to_input = 0.0, lambda *a: to_input(*a).double()  # type: ignore[assignment]
-    step = strategy.Step(model, optimizer, cfg.train, cfg.optim, criterion, world)
+    grid, to_input = exact.GRID, update.to_input
+    exact.GRID, update.to_input = 0.0, lambda *a: to_input(*a).double()  # type: ignore[assignment]
+    step = update.Step(model, optimizer, cfg.train, cfg.optim, criterion, world)
     stream = train_stream(cfg, index, world.share(cfg.train.num_groups), world)
     with contextlib.closing(stream.steps(0, 5)) as batches:
         for number, batch in enumerate(batches):
             tally = world.sum(criterion.tally([group.masks for group in batch]))
             losses.append(step(number, batch, criterion.divisors(tally))[0].item())
     step.close()
-    exact.GRID, strategy.to_input = grid, to_input
+    exact.GRID, update.to_input = grid, to_input
     return model, {"losses": losses}
 
 
 def scores(plan: str, folder: str) -> None:
     """Evaluates finished runs in sliding windows: a plan of {"name", "run", "data", "split"}; rank 0 leaves NAME.json."""
-    from segdist.inference import Recipe
-    from segdist.report import report
-    from segdist.trained import load_trained
+    from segdist.evaluation.inference import Recipe
+    from segdist.evaluation.report import report
+    from segdist.runs.restore import load_trained
 
     world = join("cpu")
     torch.set_num_threads(1)
@@ -149,7 +150,7 @@ def late(data: str, out: str) -> None:
     import time
     from datetime import timedelta
 
-    from segdist import world as worlds
+    from segdist import distributed as worlds
     from segdist.config import Io
     from segdist.data.stream import EvalBatch
 

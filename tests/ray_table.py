@@ -13,10 +13,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from segdist import storage
 from segdist.data import index as indices
-from segdist.evaluate import evaluate
-from segdist.launch.cluster import connect
-from segdist.trained import load_trained
-from segdist.world import join
+from segdist.distributed import join
+from segdist.evaluation.evaluate import evaluate
+from segdist.launch.ray_cluster import connect
+from segdist.runs.restore import load_trained
 
 
 def rank_main(job: dict[str, Any]) -> None:

@@ -14,10 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from segdist import checkpoint, optim, record, storage
-from segdist.checkpoint import Keeper, Snapshot, commit, load, newest, prune, resolve, verify
+from segdist import storage
 from segdist.errors import CheckpointError, StorageError
-from segdist.outbox import Outbox
+from segdist.runs import checkpoints, record
+from segdist.runs.checkpoint_manager import CheckpointManager
+from segdist.runs.checkpoints import newest, prune, resolve, verify
+from segdist.runs.snapshot import Snapshot, commit, load
+from segdist.runs.writer import Outbox
+from segdist.step import optim
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -109,14 +113,14 @@ def test_an_upload_killed_before_committed_is_not_found(tmp_path: Path, monkeypa
     monkeypatch.setattr(storage, "write", dies)
     with pytest.raises(StorageError):
         run_of(tmp_path, 1)
-    assert checkpoint.committed(str(tmp_path / "run")) == []
+    assert checkpoints.committed(str(tmp_path / "run")) == []
 
 
 def test_the_status_of_a_run_names_the_newest_committed_checkpoint_and_needs_no_torch_for_it(
     tmp_path: Path,
 ) -> None:
     run = run_of(tmp_path, 4, 6)
-    storage.write(f"{run}/checkpoints/step-00000008-0001/{checkpoint.STATE}", b"{}")
+    storage.write(f"{run}/checkpoints/step-00000008-0001/{checkpoints.STATE}", b"{}")
     record.save(run, {"state": "RUNNING", "step": 9, "num_steps": 20, "attempt": 1, "heartbeat": time.time()})
     command = [sys.executable, "-X", "importtime", "-m", "segdist", "status", run]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -127,20 +131,20 @@ def test_the_status_of_a_run_names_the_newest_committed_checkpoint_and_needs_no_
 def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     run = run_of(tmp_path, 1, 2, 3, 4, 5)
     prune(run, 1, keep_last=2, best="checkpoints/step-00000002-0001")
-    assert [checkpoint.step_of(u) for u in checkpoint.committed(run)] == [5, 4, 2]
+    assert [checkpoints.step_of(u) for u in checkpoints.committed(run)] == [5, 4, 2]
 
 
 def test_an_outdated_attempt_deletes_nothing_of_a_newer_one(tmp_path: Path) -> None:
     run_of(tmp_path, 1, 2)
     run = run_of(tmp_path, 1, 2, 3, attempt=2)
     prune(run, attempt=1, keep_last=1, best=None)
-    assert [u[-4:] for u in checkpoint.committed(run)] == ["0002"] * 3
+    assert [u[-4:] for u in checkpoints.committed(run)] == ["0002"] * 3
 
 
 def test_the_newest_attempt_is_the_newest_though_its_steps_be_lower(tmp_path: Path) -> None:
     run_of(tmp_path, 5, 6)
     run = run_of(tmp_path, 3, attempt=2)
-    assert [u.rsplit("/", 1)[1] for u in checkpoint.committed(run)] == [
+    assert [u.rsplit("/", 1)[1] for u in checkpoints.committed(run)] == [
         "step-00000003-0002",
         "step-00000006-0001",
         "step-00000005-0001",
@@ -164,9 +168,9 @@ def test_resolve_prefers_the_best_and_explains_what_it_cannot_find(tmp_path: Pat
 
 def keeper(
     run: str, attempt: int, warn: Callable[[str], None] = ignore, pauses: tuple[float, ...] = ()
-) -> tuple[Keeper, Outbox]:
+) -> tuple[CheckpointManager, Outbox]:
     outbox = Outbox(warn, pauses)
-    return Keeper(run, attempt, 1, outbox, lambda: record.newest_attempt(run) <= attempt, None, None), outbox
+    return CheckpointManager(run, attempt, 1, outbox, lambda: record.newest_attempt(run) <= attempt, None, None), outbox
 
 
 def test_a_keeper_commits_in_the_background_and_knows_the_best(tmp_path: Path) -> None:
@@ -178,10 +182,10 @@ def test_a_keeper_commits_in_the_background_and_knows_the_best(tmp_path: Path) -
             kept.mark_scored(step, {"miou": miou}, "val")
         outbox.flush()
     outbox.close()
-    assert checkpoint.step_of(kept.newest) == 4
+    assert checkpoints.step_of(kept.newest) == 4
     expected = {"step": 2, "miou": 0.5, "checkpoint": "checkpoints/step-00000002-0001", "scored_on": "val"}
-    assert checkpoint.read_best(run) == kept.best == expected
-    assert [checkpoint.step_of(u) for u in checkpoint.committed(run)] == [4, 2]
+    assert checkpoints.read_best(run) == kept.best == expected
+    assert [checkpoints.step_of(u) for u in checkpoints.committed(run)] == [4, 2]
 
 
 def test_what_was_never_committed_is_not_the_best(tmp_path: Path) -> None:
@@ -199,8 +203,8 @@ def test_a_keeper_of_an_outdated_attempt_writes_nothing(tmp_path: Path) -> None:
     kept.put(taken(9))
     kept.mark_scored(9, {"miou": 0.9}, "val")
     outbox.close()
-    assert checkpoint.committed(run) == []
-    assert checkpoint.read_best(run) is None
+    assert checkpoints.committed(run) == []
+    assert checkpoints.read_best(run) is None
 
 
 def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +219,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path, monkeypatc
     assert len(warnings) == 3
     assert "No space left on device" in warnings[0]
     assert "given up after 3 tries" in warnings[-1]
-    assert [checkpoint.step_of(u) for u in checkpoint.committed(run)] == [1]
+    assert [checkpoints.step_of(u) for u in checkpoints.committed(run)] == [1]
     assert not list((tmp_path / "run").rglob(".tmp-*"))
 
 
@@ -231,4 +235,4 @@ def test_a_fault_that_passes_is_retried(tmp_path: Path, monkeypatch: pytest.Monk
     kept, outbox = keeper(run, 1, pauses=(0.01, 0.01, 0.01))
     kept.put(taken(3))
     outbox.close()
-    assert checkpoint.step_of(kept.newest) == 3
+    assert checkpoints.step_of(kept.newest) == 3

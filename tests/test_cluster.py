@@ -98,7 +98,7 @@ def test_what_the_labels_say_of_the_market_is_so() -> None:
 
 def test_rank_0_finds_a_machine_that_stays_and_all_gpus_together_hold_what_is_advised() -> None:
     from segdist.config import Scale
-    from segdist.launch.cluster import needs, shortage
+    from segdist.launch.ray_cluster import needs, shortage
 
     nodes = [
         {"NodeManagerAddress": name, "Resources": kind["resources"], "Labels": kind["labels"]}
@@ -137,9 +137,9 @@ def by_submit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the command finds that `segdist submit` starts, in the working directory that it sends."""
     from typer.main import get_command
 
-    from segdist import submit
     from segdist.cli import app
-    from segdist.submit.job import fill
+    from segdist.cluster import submit
+    from segdist.cluster.submit.job import fill
 
     job = submit.job_of([CONFIG, *SAID], get_command(app).commands)  # type: ignore[attr-defined]
     fill(job, folder)
@@ -161,7 +161,7 @@ def by_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def by_kubernetes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What pods mount, and the job's command names."""
-    from segdist.kube import Ask, manifests
+    from segdist.cluster.kube import Ask, manifests
 
     files = manifests(Ask(CONFIG, tuple(SAID), "r.example.com/segdist:1"))
     text = yaml.safe_load(files["configmap.yaml"])["data"]["config.yaml"]
@@ -284,7 +284,7 @@ def test_commands_for_machines_that_are_still_to_come_give_them_time() -> None:
 
 
 def test_a_pod_passes_no_secret_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from segdist.launch.cluster import _forwarded
+    from segdist.launch.ray_cluster import _forwarded
 
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.setenv(name, "value")

@@ -16,19 +16,20 @@ import yaml
 from conftest import SEGFORMER, UNET, plain_folder, prepare, tree
 from PIL import Image
 
-from segdist import checkpoint, config, record
-from segdist.checkpoint import resolve
+from segdist import config
 from segdist.data import index as indices
 from segdist.data.labels import plain
+from segdist.distributed import World
 from segdist.errors import UserError
-from segdist.evaluate import evaluate
-from segdist.export import export, native
-from segdist.figures import index_mask, overlay
-from segdist.metric import pair_table
-from segdist.report import evaluate_checkpoint
-from segdist.train import fit
-from segdist.trained import Trained, load_trained
-from segdist.world import World
+from segdist.evaluation.confusion import confusion_matrix
+from segdist.evaluation.evaluate import evaluate
+from segdist.evaluation.figures import index_mask, overlay
+from segdist.evaluation.report import evaluate_checkpoint
+from segdist.publish.export import export, native
+from segdist.runs import checkpoints, segments
+from segdist.runs.checkpoints import resolve
+from segdist.runs.restore import Trained, load_trained
+from segdist.train.loop import fit
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -67,7 +68,7 @@ def pictures(street_folder: Path) -> list[str]:
 
 def test_evaluate_reports_what_training_saw(runs: dict[str, str], street_data: str) -> None:
     result = evaluate_checkpoint(runs["segformer"], None, "val", 3, "cpu")
-    best = [r for r in record.read_metrics(runs["segformer"]) if r["kind"] == "eval" and r["miou"] == result["miou"]]
+    best = [r for r in segments.read_metrics(runs["segformer"]) if r["kind"] == "eval" and r["miou"] == result["miou"]]
     assert best
     assert best[0]["loss"] == pytest.approx(result["loss"], rel=1e-6)
     keys = {
@@ -103,7 +104,7 @@ def test_the_loss_and_the_table_are_those_of_plain_torch(runs: dict[str, str], s
         with torch.no_grad():
             logits = trained.model.net(pixel_values=x[None]).logits
         wide = torch.nn.functional.interpolate(logits, mask.shape, mode="bilinear", align_corners=False)
-        table += pair_table(wide.argmax(1).to(torch.uint8)[0], mask)
+        table += confusion_matrix(wide.argmax(1).to(torch.uint8)[0], mask)
         loss += torch.nn.functional.cross_entropy(wide, mask.long()[None], ignore_index=255, reduction="sum").item()
         valid += int((mask != 255).sum())
     assert (result.table - table).abs().sum() <= 2  # a rounding of the normalisation may turn a tie
@@ -157,7 +158,7 @@ for path in sorted(Path({str(tmp_path / "images")!r}).iterdir()):
     table = torch.zeros(256, 256, dtype=torch.int64)
     for sample_id, (_, raw) in found.items():
         pred = np.load(tmp_path / "images" / f"{sample_id}.npy")
-        table += pair_table(torch.from_numpy(pred), torch.from_numpy(index.labels.table(np.uint8)[raw]))
+        table += confusion_matrix(torch.from_numpy(pred), torch.from_numpy(index.labels.table(np.uint8)[raw]))
     ours = evaluate(trained.model, street_data, index, "val", trained.cfg.data.image_size, trained.cfg.io, 1, ALONE)
     assert torch.equal(ours.table, table)
 
@@ -305,7 +306,7 @@ def test_ranks_that_survive_another_say_so_in_one_message(street_data: str, tmp_
     assert done.returncode != 0
     assert "another rank has ended, and this one cannot go on alone" in " ".join(done.stderr.split())
     assert "gloo" not in done.stderr
-    assert checkpoint.newest(str(run), print) is not None
+    assert checkpoints.newest(str(run), print) is not None
 
 
 @pytest.mark.parametrize(

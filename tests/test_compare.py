@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import slow_scores
 
-from segdist.compare import compare
 from segdist.errors import UserError
-from segdist.metric import bootstrap_difference
-from segdist.record import to_json
+from segdist.evaluation.bootstrap import bootstrap_difference
+from segdist.evaluation.compare import compare
+from segdist.runs.record import to_json
 
 NAMES = ["sky", "road", "car", "never"]
 

@@ -18,17 +18,18 @@ import yaml
 from conftest import ROOT, plain_folder, prepare, tree, write_pair
 from PIL import Image
 
-from segdist import config, doctor, evaluate, health, stats
+from segdist import config, doctor
 from segdist.config import Config
-from segdist.data import index, survey
+from segdist.data import index, stats, survey
+from segdist.data.health import Finding
 from segdist.data.importers.layout import Ask
+from segdist.data.prepare import Declared
 from segdist.data.presets import CONTRACTS
+from segdist.distributed import World
 from segdist.doctor import run
 from segdist.errors import DataError
-from segdist.health import Finding
-from segdist.prepare import Declared
-from segdist.train import fit
-from segdist.world import World
+from segdist.evaluation import evaluate, self_test
+from segdist.train.loop import fit
 
 NAMES = "a,b,c"
 
@@ -141,7 +142,7 @@ def test_a_broken_metric_fails_its_self_test_and_no_run_begins(
     count = evaluate.pair_table
     monkeypatch.setattr(evaluate, "pair_table", lambda pred, masks: count((pred + 1) % 7, masks))
     cfg = make_config()
-    tested = health.self_test(cfg.data.uri, index.load(cfg.data.uri), "val", cfg.io)
+    tested = self_test.self_test(cfg.data.uri, index.load(cfg.data.uri), "val", cfg.io)
     assert tested.severity == "error"
     assert "scores 0.0 instead of 1.0" in tested.text
     with pytest.raises(DataError, match="no number made here can be trusted"):

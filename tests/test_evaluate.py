@@ -18,21 +18,23 @@ import torch
 import torch.nn.functional as F
 from conftest import SEGFORMER, UNET, prepare, tree, write_pair
 
-from segdist import config, models, record
-from segdist.alarm import PATIENCE, DeadClasses
-from segdist.checkpoint import digest, read_best, resolve
+from segdist import config, models
 from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_share, eval_units
+from segdist.distributed import SharedError, World
 from segdist.errors import DataError, UserError
-from segdist.evaluate import Evaluation, evaluate
-from segdist.inference import PLAIN, Recipe
-from segdist.metric import boundary_counts, class_iou, scores
-from segdist.report import evaluate_checkpoint, protocol, report
-from segdist.train import fit
-from segdist.trained import load_trained
-from segdist.world import SharedError, World
+from segdist.evaluation.boundary import boundary_counts
+from segdist.evaluation.evaluate import Evaluation, evaluate
+from segdist.evaluation.inference import PLAIN, Recipe
+from segdist.evaluation.report import evaluate_checkpoint, protocol, report
+from segdist.evaluation.scores import class_iou, scores
+from segdist.runs import record, segments
+from segdist.runs.checkpoints import digest, read_best, resolve
+from segdist.runs.restore import load_trained
+from segdist.train.dead_classes import PATIENCE, DeadClasses
+from segdist.train.loop import fit
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -257,7 +259,7 @@ def test_a_subset_is_distinct_spread_and_always_the_same(sizes: list[int], num: 
 def test_a_run_may_score_a_subset_and_says_so(make_config: Make, street_data: str) -> None:
     cfg = make_config(eval={"num_samples": 2, "mode": "sliding", "window_size": [16, 16], "flip": True})
     fit(cfg, ALONE)
-    rows = [row for row in record.read_metrics(cfg.run.uri) if row["kind"] == "eval"]
+    rows = [row for row in segments.read_metrics(cfg.run.uri) if row["kind"] == "eval"]
     assert [row["num_samples"] for row in rows] == [2, 2]
     words = (
         "images at their own size / windows of 16x16 px, overlap 0.5, Gaussian weights / single-scale and mirrored / fp32 / "
@@ -339,7 +341,7 @@ def test_images_larger_than_a_block_are_counted_in_blocks(varied: str, monkeypat
         ).table
 
     before = table()
-    monkeypatch.setattr("segdist.metric._BLOCK_PX", 1000)
+    monkeypatch.setattr("segdist.evaluation.scores._BLOCK_PX", 1000)
     monkeypatch.setattr("segdist.data.stream._AHEAD_PIXELS", 1)
     assert torch.equal(before, table())
 
@@ -351,7 +353,7 @@ def test_protocols_tell_recipes_apart() -> None:
 
 
 def test_a_sample_that_is_never_seen_is_an_error(varied: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segdist.evaluate.eval_share", lambda units, *_: units[1:])
+    monkeypatch.setattr("segdist.evaluation.evaluate.eval_share", lambda units, *_: units[1:])
     with pytest.raises(DataError, match="11 samples were to be seen once each, but 9 were seen"):
         evaluate(None, varied, indices.load(varied), "val", None, Io(), 2, ALONE, logits_of=lambda b: one_hot(b, 0))
 

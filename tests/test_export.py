@@ -23,20 +23,20 @@ from pydantic import TypeAdapter
 from zoo import SMP, ZOO
 
 from segdist import config, models
-from segdist import export as exports
 from segdist.api import Model
 from segdist.cli import app
+from segdist.distributed import World
 from segdist.errors import ConfigError, UserError
-from segdist.export import export, graph, onnx, proof
-from segdist.export.graph import Graph, Shape, program
 from segdist.models import weights
 from segdist.models.formats import FORMATS, formats_of
 from segdist.models.segmenter import Segmenter, infer
 from segdist.ops.resize import predict
-from segdist.predict import classify
-from segdist.train import fit
-from segdist.trained import Trained, load_trained
-from segdist.world import World
+from segdist.predict.predict import classify
+from segdist.publish import export as exports
+from segdist.publish.export import export, graph, onnx, proof
+from segdist.publish.export.graph import Graph, Shape, program
+from segdist.runs.restore import Trained, load_trained
+from segdist.train.loop import fit
 
 CPU = torch.device("cpu")
 QUICK = ("unet", "beit", "upernet on convnext")  # of the zoo, in every run: padded, fixed, pooled

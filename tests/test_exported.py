@@ -15,15 +15,16 @@ from hub_server import history, serving
 from test_push import TOKENS, Site
 
 import segdist
-from segdist import config, push, storage
-from segdist.checkpoint import resolve
+from segdist import config, storage
 from segdist.cli import app
+from segdist.distributed import World
 from segdist.errors import CheckpointError, UserError
-from segdist.export import export
-from segdist.exported import load_model
-from segdist.train import fit
-from segdist.trained import Trained, load_trained
-from segdist.world import World
+from segdist.publish import push
+from segdist.publish.export import export
+from segdist.publish.exported import load_model
+from segdist.runs.checkpoints import resolve
+from segdist.runs.restore import Trained, load_trained
+from segdist.train.loop import fit
 
 CPU = torch.device("cpu")
 MODELS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segdist.data.labels import plain
-from segdist.figures import _confusions, confusion, overlay
+from segdist.evaluation.figures import _confusions, confusion, overlay
 
 
 def cell_color(picture: np.ndarray, num_classes: int, row: int, column: int) -> np.ndarray:

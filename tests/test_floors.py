@@ -126,13 +126,13 @@ def test_this_costs_neither_torch_nor_ray(statement: str) -> None:
 
 
 def test_looking_at_importers_does_not_load_datasets() -> None:
-    code = "import segdist.data.importers, segdist.prepare, sys; assert 'datasets' not in sys.modules"
+    code = "import segdist.data.importers, segdist.data.prepare, sys; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
 def test_the_training_path_never_loads_evaluate() -> None:
     code = (
-        "import segdist.train, segdist.launch, segdist.metric, sys; "
+        "import segdist.train.loop, segdist.launch, segdist.evaluation.scores, sys; "
         "assert 'evaluate' not in sys.modules and 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

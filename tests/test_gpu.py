@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import SEGFORMER, UNET
 
-from segdist import checkpoint
 from segdist.config import Config, Loss
-from segdist.loss import Criterion
-from segdist.metric import pair_table
+from segdist.distributed import World
+from segdist.evaluation.confusion import confusion_matrix
 from segdist.ops import resize
 from segdist.ops.pixels import to_input
-from segdist.train import fit
-from segdist.world import World
+from segdist.runs import checkpoints
+from segdist.step.loss import Criterion
+from segdist.train.loop import fit
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else matrix products refuse to be deterministic
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -34,7 +34,7 @@ def test_operations_agree_with_the_cpu() -> None:
     assert torch.allclose(a, b.cpu(), atol=1e-5)
     pred = resize.predict(there.detach(), (64, 96), False)
     assert (pred.cpu() != resize.predict(logits.detach(), (64, 96), False)).float().mean() < 1e-3
-    assert torch.equal(pair_table(pred, masks.cuda()).cpu(), pair_table(pred.cpu(), masks))
+    assert torch.equal(confusion_matrix(pred, masks.cuda()).cpu(), confusion_matrix(pred.cpu(), masks))
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     colors = torch.eye(3, 4).repeat(2, 1, 1)
     mean = std = (0.4, 0.5, 0.6)
@@ -71,7 +71,7 @@ def test_every_loss_agrees_with_the_cpu_and_repeats_its_bits(deterministic: bool
 @pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
 def test_windows_and_views_agree_with_the_cpu(make_config: Make, model: dict) -> None:
     from segdist import models
-    from segdist.inference import Recipe, look
+    from segdist.evaluation.inference import Recipe, look
 
     torch.manual_seed(0)
     net = models.build(make_config(model=model).model, [str(k) for k in range(7)]).eval()
@@ -95,8 +95,8 @@ def test_a_run_trains_and_its_checkpoint_scores_alike(
     )
     world = World(0, 1, torch.device("cuda", 0))
     summary = fit(cfg, world)
-    from segdist.evaluate import evaluate_checkpoint
+    from segdist.evaluation.evaluate import evaluate_checkpoint
 
     result = evaluate_checkpoint(summary["best_checkpoint"], None, "val", cfg.eval.batch_size, "cuda")
     assert result["miou"] == pytest.approx(summary["miou"], abs=1e-3)
-    assert checkpoint.step_of(summary["best_checkpoint"]) == summary["best_step"]
+    assert checkpoints.step_of(summary["best_checkpoint"]) == summary["best_step"]

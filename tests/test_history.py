@@ -14,12 +14,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from segdist import figures, history, record
 from segdist.cli import app
 from segdist.config import Config
+from segdist.distributed import World
 from segdist.errors import UserError
-from segdist.train import fit
-from segdist.world import World
+from segdist.evaluation import figures
+from segdist.runs import history, segments
+from segdist.train.loop import fit
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -70,8 +71,8 @@ def test_numbers_that_are_not_known_are_empty_cells() -> None:
 
 
 def test_the_last_attempt_counts(tmp_path: Path) -> None:
-    record.write_metrics(str(tmp_path), 1, 1, [train(10, 4.0), train(20, 9.0), scored(20, 0.1)])
-    record.write_metrics(str(tmp_path), 2, 1, [train(20, 2.0), scored(20, 0.3)])
+    segments.write_metrics(str(tmp_path), 1, 1, [train(10, 4.0), train(20, 9.0), scored(20, 0.1)])
+    segments.write_metrics(str(tmp_path), 2, 1, [train(20, 2.0), scored(20, 0.3)])
     (row,) = history.history(history.records(str(tmp_path)))
     assert (row["loss"], row["miou"]) == (3.0, 0.3)
 
@@ -89,7 +90,7 @@ def test_the_command_writes_what_training_recorded(make_config: Callable[..., Co
     assert done.exit_code == 0, done.output
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t"))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
-    evaluated = [row for row in record.read_metrics(run) if row["kind"] == "eval"]
+    evaluated = [row for row in segments.read_metrics(run) if row["kind"] == "eval"]
     assert [float(row["miou"]) for row in rows] == [row["miou"] for row in evaluated]
     assert [float(row["f1"]) for row in rows] == [row["mean_dice"] for row in evaluated]
     assert float(rows[0]["epoch"]) == pytest.approx(2 / 3)  # of 15 samples in batches of 4

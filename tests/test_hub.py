@@ -17,8 +17,8 @@ from hub_server import COMMIT, commit_of, serving
 
 from segdist import config, models
 from segdist.config import Segformer, Smp
-from segdist.train import fit
-from segdist.world import World
+from segdist.distributed import World
+from segdist.train.loop import fit
 
 pytestmark = pytest.mark.slow
 

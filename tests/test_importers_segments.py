@@ -17,7 +17,7 @@ from odd_pictures import written
 from PIL import Image
 from web_server import Answer, Web, serving
 
-from segdist import log
+from segdist import console
 from segdist.data import index
 from segdist.data.importers.fetched import unsigned
 from segdist.data.names import parse_names
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(log, "say", lines.append)
+    monkeypatch.setattr(console, "say", lines.append)
     return lines
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from segdist import config, inference, models
+from segdist import config, models
 from segdist.data.augment import resize_image
-from segdist.inference import PLAIN, Recipe, cover, segment
+from segdist.evaluation import inference
+from segdist.evaluation.inference import PLAIN, Recipe, cover, segment
 from segdist.models.segmenter import Segmenter, Traits, infer
 
 K = 5

@@ -28,11 +28,12 @@ from ray_head import BIN, Head
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from segdist import config, record, storage
+from segdist import config, storage
 from segdist.cli import app
+from segdist.cluster import drivers
+from segdist.cluster.kube import Ask, manifests
 from segdist.errors import ConfigError, UserError
-from segdist.kube import Ask, manifests
-from segdist.launch import drivers
+from segdist.runs import record, segments
 
 Tree = dict[str, Any]
 SCHEMAS = Path(os.environ.get("SEGDIST_KUBERAY_SCHEMAS", ROOT.parent / "shared" / "data" / "kuberay"))
@@ -596,7 +597,7 @@ def test_a_suspended_job_goes_on_and_what_follows_runs_as_written(
     submitted("kueue/rayjob-train.yaml", "two", head, environment)
     second = suspended(run, "two", 2, head)
     assert 0 < first < second
-    steps = [row["step"] for row in record.read_metrics(run) if row["kind"] == "train"]
+    steps = [row["step"] for row in segments.read_metrics(run) if row["kind"] == "train"]
     assert steps == [*range(1, second + 1)]
 
     for kind in ("evaluate", "predict"):

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segmentation_models_pytorch import losses as smp
 
-from segdist import loss
 from segdist.config import Loss
+from segdist.data import class_weights
 from segdist.errors import ConfigError
-from segdist.loss import Criterion
 from segdist.ops import resize
 from segdist.ops.boundary import class_distance
+from segdist.step.loss import Criterion
 
 Reference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits at the mask's size, and masks
 PIXEL_TERMS = [
@@ -108,7 +108,7 @@ def pixel_reference(cfg: Loss, weights: torch.Tensor | None) -> Reference:
 
 
 def test_enet_weights_by_hand() -> None:
-    weights = loss.class_weights(Loss(class_weights="enet"), [90, 10, 0])
+    weights = class_weights.class_weights(Loss(class_weights="enet"), [90, 10, 0])
     assert weights is not None
     assert weights.tolist() == pytest.approx([1 / math.log(1.92), 1 / math.log(1.12), 1 / math.log(1.02)])
 

@@ -19,9 +19,10 @@ import yaml
 from conftest import ROOT, tree
 from machines import Machine
 
-from segdist import checkpoint, config, record, storage
-from segdist.train import fit
-from segdist.world import World
+from segdist import config, storage
+from segdist.distributed import World
+from segdist.runs import checkpoints, record, segments
+from segdist.train.loop import fit
 
 pytestmark = [
     pytest.mark.slow,
@@ -68,7 +69,7 @@ def wait_for_step(step: int, run: str, committed: bool, head: Machine) -> None:
 
 
 def _committed(run: str) -> int:
-    return max((checkpoint.step_of(uri) or 0 for uri in checkpoint.committed(run)), default=0)
+    return max((checkpoints.step_of(uri) or 0 for uri in checkpoints.committed(run)), default=0)
 
 
 def hook(file: str, kind: str) -> list[str]:
@@ -106,7 +107,7 @@ def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
         assert driver.wait(timeout=240) == 0, head.log.read_text()[-6000:]
 
         said, state = head.log.read_text(), record.load(run)
-        ours = storage.read(f"{checkpoint.newest(run, print)}/model.safetensors")
+        ours = storage.read(f"{checkpoints.newest(run, print)}/model.safetensors")
     assert "; restart 1 of 10, from the newest checkpoint" in said, said[-4000:]
     assert state is not None
     assert (state["state"], state["attempt"]) == ("SUCCEEDED", 2)
@@ -115,7 +116,7 @@ def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
     torch.set_num_threads(1)
     fit(cfg, World(0, 1, torch.device("cpu")), lambda metrics: None, lambda: None)
     torch.set_num_threads(before)
-    assert storage.read(f"{checkpoint.newest(cfg.run.uri, print)}/model.safetensors") == ours
+    assert storage.read(f"{checkpoints.newest(cfg.run.uri, print)}/model.safetensors") == ours
 
 
 def test_a_cluster_whose_pods_all_go_at_once_commits_and_its_job_ends_as_one_to_be_begun_again(
@@ -142,7 +143,7 @@ def test_a_cluster_whose_pods_all_go_at_once_commits_and_its_job_ends_as_one_to_
         jobs = head.start(str(machines.BIN / "ray"), "job", "list", "--address", "http://127.0.0.1:8265")
         assert jobs.wait(timeout=60) == 0
         said, state = head.log.read_text(), record.load(run)
-        newest = checkpoint.step_of(checkpoint.newest(run, print))
+        newest = checkpoints.step_of(checkpoints.newest(run, print))
     assert "1 driver(s) asked to end" in said
     assert re.search("FAILED.*exit code 75|driver_exit_code=75", said, re.DOTALL), said[-3000:]
     assert state is not None and state["state"] == "PREEMPTED"
@@ -177,7 +178,7 @@ def test_a_trial_commits_leaves_a_machine_that_drains_and_goes_on_elsewhere(stre
         head.wait_for("its node is about to go", 60)
         assert driver.wait(timeout=450) == 0, head.log.read_text()[-6000:]
         said, state = head.log.read_text(), record.load(run)
-        second = [row["step"] for row in record.read_metrics(run) if row["kind"] == "train" and row["attempt"] == 2]
+        second = [row["step"] for row in segments.read_metrics(run) if row["kind"] == "train" and row["attempt"] == 2]
     assert "it goes on from its newest checkpoint" in said
     assert state is not None and (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 800)
     assert min(second) > 1  # which only what it committed as it left explains

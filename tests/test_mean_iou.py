@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from segdist.errors import UserError
-from segdist.mean_iou import _as_bytes
-from segdist.metric import MeanIoU, pair_table, scores
+from segdist.evaluation.confusion import confusion_matrix
+from segdist.evaluation.mean_iou import _as_bytes
+from segdist.evaluation.scores import MeanIoU, scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]
 PRED = np.array([[0, 1, 2], [2, 1, 0]])
@@ -150,7 +151,7 @@ def test_mean_iou_and_scores_are_one_definition() -> None:
     for num_classes in (2, 19, 150, 255):
         pred, mask = rng.integers(0, num_classes, (2, 40, 50), np.uint8)
         mask[rng.random(mask.shape) < 0.1] = 255
-        ours = scores(pair_table(torch.from_numpy(pred), torch.from_numpy(mask)), num_classes)
+        ours = scores(confusion_matrix(torch.from_numpy(pred), torch.from_numpy(mask)), num_classes)
         got = MeanIoU().compute(predictions=[pred], references=[mask], num_labels=num_classes, ignore_index=255)
         assert got["mean_iou"] == ours.miou
         assert np.array_equal(got["per_category_iou"], ours.iou, equal_nan=True)

@@ -13,8 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdist import metric
-from segdist.metric import bootstrap_difference, bootstrap_miou, boundary_counts, class_counts, pair_table, scores
+from segdist.evaluation import boundary
+from segdist.evaluation import scores as metric
+from segdist.evaluation.bootstrap import bootstrap_difference, bootstrap_miou
+from segdist.evaluation.boundary import boundary_counts
+from segdist.evaluation.confusion import class_counts, confusion_matrix
+from segdist.evaluation.scores import scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]
 
@@ -22,7 +26,7 @@ CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").
 def table_of(preds: list[np.ndarray], masks: list[np.ndarray]) -> torch.Tensor:
     pairs = zip(preds, masks, strict=True)
     return sum(
-        (pair_table(torch.from_numpy(p), torch.from_numpy(m)) for p, m in pairs),
+        (confusion_matrix(torch.from_numpy(p), torch.from_numpy(m)) for p, m in pairs),
         torch.zeros(256, 256, dtype=torch.int64),
     )
 
@@ -70,7 +74,7 @@ def check_the_table(rng: np.random.Generator, height: int, width: int, run: int)
     want = np.zeros((256, 256), np.int64)
     for p, m in zip(pred.ravel(), mask.ravel()):
         want[m, p] += 1
-    got = pair_table(torch.from_numpy(pred), torch.from_numpy(mask))
+    got = confusion_matrix(torch.from_numpy(pred), torch.from_numpy(mask))
     assert got.dtype == torch.int64
     assert np.array_equal(got.numpy(), want)
 
@@ -78,7 +82,7 @@ def check_the_table(rng: np.random.Generator, height: int, width: int, run: int)
 def test_a_gpu_counts_in_blocks_what_a_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arithmetic alone: here, on a CPU."""
     pred, mask = torch.randint(0, 256, (2, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    want = pair_table(pred, mask)
+    want = confusion_matrix(pred, mask)
     assert int(want.sum()) == 3 * 70 * 50
     for block in (999, 1 << 24):
         monkeypatch.setattr(metric, "_DEVICE_BLOCK_PX", block)
@@ -322,7 +326,7 @@ def test_boundary_counts_are_those_of_eroding_each_class_for_itself(
     rng = np.random.default_rng(seed)
     pred, mask = (blobs(rng, height, width, num_classes) for _ in range(2))
     got = boundary_counts(torch.from_numpy(pred), torch.from_numpy(mask), num_classes, ratio)
-    reach = metric.boundary_width_px(height, width, ratio)
+    reach = boundary.boundary_width_px(height, width, ratio)
     assert got.dtype == np.int64
     assert got.tolist() == counts_by_erosion(pred, mask, num_classes, reach)
 
@@ -331,7 +335,7 @@ def test_boundary_counts_are_those_of_eroding_each_class_for_itself(
     ("height", "width", "reach"), [(1, 1, 1), (30, 40, 1), (512, 512, 14), (768, 1024, 26), (1024, 2048, 46)]
 )
 def test_the_boundary_is_two_percent_of_the_diagonal_wide(height: int, width: int, reach: int) -> None:
-    assert metric.boundary_width_px(height, width) == reach
+    assert boundary.boundary_width_px(height, width) == reach
 
 
 def test_boundary_iou_by_hand() -> None:
@@ -351,7 +355,7 @@ def test_void_counts_nowhere_and_is_nobody_s_contour() -> None:
     for _ in range(30):
         pred, mask = blobs(rng, 14, 17, 3), blobs(rng, 14, 17, 3)
         mask[blobs(rng, 14, 17, 3) == 0] = 255
-        reach = metric.boundary_width_px(14, 17, 0.1)
+        reach = boundary.boundary_width_px(14, 17, 0.1)
         on: dict[str, np.ndarray] = {}
         for name, classes in (("pred", pred), ("mask", mask)):
             on[name] = np.zeros(mask.shape, bool)
@@ -371,7 +375,7 @@ def test_void_counts_nowhere_and_is_nobody_s_contour() -> None:
 
 
 def test_importing_the_metric_does_not_load_evaluate_but_its_mean_iou_does() -> None:
-    code = "import sys, segdist.metric as m; assert 'evaluate' not in sys.modules; m.MeanIoU; assert 'evaluate' in sys.modules"
+    code = "import sys, segdist.evaluation.scores as m; assert 'evaluate' not in sys.modules; m.MeanIoU; assert 'evaluate' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'MeanIuO'"):
         metric.MeanIuO  # noqa: B018

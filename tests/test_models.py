@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import SEGFORMER, UNET
 
-from segdist import models, optim
+from segdist import models
 from segdist.config import Optim, Segformer, Smp
 from segdist.errors import UserError
 from segdist.models.segmenter import Segmenter, infer
+from segdist.step import optim
 
 NAMES = ["sky", "road", "car"]
 

@@ -13,8 +13,8 @@ import metadata_server
 import pytest
 from metadata_server import Machine
 
+from segdist.cluster import node
 from segdist.errors import UserError
-from segdist.launch import node
 
 
 @pytest.fixture

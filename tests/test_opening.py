@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from segdist import checkpoint, config, opening, probe, record, storage
+from segdist import config, storage
 from segdist.config import Config
 from segdist.data import index as indices
+from segdist.distributed import World
 from segdist.errors import ConfigError, UserError
-from segdist.export import export
-from segdist.loss import Criterion
-from segdist.report import evaluate_checkpoint
-from segdist.train import fit
-from segdist.trained import load_trained
-from segdist.world import World
+from segdist.evaluation.report import evaluate_checkpoint
+from segdist.publish.export import export
+from segdist.runs import checkpoints, record, snapshot
+from segdist.runs.restore import load_trained
+from segdist.step.loss import Criterion
+from segdist.train import auto_batch, setup
+from segdist.train.loop import fit
 
 Make = Callable[..., Config]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -44,9 +46,11 @@ def test_auto_takes_the_largest_group_that_fits_on_all_and_leaves_none_without(
     """`elsewhere` is what another rank's device has room for."""
     cfg = make_config(train=AUTO)
     tried: list[tuple[int, int]] = []
-    monkeypatch.setattr(probe, "fits", lambda cfg, index, size, num, device: tried.append((size, num)) or size <= room)
+    monkeypatch.setattr(
+        auto_batch, "fits", lambda cfg, index, size, num, device: tried.append((size, num)) or size <= room
+    )
     monkeypatch.setattr(World, "late_sum", lambda self, misfits: misfits + (tried[-1][0] > elsewhere))
-    assert probe.group_size(cfg, indices.load(cfg.data.uri), replace(GPU, num_ranks=num_ranks)) == size
+    assert auto_batch.group_size(cfg, indices.load(cfg.data.uri), replace(GPU, num_ranks=num_ranks)) == size
     assert [s for s, _ in tried] == [s for s in (12, 6, 4, 3, 2, 1) if size <= s <= 12 // num_ranks]
     assert 12 // size >= num_ranks
     assert all(num == min(2, math.ceil(12 // s / num_ranks)) for s, num in tried)  # gradients lie beside activations
@@ -56,16 +60,16 @@ def test_auto_takes_the_largest_group_that_fits_on_all_and_leaves_none_without(
 def test_a_model_that_needs_pairs_never_gets_single_images(make_config: Make, batch: int, size: int) -> None:
     model = {"name": "deeplabv3", "encoder": "resnet18"}
     cfg = make_config(model=model, train={**AUTO, "global_batch_size": batch})
-    assert probe.group_size(cfg, indices.load(cfg.data.uri), ALONE) == size
+    assert auto_batch.group_size(cfg, indices.load(cfg.data.uri), ALONE) == size
     with pytest.raises(UserError, match=r"of 2 images at least, which model\.name=deeplabv3 needs; raise it"):
-        probe.group_size(cfg, indices.load(cfg.data.uri), replace(ALONE, num_ranks=batch))
+        auto_batch.group_size(cfg, indices.load(cfg.data.uri), replace(ALONE, num_ranks=batch))
 
 
 def test_auto_names_remedies_where_one_image_does_not_fit(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = make_config(train=AUTO)
-    monkeypatch.setattr(probe, "fits", lambda *a: False)
+    monkeypatch.setattr(auto_batch, "fits", lambda *a: False)
     with pytest.raises(UserError, match=r"one image of \[32, 48\] px does not fit .* lower data\.crop_size"):
-        probe.group_size(cfg, indices.load(cfg.data.uri), GPU)
+        auto_batch.group_size(cfg, indices.load(cfg.data.uri), GPU)
 
 
 @pytest.mark.parametrize("strategy", ["exact", "ddp", "deepspeed"])
@@ -80,16 +84,16 @@ def test_a_try_is_two_updates_of_the_runs_own_recipe(
         return honest(self, outputs, masks, *rest)
 
     monkeypatch.setattr(Criterion, "__call__", counted)
-    assert probe.fits(cfg, index, 3, 2, torch.device("cpu"))
+    assert auto_batch.fits(cfg, index, 3, 2, torch.device("cpu"))
     assert seen == [(3, 32, 48)] * 4
 
     def full(*rest: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Criterion, "__call__", full)
-    assert not probe.fits(cfg, index, 3, 1, torch.device("cpu"))
-    monkeypatch.setattr(probe.optim, "build", full)  # the states of the optimizer may be what does not fit
-    assert not probe.fits(cfg, index, 3, 1, torch.device("cpu"))
+    assert not auto_batch.fits(cfg, index, 3, 1, torch.device("cpu"))
+    monkeypatch.setattr(auto_batch.optim, "build", full)  # the states of the optimizer may be what does not fit
+    assert not auto_batch.fits(cfg, index, 3, 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["", "without run.json"])
@@ -101,8 +105,8 @@ def test_auto_is_settled_once(make_config: Make, monkeypatch: pytest.MonkeyPatch
     assert config.load(run / "config.yaml").train.micro_batch_size == 4
     if lost:
         (run / "run.json").unlink()
-    monkeypatch.setattr(probe, "group_size", lambda *a: pytest.fail("it was settled before"))
-    monkeypatch.setattr(opening, "precision_of", lambda *a: "bf16")
+    monkeypatch.setattr(auto_batch, "group_size", lambda *a: pytest.fail("it was settled before"))
+    monkeypatch.setattr(setup, "precision_of", lambda *a: "bf16")
     with pytest.raises(ConfigError, match=r"train\.micro_batch_size: 4 -> 2"):
         fit(make_config(train={**AUTO, "micro_batch_size": 2}), ALONE)
     assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
@@ -115,8 +119,8 @@ def test_averaged_weights_are_what_is_scored_exported_and_begun_from(make_config
     told: list[dict[str, Any]] = []
     fit(cfg, ALONE, told.append, notice=stopped(3))  # type: ignore[arg-type]
     fit(cfg, ALONE, told.append)
-    uri = checkpoint.resolve(cfg.run.uri)
-    average, trained = checkpoint.load_model(uri), checkpoint.load_model(uri, raw=True)
+    uri = checkpoints.resolve(cfg.run.uri)
+    average, trained = snapshot.load_model(uri), snapshot.load_model(uri, raw=True)
     assert not torch.equal(average["net.decode_head.classifier.weight"], trained["net.decode_head.classifier.weight"])
     scored = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu")
     raw = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", raw=True)
@@ -125,7 +129,7 @@ def test_averaged_weights_are_what_is_scored_exported_and_begun_from(make_config
     for weights, is_raw in ((average, False), (trained, True)):
         out = str(tmp_path / f"export {is_raw}")
         export(load_trained(cfg.run.uri, ALONE.device, is_raw), out)
-        stored = checkpoint.load_tensors(storage.read(f"{out}/model.safetensors"))
+        stored = snapshot.load_tensors(storage.read(f"{out}/model.safetensors"))
         name = "decode_head.classifier.weight"
         assert torch.equal(stored[name], weights[f"net.{name}"])
         about = json.loads(storage.read(f"{out}/segdist.json"))
@@ -134,7 +138,7 @@ def test_averaged_weights_are_what_is_scored_exported_and_begun_from(make_config
         run={"uri": str(tmp_path / "child")}, train={"init_from": cfg.run.uri, "num_steps": 2}, optim={"lr": 1e-12}
     )
     fit(child, ALONE)
-    begun = checkpoint.load_model(checkpoint.resolve(child.run.uri))
+    begun = snapshot.load_model(checkpoints.resolve(child.run.uri))
     assert torch.allclose(begun["net.decode_head.classifier.weight"], average["net.decode_head.classifier.weight"])
 
 

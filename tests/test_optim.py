@@ -9,9 +9,10 @@ import torch
 from conftest import SEGFORMER
 from torch import nn
 
-from segdist import models, optim
+from segdist import models
 from segdist.config import Optim, Segformer, Smp
 from segdist.models.segmenter import Segmenter
+from segdist.step import optim
 
 NAMES = ["a", "b", "c"]
 

@@ -17,19 +17,20 @@ from conftest import SEGFORMER, tree
 from PIL import Image
 
 import segdist
-from segdist import config, predict, storage, targets
+from segdist import config, storage
 from segdist.cli import app
 from segdist.data import index as indices
+from segdist.distributed import World
 from segdist.errors import ConfigError, StorageError, UserError
-from segdist.evaluate import evaluate
-from segdist.inference import recipe
-from segdist.metric import pair_table
+from segdist.evaluation.confusion import confusion_matrix
+from segdist.evaluation.evaluate import evaluate
+from segdist.evaluation.inference import recipe
+from segdist.evaluation.report import with_changes
 from segdist.models.segmenter import infer
-from segdist.predict import predict_files
-from segdist.report import with_changes
-from segdist.train import fit
-from segdist.trained import Trained, load_trained
-from segdist.world import World
+from segdist.predict import inputs, predict
+from segdist.predict.predict import predict_files
+from segdist.runs.restore import Trained, load_trained
+from segdist.train.loop import fit
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -60,7 +61,7 @@ def test_a_prediction_is_what_evaluation_scores(
     table = torch.zeros(256, 256, dtype=torch.int64)
     for sample_id, (_, raw) in found.items():
         pred = np.array(Image.open(tmp_path / "out" / f"{sample_id}.png"))
-        table += pair_table(torch.from_numpy(pred), torch.from_numpy(index.labels.table(np.uint8)[raw]))
+        table += confusion_matrix(torch.from_numpy(pred), torch.from_numpy(index.labels.table(np.uint8)[raw]))
     how = recipe(used.cfg.eval, used.cfg.data.crop_size)
     result = evaluate(used.model, street_data, index, "val", None, used.cfg.io, 1, ALONE, how=how)
     assert torch.equal(result.table, table)
@@ -113,10 +114,10 @@ def test_patterns_choose_images(trained: Trained, album: Path, tmp_path: Path) -
     assert sorted(p.name for p in (tmp_path / "deep" / "day2").glob("*[45].png")) == ["0004.png", "0005.png"]
     assert len(done) == 2
     for pattern, number in (("**", 6), ("**/*.jpg", 6), ("*.jpg", 4), ("*/*.jpg", 2), ("d*/0004.jpg", 1)):
-        assert len(targets.pictures([f"{album}/{pattern}"], str(tmp_path / "out"))) == number, pattern
+        assert len(inputs.pictures([f"{album}/{pattern}"], str(tmp_path / "out"))) == number, pattern
     (album / "odd [1]").mkdir()
     shutil.copy(album / "0000.jpg", album / "odd [1]")
-    assert len(targets.pictures([f"{album}/odd [1]/*.jpg"], str(tmp_path / "out"))) == 1
+    assert len(inputs.pictures([f"{album}/odd [1]/*.jpg"], str(tmp_path / "out"))) == 1
 
 
 def test_a_pattern_that_matches_nothing_says_what_is_there(trained: Trained, album: Path, tmp_path: Path) -> None:

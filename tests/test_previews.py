@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from segdist import figures, log, previews, storage
+from segdist import console, storage
 from segdist.cli import app
 from segdist.config import Config
 from segdist.data.labels import plain
 from segdist.data.stream import EvalBatch
+from segdist.distributed import World
 from segdist.errors import StorageError, UserError
-from segdist.previews import Previews, grid
-from segdist.report import evaluate_checkpoint
-from segdist.train import fit
-from segdist.world import World
+from segdist.evaluation import figures, previews
+from segdist.evaluation.previews import Previews, grid
+from segdist.evaluation.report import evaluate_checkpoint
+from segdist.train.loop import fit
 
 ALONE = World(0, 1, torch.device("cpu"))
 Make = Callable[..., Config]
@@ -70,7 +71,7 @@ def test_a_picture_that_cannot_be_written_is_a_warning_and_ends_no_run(
         write(uri, data)
 
     monkeypatch.setattr(storage, "write", refuse)
-    monkeypatch.setattr(log, "say", said.append)
+    monkeypatch.setattr(console, "say", said.append)
     summary = fit(make_config(), ALONE)
     assert summary["state"] == "SUCCEEDED"
     assert f"warning: the previews of step 4 are missing: {error}" in said
@@ -78,7 +79,7 @@ def test_a_picture_that_cannot_be_written_is_a_warning_and_ends_no_run(
 
 def test_ids_choose_samples_in_their_order_and_an_unknown_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(log, "say", said.append)
+    monkeypatch.setattr(console, "say", said.append)
     drawn = shown(5, Previews(5, 4, None, ["s3", "s1"])).meet(ALONE)
     assert [one.sample_id for one in drawn] == ["s3", "s1"] and not said
     drawn = shown(5, Previews(5, 4, None, ["s3", "s9"])).meet(ALONE)
@@ -134,7 +135,7 @@ def test_evaluate_draws_chosen_samples_of_a_checkpoint(
     evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=str(out), preview_ids=ids[:2])
     assert Image.open(out).height > one.height
     typo, said = str(tmp_path / "typo.png"), []
-    monkeypatch.setattr(log, "say", said.append)
+    monkeypatch.setattr(console, "say", said.append)
     scored = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=typo, preview_ids=["nobody"])
     assert scored["confusion"] == result["confusion"] and not Path(typo).exists()
     assert said == ["warning: no sample of the split is called 'nobody'; the previews are without"]

@@ -24,14 +24,17 @@ from hub_server import history, serving
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from segdist import checkpoint, config, hub, push, push_data, record, storage, train
+from segdist import config, storage
 from segdist.data import codec
 from segdist.data import index as indices
+from segdist.distributed import World
 from segdist.doctor import run as doctor_run
 from segdist.errors import DataError, UnavailableError, UserError
 from segdist.launch import mirror, run
-from segdist.train import fit
-from segdist.world import World
+from segdist.publish import hub, push, push_data
+from segdist.runs import checkpoints, segments, snapshot
+from segdist.train import loop
+from segdist.train.loop import fit
 
 TOKENS = {"hf_mine": {"name": "me", "orgs": ["lab"]}, "hf_reader": {"name": "me", "role": "read"}}
 
@@ -115,7 +118,7 @@ def test_a_pushed_model_is_read_by_its_library_and_its_card_by_the_hub(site: Sit
     assert pushed["url"] == f"{site.address}/me/streets"
     assert site.titles("me/streets") == [
         "initial commit",
-        f"streets, after step {checkpoint.step_of(pushed['checkpoint'])}",
+        f"streets, after step {checkpoints.step_of(pushed['checkpoint'])}",
     ]
     assert history(site.folder / "me/streets")["private"]
     said = program(
@@ -128,7 +131,7 @@ def test_a_pushed_model_is_read_by_its_library_and_its_card_by_the_hub(site: Sit
     assert said[0] == "sky"
     assert float(said[1]) == pytest.approx(sum(p.double().sum().item() for p in ours.parameters()), rel=1e-12)
 
-    card, report = ModelCard.load("me/streets"), checkpoint.evaluation_of(pushed["checkpoint"])
+    card, report = ModelCard.load("me/streets"), checkpoints.evaluation_of(pushed["checkpoint"])
     assert report is not None and len(report["confusion"]) == 7
     results = {r.metric_type: r.metric_value for r in card.data.eval_results or []}
     assert results["mean_iou"] == pytest.approx(report["miou"], abs=1e-6)
@@ -188,8 +191,8 @@ def test_cards_count_epochs_as_the_run_did_and_tell_no_name_of_a_folder(
     assert b"secret" not in (site.folder / "datasets/me/shapes/HISTORY").read_bytes()
     assert indices.load("hf://datasets/me/shapes").name == "shapes"
     card = (site.folder / "me/model/README.md").read_text(encoding="utf-8")
-    (row,) = [row for row in record.read_metrics(run_uri) if row["kind"] == "train" and row["step"] == 4]
-    best = checkpoint.step_of(checkpoint.resolve(run_uri))
+    (row,) = [row for row in segments.read_metrics(run_uri) if row["kind"] == "train" and row["step"] == 4]
+    best = checkpoints.step_of(checkpoints.resolve(run_uri))
     assert best is not None
     assert f"| steps | {best} of 4 ({row['epoch'] * best / 4:.1f} epochs) |" in card
     prepare(str(plain_folder(tmp_path / "other")), str(tmp_path / "other-data"), names="a,b,c")
@@ -351,7 +354,7 @@ def test_a_run_is_mirrored_while_it_trains_and_at_its_end(
     """The first copy is refused, and tried again; the run waits at its first evaluation until one is there."""
     monkeypatch.setattr(mirror, "_LOOK_SECONDS", 0.2)
     monkeypatch.setattr(mirror, "_PAUSES", (0.1,))
-    told, score = heard(monkeypatch), train.score
+    told, score = heard(monkeypatch), loop.score
 
     def slow(*arguments: Any) -> float | None:
         best = score(*arguments)
@@ -361,7 +364,7 @@ def test_a_run_is_mirrored_while_it_trains_and_at_its_end(
             time.sleep(0.1)
         return best
 
-    monkeypatch.setattr(train, "score", slow)
+    monkeypatch.setattr(loop, "score", slow)
     with spoiling(site.address, Fault("POST", "/commit/", "403 x", times=1)) as address:
         site.point(address)
         summary, _ = run(mirrored(street_data, tmp_path))
@@ -610,7 +613,7 @@ def test_training_on_a_pushed_data_set_gives_the_same_weights(site: Site, street
     for name, data in (("here", street_data), ("hub", "hf://datasets/me/streets")):
         cfg = config.from_tree(tree(data, str(tmp_path / name), train={"num_steps": 2}), "test")
         fit(cfg, World(0, 1, torch.device("cpu")))
-        runs[name] = checkpoint.load_model(checkpoint.resolve(str(tmp_path / name)))
+        runs[name] = snapshot.load_model(checkpoints.resolve(str(tmp_path / name)))
     for key, tensor in runs["here"].items():
         assert torch.equal(tensor, runs["hub"][key]), key
 

@@ -29,16 +29,17 @@ from conftest import ROOT, SEGFORMER, UNET, tree
 from ray.exceptions import RayActorError
 from ray_head import BIN, Head
 
-from segdist import checkpoint, config, record, storage
+from segdist import config, storage
 from segdist.config import Scale
 from segdist.data import index as indices
+from segdist.distributed import World
 from segdist.errors import UnavailableError
-from segdist.evaluate import evaluate
-from segdist.launch.cluster import needs, shortage
+from segdist.evaluation.evaluate import evaluate
 from segdist.launch.on_ray import _obituary
-from segdist.train import fit
-from segdist.trained import load_trained
-from segdist.world import World
+from segdist.launch.ray_cluster import needs, shortage
+from segdist.runs import checkpoints, record, segments, snapshot
+from segdist.runs.restore import load_trained
+from segdist.train.loop import fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -104,13 +105,13 @@ def reference(data: str, folder: Path, **sections: Any) -> str:
 
 
 def assert_same_bits(run: str, other: str) -> None:
-    ours, theirs = (checkpoint.load_model(str(checkpoint.newest(uri, print))) for uri in (run, other))
+    ours, theirs = (snapshot.load_model(str(checkpoints.newest(uri, print))) for uri in (run, other))
     assert ours.keys() == theirs.keys()
     assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
 
 
 def rows(run: str, kind: str, *keys: str) -> list[list[Any]]:
-    return [[row[k] for k in ("step", *keys)] for row in record.read_metrics(run) if row["kind"] == kind]
+    return [[row[k] for k in ("step", *keys)] for row in segments.read_metrics(run) if row["kind"] == kind]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_the_pair_table_of_ray_ranks_is_that_of_one_process(
 
 def wait_for_commit(run: str, step: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while not any((checkpoint.step_of(u) or 0) >= step for u in checkpoint.committed(run)):
+    while not any((checkpoints.step_of(u) or 0) >= step for u in checkpoints.committed(run)):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.05)
 
@@ -216,7 +217,7 @@ def test_sigterm_on_the_driver_commits_first(begin: Callable[..., subprocess.Pop
     process.terminate()
     summary, said = end(process, 75)
     assert summary["state"] == "PREEMPTED"
-    assert checkpoint.step_of(checkpoint.newest("s3://tests/stopped", print)) == summary["step"] > 0
+    assert checkpoints.step_of(checkpoints.newest("s3://tests/stopped", print)) == summary["step"] > 0
     assert "The same command goes on from here" in said
 
 
@@ -261,7 +262,7 @@ def test_ranks_that_find_no_place_any_more_leave_a_record_of_it(begin: Callable[
     assert re.search("error: given up after .* The same command goes on from the newest checkpoint", said, re.DOTALL)
     state = record.load(run)
     assert state is not None and state["state"] == "FAILED" and "given up after" in state["error"]
-    newest = checkpoint.step_of(checkpoint.newest(run, print))
+    newest = checkpoints.step_of(checkpoints.newest(run, print))
     assert newest is not None and 5 <= newest <= state["step"] + 5
 
 
@@ -590,4 +591,4 @@ def test_ray_job_stop_commits_first(
     subprocess.run(command, env=environment, check=True, capture_output=True)
     state = record.load(run)
     assert state is not None and state["state"] == "PREEMPTED"
-    assert checkpoint.step_of(checkpoint.newest(run, print)) == state["step"] > 0
+    assert checkpoints.step_of(checkpoints.newest(run, print)) == state["step"] > 0

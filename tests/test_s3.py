@@ -19,18 +19,19 @@ from conftest import SEGFORMER, UNET, prepare, tree
 from fault_proxy import Fault, spoiling
 from PIL import Image
 
-from segdist import checkpoint, config, record, storage
+from segdist import config, storage
 from segdist.data import index as indices
+from segdist.distributed import World
 from segdist.doctor.run import storage_of
 from segdist.errors import DataError, MissingError, StorageError, UnavailableError, UserError
-from segdist.export import export
-from segdist.exported import load_model
-from segdist.outbox import Outbox
-from segdist.predict import classify, predict_files
+from segdist.predict.predict import classify, predict_files
+from segdist.publish.export import export
+from segdist.publish.exported import load_model
+from segdist.runs import checkpoints, record, snapshot
+from segdist.runs.restore import build, load_trained
+from segdist.runs.writer import Outbox
 from segdist.storage import s3
-from segdist.train import fit
-from segdist.trained import build, load_trained
-from segdist.world import World
+from segdist.train.loop import fit
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 ALONE = World(0, 1, torch.device("cpu"))
@@ -385,7 +386,7 @@ def test_a_run_on_s3_is_the_run_on_files_bit_for_bit(on_s3: str, street_data: st
     here, there = run_of(street_data, str(tmp_path / "run")), run_of(f"{on_s3}/data", f"{on_s3}/run")
     a, b = fit(here, ALONE), fit(there, ALONE)
     assert (a["miou"], a["step"]) == (b["miou"], b["step"])
-    ours, theirs = checkpoint.load_model(a["best_checkpoint"]), checkpoint.load_model(b["best_checkpoint"])
+    ours, theirs = snapshot.load_model(a["best_checkpoint"]), snapshot.load_model(b["best_checkpoint"])
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert fit(there, ALONE) == b  # finished: left alone
     assert {"run.json", "config.yaml", "metrics", "logs", "checkpoints", "best.json", "attempts", "previews"} == set(
@@ -404,7 +405,7 @@ def test_a_run_whose_uploads_are_refused_never_ends_well(
     use(server)
     state = record.load(f"{on_s3}/run")
     assert state is not None and state["state"] == "FAILED"
-    assert checkpoint.committed(f"{on_s3}/run") == []
+    assert checkpoints.committed(f"{on_s3}/run") == []
     ended = fit(run_of(f"{on_s3}/data", f"{on_s3}/run"), ALONE)  # the storage is mended: the same command
     assert (ended["state"], ended["restarts"]) == ("SUCCEEDED", 1)
 
@@ -421,8 +422,8 @@ def test_a_run_outlives_refusals_that_pass(on_s3: str, server: str, use: Use, mo
         assert all(f.met > f.times for f in faults)
     use(server)
     assert ended["state"] == "SUCCEEDED"
-    for uri in checkpoint.committed(f"{on_s3}/run"):
-        checkpoint.verify(uri)
+    for uri in checkpoints.committed(f"{on_s3}/run"):
+        checkpoints.verify(uri)
 
 
 @pytest.mark.parametrize("model", [SEGFORMER, pytest.param(UNET, marks=pytest.mark.long)], ids=["segformer", "unet"])
@@ -497,7 +498,7 @@ def test_a_broken_picture_in_a_bucket_is_named(bucket: str, street_folder: Path)
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Background writes are tried twice, at once."""
-    monkeypatch.setattr("segdist.log.Outbox", lambda warn: Outbox(warn, pauses=(0.01,)))
+    monkeypatch.setattr("segdist.console.Outbox", lambda warn: Outbox(warn, pauses=(0.01,)))
 
 
 @pytest.mark.parametrize(
@@ -539,7 +540,7 @@ def test_a_run_whose_uploads_in_parts_are_refused_never_ends_well(
         assert once.met > once.times
     use(server)
     assert ended["state"] == "SUCCEEDED"
-    checkpoint.verify(ended["best_checkpoint"])
+    checkpoints.verify(ended["best_checkpoint"])
 
 
 def test_an_outage_at_a_restart_is_no_damaged_checkpoint(

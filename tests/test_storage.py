@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from segdist import record, storage
+from segdist import storage
 from segdist.errors import StorageError
-from segdist.outbox import Outbox
+from segdist.runs import record, segments
+from segdist.runs.writer import Outbox
 
 
 def test_racing_attempts_get_different_numbers(tmp_path: Path) -> None:
@@ -57,10 +58,10 @@ def test_an_unknown_scheme_is_refused() -> None:
 
 def test_metrics_merge_and_the_last_attempt_wins_a_step(tmp_path: Path) -> None:
     run = str(tmp_path)
-    record.write_metrics(run, 1, 1, [{"step": s, "kind": "train", "loss": 1.0} for s in (1, 2, 3)])
-    record.write_metrics(run, 2, 1, [{"step": s, "kind": "train", "loss": 2.0} for s in (3, 4)])
-    record.write_metrics(run, 2, 2, [{"step": 4, "kind": "eval", "miou": float("nan")}])
-    rows = record.read_metrics(run)
+    segments.write_metrics(run, 1, 1, [{"step": s, "kind": "train", "loss": 1.0} for s in (1, 2, 3)])
+    segments.write_metrics(run, 2, 1, [{"step": s, "kind": "train", "loss": 2.0} for s in (3, 4)])
+    segments.write_metrics(run, 2, 2, [{"step": 4, "kind": "eval", "miou": float("nan")}])
+    rows = segments.read_metrics(run)
     assert [(r["step"], r["kind"], r.get("loss")) for r in rows] == [
         (1, "train", 1.0), (2, "train", 1.0), (3, "train", 2.0), (4, "eval", None), (4, "train", 2.0),
     ]  # fmt: skip

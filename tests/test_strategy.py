@@ -16,19 +16,20 @@ import torch.nn.functional as F
 from conftest import SEGFORMER, UNET
 from torch import nn
 
-from segdist import models, optim
+from segdist import models
 from segdist.config import Loss, Optim, Segformer, Smp, Train
 from segdist.data.order import key
 from segdist.data.stream import MicroBatch
+from segdist.distributed import World
 from segdist.errors import ConfigError, DeviceMemoryError
-from segdist.loss import Criterion
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Traits, infer
 from segdist.ops.pixels import to_input
 from segdist.ops.tf32 import tf32
-from segdist.strategy import Step, kernels
-from segdist.strategy.exact import Exact
-from segdist.strategy.statistics import BatchStatistics
-from segdist.world import World
+from segdist.step import optim
+from segdist.step.exact import Exact
+from segdist.step.loss import Criterion
+from segdist.step.statistics import BatchStatistics
+from segdist.step.update import Step, kernels
 
 ALONE = World(0, 1, torch.device("cpu"))
 NAMES = ["a", "b", "c"]

@@ -12,10 +12,10 @@ from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import TrainStream, eval_batches, eval_units
+from segdist.distributed import World
 from segdist.errors import DataError
-from segdist.opening import training_order
-from segdist.train import train_stream
-from segdist.world import World
+from segdist.train.loop import train_stream
+from segdist.train.setup import training_order
 
 Make = Callable[..., Config]
 

@@ -27,12 +27,14 @@ from ray_head import BIN, Head
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from segdist import checkpoint, record, storage, submit
+from segdist import storage
 from segdist.cli import app, cluster
+from segdist.cluster import submit
+from segdist.cluster.submit import answers, job_log
+from segdist.cluster.submit import cluster as sending
+from segdist.cluster.submit import job as jobs
 from segdist.errors import RanksError, UserError
-from segdist.submit import answers, job_log
-from segdist.submit import cluster as sending
-from segdist.submit import job as jobs
+from segdist.runs import checkpoints, record
 from segdist.sweep import plan
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
@@ -531,7 +533,7 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
         assert "2 rank(s) on cpu" in "".join(lines)  # the log from its beginning
     state = record.load(run)
     assert state is not None and state["state"] == "PREEMPTED"
-    assert checkpoint.step_of(checkpoint.newest(run, print)) == state["step"] > 0
+    assert checkpoints.step_of(checkpoints.newest(run, print)) == state["step"] > 0
 
     out, said = ended(send(*command))
     assert json.loads(out)["step"] == 150

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from segdist import config
 from segdist.config.reading import checked
 from segdist.config.sweep import Dimension, Sweep
+from segdist.distributed import World
 from segdist.errors import ConfigError, StorageError, UserError
-from segdist.launch.cluster import room
+from segdist.launch.ray_cluster import room
 from segdist.sweep import best, ledger, plan
 from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Trial
 from segdist.sweep.search import known_beforehand, num_trials, propose
 from segdist.sweep.space import confined, draw, grid, is_active, name_of, points, quantised, value_at
 from segdist.sweep.tune import identity_of, open_ledger, refuse_changes
-from segdist.train import fit
-from segdist.world import World
+from segdist.train.loop import fit
 
 LR = {"optim.lr": {"loguniform": [1e-6, 1.0]}}
 

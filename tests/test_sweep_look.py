@@ -16,11 +16,13 @@ import store as stores
 from drawn_sweep import drawn, write
 from rich.console import Console
 
-from segdist import launch, log, record, storage
+from segdist import console
+from segdist import launch, storage
 from segdist.cli import app, status
 from segdist.config.reading import checked, read_tree
 from segdist.config.sweep import Budget, Confirm, Dimension, Scheduler, Sweep
 from segdist.errors import UserError
+from segdist.runs import record
 from segdist.sweep import plan, search
 from segdist.sweep.axes import Axis, axes, varying
 from segdist.sweep.importance import weights

@@ -24,11 +24,12 @@ import torch
 import yaml
 from conftest import tree
 
-from segdist import checkpoint, config, record, storage
+from segdist import config, storage
+from segdist.distributed import World
+from segdist.runs import checkpoints, record, snapshot
 from segdist.sweep import ledger, plan
 from segdist.sweep.ledger import FAILED, STOPPED, SUCCEEDED, Trial
-from segdist.train import fit
-from segdist.world import World
+from segdist.train.loop import fit
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 2, "num_previews": 0}, "optim": {"warmup_steps": 0}}
@@ -120,7 +121,7 @@ def alone(cfg: config.Config, run: Path) -> str:
 
 
 def assert_same_bits(run: str, other: str) -> None:
-    ours, theirs = (checkpoint.load_model(checkpoint.committed(uri)[0]) for uri in (run, other))
+    ours, theirs = (snapshot.load_model(checkpoints.committed(uri)[0]) for uri in (run, other))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
@@ -237,7 +238,7 @@ def test_a_stopped_sweep_commits_where_it_is_and_goes_on(
         (waits,) = trials_of(str(tmp_path / "sweep")).values()
         known = record.load(str(run))
         assert waits.state == ledger.WAITING and known is not None and known["state"] == record.PREEMPTED
-        step = checkpoint.step_of(checkpoint.committed(str(run))[0])
+        step = checkpoints.step_of(checkpoints.committed(str(run))[0])
         assert step == known["step"] > 0
         reached.append(step)
     assert reached[0] < reached[1]
@@ -256,7 +257,9 @@ def test_weak_trials_of_two_ranks_end_early_and_keep_what_they_reached(
     first, second = trials_of(uri).values()
     assert (first.state, second.state) == (SUCCEEDED, STOPPED), said
     assert second.reason == "by asha, after step 4"
-    assert checkpoint.step_of(checkpoint.committed(f"{uri}/{second.run}")[0]) == 5  # the verdict held for the next step
+    assert (
+        checkpoints.step_of(checkpoints.committed(f"{uri}/{second.run}")[0]) == 5
+    )  # the verdict held for the next step
     known = record.load(f"{uri}/{second.run}")
     assert known is not None and known["state"] == record.PREEMPTED
     cfg = config.changed(plan.read(str(file)).config(first.values, ""), "scale", {"launcher": "local", "num_ranks": 1})

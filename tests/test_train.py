@@ -17,26 +17,28 @@ import torch
 import yaml
 from conftest import SEGFORMER, UNET, tree
 
-from segdist import checkpoint, config, record, storage, train
+from segdist import config, storage
 from segdist.config import Config
+from segdist.distributed import World
 from segdist.errors import CheckpointError, ConfigError, DataError, StorageError, UserError
-from segdist.opening import look
-from segdist.outbox import Outbox
-from segdist.train import fit
-from segdist.world import World
+from segdist.runs import checkpoint_manager, checkpoints, record, segments, snapshot
+from segdist.runs.writer import Outbox
+from segdist.train import loop
+from segdist.train.loop import fit
+from segdist.train.setup import look
 
 Make = Callable[..., Config]
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 def weights(cfg: Config) -> dict[str, torch.Tensor]:
-    newest = checkpoint.newest(cfg.run.uri, print)
+    newest = checkpoints.newest(cfg.run.uri, print)
     assert newest is not None
-    return checkpoint.load_model(newest)
+    return snapshot.load_model(newest)
 
 
 def losses(cfg: Config) -> list[float]:
-    return [r["loss"] for r in record.read_metrics(cfg.run.uri) if r["kind"] == "train"]
+    return [r["loss"] for r in segments.read_metrics(cfg.run.uri) if r["kind"] == "train"]
 
 
 def test_a_run_leaves_what_the_design_says(make_config: Make) -> None:
@@ -54,7 +56,7 @@ def test_a_run_leaves_what_the_design_says(make_config: Make) -> None:
     assert state["step"] == summary["step"] == 4
     assert [t["step"] for t in told] == [2, 4]
     assert summary["miou"] == max(t["miou"] for t in told)
-    assert summary["best_checkpoint"] == checkpoint.resolve(cfg.run.uri)
+    assert summary["best_checkpoint"] == checkpoints.resolve(cfg.run.uri)
     assert summary["restarts"] == 0
     assert summary["images_per_second"] > 0
     assert 0 <= summary["wait_share"] <= 1
@@ -111,7 +113,7 @@ def test_ten_steps_are_five_and_a_stop_and_five(make_config: Make, tmp_path: Pat
 def kill_at_commit(process: subprocess.Popen[bytes], run_uri: str, step: int) -> None:
     """SIGKILL as soon as a checkpoint of this step or a later one is committed."""
     deadline = time.monotonic() + 120
-    while not any((checkpoint.step_of(u) or 0) >= step for u in checkpoint.committed(run_uri)):
+    while not any((checkpoints.step_of(u) or 0) >= step for u in checkpoints.committed(run_uri)):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
@@ -145,10 +147,10 @@ def test_ten_steps_are_five_and_sigkill_and_the_rest(street_data: str, tmp_path:
     ended = record.load(uris[1])
     assert ended is not None
     assert (ended["state"], ended["attempt"]) == ("SUCCEEDED", 2)
-    newest = [checkpoint.load_model(str(checkpoint.newest(u, print))) for u in uris]
+    newest = [snapshot.load_model(str(checkpoints.newest(u, print))) for u in uris]
     for name in newest[0]:
         assert torch.equal(newest[0][name], newest[1][name]), name
-    rows = [[(r["step"], r["loss"]) for r in record.read_metrics(u) if r["kind"] == "train"] for u in uris]
+    rows = [[(r["step"], r["loss"]) for r in segments.read_metrics(u) if r["kind"] == "train"] for u in uris]
     assert set(rows[1]) <= set(rows[0])  # rows after the last commit may be missing; nothing differs
 
 
@@ -172,7 +174,7 @@ def test_sigterm_commits_and_says_how_to_go_on(street_data: str, tmp_path: Path)
     assert process.returncode == 75
     assert summary["state"] == "PREEMPTED"
     assert 20 <= summary["step"] < 5000
-    assert checkpoint.step_of(checkpoint.newest(str(tmp_path / "run"), print)) == summary["step"]
+    assert checkpoints.step_of(checkpoints.newest(str(tmp_path / "run"), print)) == summary["step"]
     assert "The same command goes on from here" in err
 
 
@@ -181,7 +183,7 @@ def test_a_newer_attempt_takes_the_run_over(
 ) -> None:
     """An attempt that finds itself outdated stops, and neither its checkpoints nor its record disturb the newer one."""
     cfg = make_config(train={"num_steps": 60}, eval={"every_steps": 60}, checkpoint={"every_steps": 60})
-    monkeypatch.setattr("segdist.log._HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("segdist.console._HEARTBEAT_SECONDS", 0.0)
     claimed: list[int] = []
 
     def notice() -> None:
@@ -192,7 +194,7 @@ def test_a_newer_attempt_takes_the_run_over(
     summary = fit(cfg, ALONE, notice=notice)
     assert summary["step"] < 60
     assert "a newer attempt has taken this run over" in capfd.readouterr().err
-    assert checkpoint.committed(cfg.run.uri) == []
+    assert checkpoints.committed(cfg.run.uri) == []
     state = record.load(cfg.run.uri)
     assert state is None or state["state"] == "RUNNING"
     assert claimed == [2]
@@ -231,8 +233,8 @@ def test_a_new_run_may_begin_from_an_old_ones_weights(make_config: Make, tmp_pat
     fit(new, ALONE)
     state = record.load(new.run.uri)
     assert state is not None
-    assert state["parent"] == checkpoint.resolve(old.run.uri)
-    parent = checkpoint.load_model(state["parent"])
+    assert state["parent"] == checkpoints.resolve(old.run.uri)
+    parent = snapshot.load_model(state["parent"])
     for name, value in weights(new).items():
         if "batch_norm" not in name and value.is_floating_point():
             assert torch.allclose(value, parent[name], atol=1e-9), name
@@ -296,10 +298,10 @@ def test_weights_are_committed_before_they_are_scored(make_config: Make, monkeyp
     def fails(*_: Any) -> None:
         raise DataError("rotten validation row")
 
-    monkeypatch.setattr("segdist.train.validate", fails)
+    monkeypatch.setattr("segdist.train.loop.validate", fails)
     with pytest.raises(DataError):
         fit(cfg, ALONE)
-    assert checkpoint.step_of(checkpoint.newest(cfg.run.uri, print)) == 2
+    assert checkpoints.step_of(checkpoints.newest(cfg.run.uri, print)) == 2
 
 
 @pytest.mark.parametrize("at", [2, 4], ids=["in the middle", "at the end"])
@@ -308,27 +310,27 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(make_config: Make, tmp_pa
     cfg, whole = make_config(), make_config(run={"uri": str(tmp_path / "whole")})
     expected = fit(whole, ALONE)
     with pytest.MonkeyPatch.context() as patch:
-        real = train.validate
+        real = loop.validate
 
         def killed(*a: Any) -> Any:
-            if checkpoint.step_of(checkpoint.newest(cfg.run.uri, print)) == at:
+            if checkpoints.step_of(checkpoints.newest(cfg.run.uri, print)) == at:
                 raise KeyboardInterrupt
             return real(*a)
 
-        patch.setattr(train, "validate", killed)
-        put = checkpoint.Keeper.put
+        patch.setattr(loop, "validate", killed)
+        put = checkpoint_manager.CheckpointManager.put
 
         def at_once(self: Any, taken: Any) -> None:
             put(self, taken)
             self._outbox.flush()
 
-        patch.setattr(train.checkpoint.Keeper, "put", at_once)
+        patch.setattr(loop.checkpoint.Keeper, "put", at_once)
         with pytest.raises(KeyboardInterrupt):
             fit(cfg, ALONE)
     ended = fit(cfg, ALONE)
     assert (ended["state"], ended["miou"], ended["best_step"]) == ("SUCCEEDED", expected["miou"], expected["best_step"])
     rows = [
-        [(r["step"], r["miou"]) for r in record.read_metrics(c.run.uri) if r["kind"] == "eval"] for c in (whole, cfg)
+        [(r["step"], r["miou"]) for r in segments.read_metrics(c.run.uri) if r["kind"] == "eval"] for c in (whole, cfg)
     ]
     assert rows[0] == rows[1]
 
@@ -338,32 +340,32 @@ def test_a_run_falls_back_behind_damage_and_its_new_checkpoints_are_the_newest(m
     cfg = make_config(train={"num_steps": 8}, eval={"every_steps": 8}, checkpoint={"every_steps": 1, "keep_last": 2})
     wishes = iter([None, None, None, None, "stop"])
     fit(cfg, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
-    rotten = checkpoint.committed(cfg.run.uri)[0]
+    rotten = checkpoints.committed(cfg.run.uri)[0]
     (Path(rotten) / "model.safetensors").write_bytes(b"rot")
     wishes = iter([None, "stop"])
     again = fit(cfg, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
     assert (again["step"], again["restarts"]) == (6, 1)
-    assert [checkpoint.step_of(u) for u in checkpoint.committed(cfg.run.uri)] == [6, 5]
+    assert [checkpoints.step_of(u) for u in checkpoints.committed(cfg.run.uri)] == [6, 5]
     ended = fit(cfg, ALONE)
     assert ended["state"] == "SUCCEEDED"
-    assert ended["best_checkpoint"] == checkpoint.resolve(cfg.run.uri)
+    assert ended["best_checkpoint"] == checkpoints.resolve(cfg.run.uri)
 
 
 def test_a_rotten_best_checkpoint_is_best_no_more(make_config: Make) -> None:
     cfg = make_config()
     summary = fit(cfg, ALONE)
     (Path(summary["best_checkpoint"]) / "model.safetensors").write_bytes(b"rot")
-    assert checkpoint.read_best(cfg.run.uri) is None
-    assert checkpoint.resolve(cfg.run.uri) != summary["best_checkpoint"]
+    assert checkpoints.read_best(cfg.run.uri) is None
+    assert checkpoints.resolve(cfg.run.uri) != summary["best_checkpoint"]
 
 
 def test_scores_on_other_validation_data_do_not_compete(make_config: Make) -> None:
     cfg = make_config()
     fit(cfg, ALONE)
-    best = checkpoint.read_best(cfg.run.uri)
+    best = checkpoints.read_best(cfg.run.uri)
     assert best is not None
-    assert checkpoint.read_best(cfg.run.uri, best["scored_on"]) == best
-    assert checkpoint.read_best(cfg.run.uri, "another split") is None
+    assert checkpoints.read_best(cfg.run.uri, best["scored_on"]) == best
+    assert checkpoints.read_best(cfg.run.uri, "another split") is None
 
 
 def test_weights_of_another_architecture_are_no_start(make_config: Make, tmp_path: Path) -> None:
@@ -389,7 +391,7 @@ def test_an_encoder_with_unused_parameters_trains_under_ddp_and_continues(make_c
 def mistaken(cfg: Config, world: World = ALONE) -> str:
     with pytest.raises(UserError) as error:
         fit(cfg, world)
-    assert not checkpoint.committed(cfg.run.uri)
+    assert not checkpoints.committed(cfg.run.uri)
     return str(error.value)
 
 

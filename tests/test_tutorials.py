@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 from tutorials import ROOT, TUTORIALS, commands, page
 
-from segdist import config, record
+from segdist import config
 from segdist.data import index
+from segdist.runs import segments
 
 CHANCE = 0.2  # the mIoU of one class everywhere is below, on all of these
 
@@ -64,7 +65,7 @@ def check_run(place: Path, name: str) -> None:
     assert (state["state"], state["attempt"]) == ("SUCCEEDED", 2)
     assert state["miou"] > CHANCE
     assert [p.name for p in sorted((run / "previews").iterdir())] == ["step-00000020.png", "step-00000040.png"]
-    losses = [row["loss"] for row in record.read_metrics(str(run)) if row["kind"] == "train"]
+    losses = [row["loss"] for row in segments.read_metrics(str(run)) if row["kind"] == "train"]
     assert losses[-1] < 0.75 * losses[0]
 
 
@@ -116,7 +117,7 @@ def test_the_pets_notebook(tmp_path: Path) -> None:
     check_run(place, "pets")
     assert index.load(str(place / "data" / "pets")).labels.names == ["pet", "background", "border"]
     rates = {
-        row["step"]: row["lr"] for row in record.read_metrics(str(place / "runs" / "pets")) if row["kind"] == "train"
+        row["step"]: row["lr"] for row in segments.read_metrics(str(place / "runs" / "pets")) if row["kind"] == "train"
     }
     assert [rates[10], rates[20], rates[40]] == pytest.approx([2e-3, 2e-4, 2e-5])
     assert Image.open(place / "pets-curves.png").width > 600

@@ -19,17 +19,18 @@ from safetensors.torch import load_file
 from test_push import Site
 from zoo import SMP, ZOO
 
-from segdist import checkpoint, config, models, record, storage, trained
+from segdist import config, models, storage
 from segdist.config import Config
+from segdist.distributed import World
 from segdist.errors import ConfigError, UnavailableError, UserError
-from segdist.export import export
 from segdist.models import licences
 from segdist.models.head import match
 from segdist.models.segmenter import NOWHERE, Segmenter
-from segdist.opening import look, open_run, settle
-from segdist.train import fit, starting_model
-from segdist.trained import load_trained
-from segdist.world import World
+from segdist.publish.export import export
+from segdist.runs import checkpoints, record, restore
+from segdist.runs.restore import load_trained
+from segdist.train.loop import fit, starting_model
+from segdist.train.setup import look, open_run, settle
 
 Make = Callable[..., Config]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -39,7 +40,7 @@ NVIDIA = "---\nlicense: other\ntags:\n- vision\n---\n# SegFormer"
 
 
 def build(tree: dict[str, Any], names: list[str] = OURS) -> Segmenter:
-    return trained.build(TypeAdapter(config.Model).validate_python(tree), names)
+    return restore.build(TypeAdapter(config.Model).validate_python(tree), names)
 
 
 def given(tree: dict[str, Any], weights: str, **more: Any) -> dict[str, Any]:
@@ -232,8 +233,8 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
     }  # fmt: skip
     state = record.load(first.run.uri)
     assert state is not None and state["initial"] == origin
-    best = checkpoint.resolve(first.run.uri)
-    assert checkpoint.load_state(best)["initial"] == origin
+    best = checkpoints.resolve(first.run.uri)
+    assert checkpoints.load_state(best)["initial"] == origin
     log = "".join(p.read_text() for p in (Path(first.run.uri) / "logs").iterdir())
     assert "head replaced: 5 -> " in log and "tensors loaded (" in log and "tensors unused (2): " in log
 
@@ -251,7 +252,7 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
     wishes = iter(["stop"])
     fit(second, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
     fit(second, ALONE)  # what continues remembers it, too
-    assert checkpoint.load_state(checkpoint.resolve(second.run.uri))["initial"] == origin | {"through": [best]}
+    assert checkpoints.load_state(checkpoints.resolve(second.run.uri))["initial"] == origin | {"through": [best]}
     with pytest.raises(UserError, match=r"model\.revision pins a Hub id"):
         build(given(tree, first.run.uri, revision="main"))
 
@@ -293,18 +294,18 @@ def test_a_parents_head_keeps_rows_by_name(make_config: Make, tmp_path: Path) ->
         model={**SEGFORMER, "transfer_head": "by_name"},
         train={"init_from": old.run.uri},
     )
-    model = trained.begin(child, names, checkpoint.resolve(old.run.uri))
+    model = restore.begin(child, names, checkpoints.resolve(old.run.uri))
     new, before = (m.net.decode_head.classifier.weight for m in (model, parent.model))
     assert torch.equal(new[1:], before.flip(0))
     assert not (new[0] == before).flatten(1).all(1).any()
     assert f"{len(names) - 1} rows kept by name" in model.notes[1]
-    assert model.origin == NOWHERE | {"through": [checkpoint.resolve(old.run.uri)]}
+    assert model.origin == NOWHERE | {"through": [checkpoints.resolve(old.run.uri)]}
 
 
 def test_a_run_that_recorded_no_origin_is_asked_what_its_config_says() -> None:
     state = {"config": {"model": {"name": "segformer", "weights": "nvidia/mit-b2"}}}
-    assert trained.initial_of(state)["licence"]["note"] == "research and evaluation only, not for commercial use"
-    assert trained.initial_of({"config": {"model": {"name": "unet", "weights": None}}}) == NOWHERE
+    assert restore.initial_of(state)["licence"]["note"] == "research and evaluation only, not for commercial use"
+    assert restore.initial_of({"config": {"model": {"name": "unet", "weights": None}}}) == NOWHERE
 
 
 @pytest.mark.parametrize("weights", [None, "imagenet"])
@@ -491,7 +492,7 @@ def dies(cfg: Config) -> None:
 
     with pytest.raises(RuntimeError, match="lost"):
         fit(cfg, ALONE, notice=notice)
-    assert checkpoint.newest(cfg.run.uri, print) is None
+    assert checkpoints.newest(cfg.run.uri, print) is None
 
 
 LATE = {"checkpoint": {"every_steps": 100}, "eval": {"every_steps": 100, "num_samples": 1}}
@@ -511,7 +512,7 @@ def test_all_ranks_and_later_attempts_begin_from_the_commit_that_the_first_rank_
     assert changed and changed <= same(build(BY_ID), other)  # who asks anew gets the new ones
     assert changed <= same(rank, donor) and rank.origin["revision"] == COMMIT
     fit(cfg, ALONE)
-    state = checkpoint.load_state(checkpoint.resolve(cfg.run.uri))
+    state = checkpoints.load_state(checkpoints.resolve(cfg.run.uri))
     assert (state["initial"]["revision"], state["pinned"]) == (COMMIT, {"revision": COMMIT})
 
 
@@ -521,7 +522,7 @@ def test_later_attempts_begin_from_the_checkpoint_that_was_the_best_one_then(
 ) -> None:
     old = make_config(run={"uri": str(tmp_path / "old")})
     fit(old, ALONE)
-    second, first = checkpoint.committed(old.run.uri)[:2]  # after steps 4 and 3
+    second, first = checkpoints.committed(old.run.uri)[:2]  # after steps 4 and 3
 
     def best(uri: str) -> None:
         told = {"step": 4, "miou": 0.5, "checkpoint": f"checkpoints/{uri.rsplit('/', 1)[1]}"}
@@ -539,7 +540,7 @@ def test_later_attempts_begin_from_the_checkpoint_that_was_the_best_one_then(
         if not again:
             storage.delete(first)
         fit(cfg, ALONE)
-        return checkpoint.load_state(checkpoint.resolve(cfg.run.uri))["initial"]["through"][-1]
+        return checkpoints.load_state(checkpoints.resolve(cfg.run.uri))["initial"]["through"][-1]
 
     assert begun("new", again=True) == first
     assert begun("newer", again=False) == second  # a run does not end with what it began from

@@ -10,7 +10,7 @@ import pytest
 from conftest import SEGFORMER, UNET, tree
 from ranks import Outcome, launch
 
-from segdist import record
+from segdist.runs import record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,16 +17,17 @@ from PIL import Image
 from pydantic import TypeAdapter
 from zoo import SMP, ZOO
 
-from segdist import checkpoint, config, models
+from segdist import config, models
 from segdist.config import NEEDS_PAIRS, Config
 from segdist.config.models import MODELS, REFUSED
+from segdist.distributed import World
 from segdist.errors import ConfigError, UserError
-from segdist.export import export
 from segdist.models.catalogue import entries
 from segdist.models.segmenter import Segmenter, infer
-from segdist.train import fit
-from segdist.trained import load_trained
-from segdist.world import World
+from segdist.publish.export import export
+from segdist.runs import checkpoints, snapshot
+from segdist.runs.restore import load_trained
+from segdist.train.loop import fit
 
 Make = Callable[..., Config]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -46,7 +47,7 @@ def test_a_run_learns_commits_comes_back_and_is_exported(name: str, make_config:
     fit(cfg, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
     assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
     trained = load_trained(cfg.run.uri, ALONE.device)
-    stored = checkpoint.load_model(checkpoint.resolve(cfg.run.uri))
+    stored = snapshot.load_model(checkpoints.resolve(cfg.run.uri))
     assert all(torch.equal(value, stored[key]) for key, value in trained.model.state_dict().items())
 
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)

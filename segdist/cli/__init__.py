@@ -22,7 +22,7 @@ def main() -> None:
     """Entry point of the command."""
     from rich.markup import escape
 
-    from segdist.log import console
+    from segdist.console import console
 
     try:
         app()

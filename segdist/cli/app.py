@@ -76,13 +76,13 @@ def check_png(option: str, uri: str) -> None:
 
 
 def say(text: str) -> None:
-    from segdist.log import say
+    from segdist.console import say
 
     say(text)
 
 
 def machine(wanted: bool, tree: Any) -> None:
-    from segdist.record import to_json
+    from segdist.runs.record import to_json
 
     if wanted:
         print(to_json(tree), flush=True)

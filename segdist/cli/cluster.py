@@ -62,8 +62,8 @@ def submit(
 
     A cluster with tokens wants its token here too: in ~/.ray/auth_token, or in the file that RAY_AUTH_TOKEN_PATH names.
     """
-    from segdist import log
-    from segdist.submit import Cluster, job_of
+    from segdist import console
+    from segdist.cluster.submit import Cluster, job_of
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     job = job_of(command, {name: one for name, one in commands.items() if name not in _NO_JOBS})
@@ -82,7 +82,7 @@ def submit(
     try:
         code = cluster.follow(id)
     except KeyboardInterrupt:
-        log.close()
+        console.close()
         say(f"left: job {id} goes on\n{leave}\n{stop}")
         sys.stdout.flush()
         os._exit(130)  # at once: an answer may be on its way still, in a thread that the interpreter's teardown meets
@@ -98,7 +98,7 @@ def watch() -> None:
     The ranks on it commit a checkpoint, and start again elsewhere. It ends at once on a machine that is not spot.
     `cluster.yaml` starts it on every worker.
     """
-    from segdist.launch import node
+    from segdist.cluster import node
 
     node.watch()
 
@@ -122,7 +122,7 @@ def drain(
 
     Exit code 0 when they have left, 75 when the time was too short for them.
     """
-    from segdist.launch import node
+    from segdist.cluster import node
 
     if not no_wait:
         raise typer.Exit(node.leave(seconds, why))
@@ -141,6 +141,6 @@ def stop_drivers(
     It concerns the submitted jobs of that dashboard whose drivers run on this machine and have joined Ray: each gets SIGTERM,
     and a training or a sweep ends with 75. An evaluation or predictions, which commit nothing, do not join it.
     """
-    from segdist.launch import drivers
+    from segdist.cluster import drivers
 
     say(f"{drivers.stop_drivers(seconds, dashboard)} driver(s) asked to end")

@@ -47,8 +47,8 @@ def _list_layouts(wanted: bool) -> None:
     if not wanted:
         return
     from segdist.cli.tables import layouts
+    from segdist.console import console
     from segdist.data.importers import LAYOUTS
-    from segdist.log import console
 
     console.print(layouts(LAYOUTS))
     raise typer.Exit
@@ -104,13 +104,13 @@ def prepare(
     Safe to interrupt and to repeat: DEST counts as prepared once its index.json is there.
     """
     from segdist.data.importers.layout import Ask
-    from segdist.prepare import Declared
-    from segdist.prepare import prepare as run
+    from segdist.data.prepare import Declared
+    from segdist.data.prepare import prepare as run
 
     ask = Ask(val_share, seed, limit, revision, subset, image_column, mask_column)
     declared = Declared(names, mask_values(void), first, palette, color_tolerance)
     if push:
-        from segdist.hub import Repo
+        from segdist.publish.hub import Repo
 
         repo = Repo(push, "dataset")  # before the work
         repo.open(not public)
@@ -120,7 +120,7 @@ def prepare(
         say(f"{name}: {split['samples']} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:.1f} MB")
     say(f"prepared: {summary['uri']}")
     if push:
-        from segdist.push_data import push_data
+        from segdist.publish.push_data import push_data
 
         summary["pushed"] = push_data(dest, push, not public)
         say(f"pushed: {summary['pushed']['url']}; to train on it: data.uri=hf://datasets/{push}")
@@ -157,10 +157,10 @@ def doctor(
     not prepared yet.
     """
     from segdist.cli.tables import findings
+    from segdist.console import console
     from segdist.data.importers.layout import Ask
+    from segdist.data.prepare import Declared
     from segdist.doctor import examine
-    from segdist.log import console
-    from segdist.prepare import Declared
 
     most = None if everything else sample
     declared = Declared(names, mask_values(void), first, None, color_tolerance)
@@ -190,12 +190,12 @@ def stats(
 
     Example: `segdist stats data/photos --out stats/` writes them as YAML and as a chart, too.
     """
-    from segdist import stats as statistics
     from segdist import storage
     from segdist.cli.tables import shares
+    from segdist.console import console
     from segdist.data import index as indices
-    from segdist.figures import png
-    from segdist.log import console
+    from segdist.data import stats as statistics
+    from segdist.evaluation.figures import png
 
     if out:
         storage.check_writable(out)

@@ -53,13 +53,13 @@ def push(
     from segdist.launch.stop import terminable
 
     if storage.exists(storage.join(source, NAME)):
-        from segdist.push_data import push_data
+        from segdist.publish.push_data import push_data
 
         with terminable():
             summary = push_data(source, repo_id, private, overwrite, licence)
         say(f"{_done(summary)} {source}: {summary['url']}; to train on it: data.uri=hf://datasets/{repo_id}")
     else:
-        from segdist.push import push as run
+        from segdist.publish.push import push as run
 
         with terminable():
             summary = run(source, repo_id, private, samples, overwrite, verify, licence)

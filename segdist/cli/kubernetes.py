@@ -61,7 +61,7 @@ def k8s(
     All values are checked first. The job continues its run in every new cluster; docs/kubernetes.md tells what dies when.
     """
     from segdist import storage
-    from segdist.kube import MADE, Ask, manifests
+    from segdist.cluster.kube import MADE, Ask, manifests
 
     ask = Ask(
         config, tuple(overrides or ()), image, name, namespace, ranks_per_worker, workers, max_workers, memory_gb,

@@ -7,17 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from segdist.cli.app import (
-    Device,
-    Json,
-    Raw,
-    RunOrCheckpoint,
-    app,
-    check_file,
-    machine,
-    numbers,
-    say,
-)
+from segdist.cli.app import Device, Json, Raw, RunOrCheckpoint, app, check_file, machine, numbers, say
 from segdist.errors import UserError
 
 # How a model looks at images: options of evaluate and predict.
@@ -97,9 +87,9 @@ def evaluate(
     """
     from segdist import storage
     from segdist.cli.tables import scores
-    from segdist.log import console
-    from segdist.record import to_json
-    from segdist.report import evaluate_checkpoint
+    from segdist.console import console
+    from segdist.evaluation.report import evaluate_checkpoint
+    from segdist.runs.record import to_json
 
     changes = looking(mode, window, overlap, scales, flip)
     is_first = os.environ.get("RANK", "0") == "0"
@@ -124,7 +114,7 @@ def evaluate(
         say(f"written: {out}")
     machine(json, result)
     if confusion:
-        from segdist import figures
+        from segdist.evaluation import figures
 
         drawn = figures.confusion(result["confusion"], list(result["iou"]))
         storage.write(confusion, figures.png(drawn))
@@ -146,8 +136,8 @@ def compare(
     Reports of other data, splits, classes or protocols are refused.
     """
     from segdist.cli.tables import comparison
-    from segdist.compare import compare as run
-    from segdist.log import console
+    from segdist.console import console
+    from segdist.evaluation.compare import compare as run
 
     result = run(a, b)
     console.print(comparison(result))
@@ -168,7 +158,7 @@ def models(
 
     from segdist.cli.tables import catalogue, model
     from segdist.config.models import MODELS, refusal
-    from segdist.log import console
+    from segdist.console import console
 
     if unknown := [name for name in names or [] if name not in MODELS]:
         raise UserError(refusal(unknown[0]) or f"{unknown[0]!r} is no model.name; `segdist models` lists all")
@@ -226,8 +216,8 @@ def export(
     """
     import torch
 
-    from segdist.export import export as run
-    from segdist.trained import load_trained
+    from segdist.publish.export import export as run
+    from segdist.runs.restore import load_trained
 
     fixed = numbers("--size", size, "x", int, "512x512", 2)
     if fixed and min(fixed) < 1:
@@ -293,11 +283,11 @@ def predict(
     """
     from dataclasses import replace
 
-    from segdist.exported import load_model
+    from segdist.distributed import choose_device
+    from segdist.evaluation.report import with_changes
     from segdist.launch.stop import terminable
-    from segdist.predict import ENDS, predict_files
-    from segdist.report import with_changes
-    from segdist.world import choose_device
+    from segdist.predict.predict import ENDS, predict_files
+    from segdist.publish.exported import load_model
 
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if unknown := [kind for kind in kinds if kind not in ENDS]:

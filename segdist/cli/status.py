@@ -15,9 +15,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from segdist import log, record, storage
+from segdist import console
+from segdist import storage
 from segdist.errors import UserError
-from segdist.record import to_json
+from segdist.runs import checkpoints, record
+from segdist.runs.record import to_json
 
 _EVERY_SECONDS, _BEGIN_SECONDS = 3.0, 60.0
 _SILENT_SECONDS = 300.0  # without a sign of life, in which something of a run or sweep was to be written twenty times
@@ -32,7 +34,7 @@ def look(uri: str) -> dict[str, Any]:
     Raises UserError where neither is there.
     """
     if (run := record.load(uri)) is not None:
-        newest = record.newest_committed(uri)
+        newest = checkpoints.newest_committed(uri)
         return {"kind": "run", **run, "run_uri": uri, "silent_seconds": _silence(run), "newest_checkpoint": newest}
     from segdist.sweep import ledger
 
@@ -91,9 +93,9 @@ def best_config(uri: str) -> str:
     address = storage.join(uri, best.YAML)
     if storage.exists(address):
         if facts["state"] == record.RUNNING:
-            log.say(f"warning: {uri} is not finished; these are the best values of its launch before")
+            console.say(f"warning: {uri} is not finished; these are the best values of its launch before")
         if facts["scheduler"] == "pbt":
-            log.say(
+            console.say(
                 f"warning: the best of a population is a history, which its last values do not repeat; its weights are in "
                 f"{storage.join(uri, facts['best']['checkpoint'] or facts['best']['run'])}"
             )
@@ -109,7 +111,7 @@ def best_config(uri: str) -> str:
 
 def draw(uri: str, plot: str) -> None:
     """Writes a sweep's picture."""
-    from segdist import figures
+    from segdist.evaluation import figures
     from segdist.sweep import ledger
     from segdist.sweep.picture import picture
 
@@ -132,8 +134,8 @@ def shown(tree: dict[str, Any], most: int | None = None) -> Any:
     """A table for people; of a sweep, `most` trials at most: those that run, and then the best."""
     if tree["kind"] == "run":
         return _run_table(tree)
-    table, console = _sweep_table(tree, most, tree["fields"]), log.console
-    if Measurement.get(console, console.options.update(width=10_000), table).maximum > console.width:
+    table, screen = _sweep_table(tree, most, tree["fields"]), console.console
+    if Measurement.get(screen, screen.options.update(width=10_000), table).maximum > screen.width:
         table = _sweep_table(tree, most, [])
     return Group(table, *map(Text, _reasons(tree) + _summary(tree)))
 
@@ -146,7 +148,7 @@ def _run_table(tree: dict[str, Any]) -> Table:
     if tree.get("miou") is not None:
         facts["best mIoU"] = f"{tree['miou']:.4f}, after step {tree['best_step']:,}"
     if tree["newest_checkpoint"]:
-        facts["newest checkpoint"] = f"after step {record.step_of(tree['newest_checkpoint']):,}"
+        facts["newest checkpoint"] = f"after step {checkpoints.step_of(tree['newest_checkpoint']):,}"
     facts["attempt"] = str(tree["attempt"])
     for key, value in tree.items():
         if key not in _TOLD | _UNTOLD | {"kind", "silent_seconds", "newest_checkpoint"}:
@@ -183,7 +185,7 @@ def _sweep_table(tree: dict[str, Any], most: int | None, columns: list[str]) -> 
             f"  seed {row['seed']}" if row["confirms"] else row["trial"],
             *(Text(values.get(field, "")) for field in columns),
             Text(row["state"], _STYLES.get(row["state"], "")), f"{row['step']:,}", _score(row["best"]),
-            log.clock(row["seconds"]),
+            console.duration(row["seconds"]),
             *([] if columns else [Text(", ".join(f"{key.split('.')[1]} {value}" for key, value in values.items() if value))]),
             style="bold" if is_best else "dim" if row["confirms"] else None,
         )  # fmt: skip
@@ -270,22 +272,22 @@ def follow(uri: str, every_seconds: float = _EVERY_SECONDS) -> dict[str, Any]:
     On a terminal one picture that changes, else a line for each thing that has.
     """
     tree = _begun(uri)
-    if not log.console.is_terminal:
+    if not console.console.is_terminal:
         told: set[str] = set()
 
         def show(tree: dict[str, Any]) -> None:
             lines = news(tree)
             for line in lines:
                 if line not in told:
-                    log.say(line)
+                    console.say(line)
             told.update(lines)
 
         return _watch(uri, tree, show, every_seconds)
-    with Live(console=log.console, auto_refresh=False) as live:
+    with Live(console=console.console, auto_refresh=False) as live:
         return _watch(
             uri,
             tree,
-            lambda tree: live.update(shown(tree, max(5, log.console.height - 12)), refresh=True),
+            lambda tree: live.update(shown(tree, max(5, console.console.height - 12)), refresh=True),
             every_seconds,
         )
 
@@ -307,7 +309,7 @@ def _watch(
         show(tree)
         while tree["state"] == record.RUNNING:
             time.sleep(every_seconds)
-            tree = storage.patiently(lambda: look(uri), log.say)
+            tree = storage.patiently(lambda: look(uri), console.say)
             show(tree)
     except KeyboardInterrupt:
         pass  # who looks on may stop looking

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from segdist.data.health import Finding
     from segdist.data.importers.layout import Layout
-    from segdist.health import Finding
     from segdist.models.catalogue import Entry
 
 _LAPTOP = 15_000_000  # parameters

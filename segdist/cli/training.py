@@ -7,16 +7,7 @@ from typing import Annotated
 import typer
 
 from segdist.cli import status
-from segdist.cli.app import (
-    Json,
-    app,
-    check_file,
-    check_png,
-    config_app,
-    config_of,
-    machine,
-    say,
-)
+from segdist.cli.app import Json, app, check_file, check_png, config_app, config_of, machine, say
 from segdist.errors import UserError
 
 
@@ -94,7 +85,7 @@ def show_status(
 
     Example: `segdist status runs/lr_and_crop --follow --plot sweep.png`
     """
-    from segdist.log import console
+    from segdist.console import console
 
     if plot:
         check_png("--plot", plot)
@@ -123,10 +114,11 @@ def history(
 
     Example: `segdist history runs/photos --out history.tsv --plot curves.png`
     """
-    from segdist import figures, storage
-    from segdist import history as histories
+    from segdist import storage
     from segdist.cli import tables
-    from segdist.log import console
+    from segdist.console import console
+    from segdist.evaluation import figures
+    from segdist.runs import history as histories
 
     suffix = f".{out.lower().rpartition('.')[2]}" if out else ""
     if out and suffix not in histories.SUFFIXES:
@@ -158,7 +150,7 @@ def config_show(
     Example: `segdist config show configs/demo.yaml train.num_steps=50`
     """
     from segdist import config as configs
-    from segdist.record import to_json
+    from segdist.runs.record import to_json
 
     cfg = config_of(config, overrides)
     print(to_json(configs.to_tree(cfg)) if json else configs.explain(cfg))

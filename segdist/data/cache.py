@@ -13,7 +13,7 @@ import threading
 import uuid
 from pathlib import Path
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.config import Io
 
 _ROOM = 0.9  # of the limit, after the oldest have gone
@@ -56,7 +56,7 @@ class Cache:
                 temporary.unlink()
             if not self._warned:
                 self._warned = True
-                log.say(
+                console.say(
                     f"warning: the data cache {self._folder} takes nothing ({error}); the data is streamed without it"
                 )
 

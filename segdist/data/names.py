@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.labels import Color, Labels, color_of, generated_colors, plain
 from segdist.data.presets import CONTRACTS, PALETTES
 from segdist.errors import LabelError, MissingError, StorageError
@@ -157,7 +157,7 @@ def _from_tree(tree: Any, void: Sequence[int | Color] | None, first: int) -> Lab
     blank = [v for v, n in pairs if n.lower() in VOID_NAMES]
     if blank:
         shown = ", ".join(f"{v} ({n!r})" for v, n in pairs if v in blank)
-        log.say(f"void, by its name: {shown}; a contract file can make it a class")
+        console.say(f"void, by its name: {shown}; a contract file can make it a class")
         pairs = [(v, n) for v, n in pairs if v not in blank]
     return _contract(
         [n for _, n in pairs], [v for v, _ in pairs], [*(DEFAULT_VOID if void is None else void), *blank], first

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.cache import Cache
 from segdist.data.index import NAME, Index, Shard
 from segdist.data.write import DIGESTS, SCHEMA
@@ -122,7 +122,7 @@ class Source:
 
 def _read(address: str, offset: int, length: int) -> bytes:
     """A range, waited for while storage is away: a stream outlives a short outage."""
-    return storage.patiently(lambda: storage.read_range(address, offset, length), log.say)
+    return storage.patiently(lambda: storage.read_range(address, offset, length), console.say)
 
 
 def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:

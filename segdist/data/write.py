@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.index import Shard
 
 SCHEMA = pa.schema(
@@ -124,7 +124,7 @@ def below(uri: str) -> Callable[[str, bytes], None]:
 
     def put(name: str, data: bytes) -> None:
         address = storage.join(uri, name)
-        storage.patiently(lambda: storage.write(address, data), log.say)
+        storage.patiently(lambda: storage.write(address, data), console.say)
 
     return put
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from segdist import config, storage
 from segdist.config import Config
 from segdist.data import index as indices
+from segdist.data.health import Finding
 from segdist.data.importers.layout import Ask
+from segdist.data.prepare import Declared
 from segdist.doctor import data as datas
 from segdist.doctor import run as runs
 from segdist.doctor import source as sources
 from segdist.errors import UserError
-from segdist.health import Finding
-from segdist.prepare import Declared
 
 
 def examine(

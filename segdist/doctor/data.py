@@ -8,13 +8,14 @@ from itertools import combinations
 
 import numpy as np
 
-from segdist import log
+from segdist import console
 from segdist.config import Io
 from segdist.data import survey as surveys
+from segdist.data.health import Finding, attempt, few, from_index, ok, trained_split
 from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.survey import Survey
-from segdist.health import Finding, attempt, few, from_index, ok, self_test, trained_split
+from segdist.evaluation.self_test import self_test
 
 RARE_SAMPLES = 10
 SAME_BITS = 4  # difference hashes this near show the same scene; the nearest of CamVid's train and val are 8 apart
@@ -37,7 +38,7 @@ def examine(
         return findings
     seen = {}
     planned = sum(min(s.num_samples, sample or s.num_samples) for s in index.splits.values())
-    progress, advance = log.bar("looking at samples", planned)
+    progress, advance = console.bar("looking at samples", planned)
     with progress:
         for split in index.splits:
             seen[split] = surveys.of_split(uri, index, split, sample, advance)

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import torch
 
-from segdist import checkpoint, config, log, storage
+from segdist import config, console, storage
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.augment import model_size
+from segdist.data.health import Finding, attempt, ok
 from segdist.data.index import Index
+from segdist.distributed import World, choose_device
 from segdist.errors import StorageError, UserError
-from segdist.health import Finding, attempt, ok
-from segdist.hub import Repo
-from segdist.launch import cluster
-from segdist.opening import look, settle
-from segdist.push import check_held
-from segdist.train import fit
-from segdist.world import World, choose_device
+from segdist.launch import ray_cluster
+from segdist.publish.hub import Repo
+from segdist.publish.push import check_held
+from segdist.runs import checkpoints
+from segdist.train.loop import fit
+from segdist.train.setup import look, settle
 
 GIB = 1 << 30
 WHOLE_PIXELS = 8 << 20  # 2900 x 2900 px; a larger image is seldom meant to be seen at once
@@ -162,8 +163,8 @@ def _room(cfg: Config) -> Finding:
             f"the cluster at {address} gives {cfg.scale.num_ranks} rank(s) their devices; `train` asks it first",
         )
     resources = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-    need = cluster.needs(cfg.scale, resources["GPU"])
-    lacking = cluster.shortage(cfg.scale, need, [{"NodeManagerAddress": "this machine", "Resources": resources}])
+    need = ray_cluster.needs(cfg.scale, resources["GPU"])
+    lacking = ray_cluster.shortage(cfg.scale, need, [{"NodeManagerAddress": "this machine", "Resources": resources}])
     return (
         Finding("error", "device", lacking)
         if lacking
@@ -193,7 +194,7 @@ def _rehearse(cfg: Config) -> tuple[str, int]:
     It is `fit` itself that runs, in a temporary folder of this machine, stopped after one step and begun again.
     """
     found, device = look(cfg, cfg.scale.num_ranks), choose_device(cfg.scale.device)
-    with log.hushed():
+    with console.hushed():
         cfg = settle(found.cfg, found.index, World(0, cfg.scale.num_ranks, device))
     tree, micro = config.to_tree(cfg), cfg.train.group_size
     with tempfile.TemporaryDirectory(prefix="segdist-doctor-") as folder:
@@ -204,11 +205,11 @@ def _rehearse(cfg: Config) -> tuple[str, int]:
         tree["scale"] |= {"launcher": "local", "num_ranks": 1, "gpus_per_rank": None}
         small = config.from_tree(tree, "the rehearsal")
         world = World(0, 1, device)
-        with log.hushed():
+        with console.hushed():
             fit(small, world, notice=lambda: "stop")
             summary = fit(small, world)
-            newest = checkpoint.newest(folder, log.say)
-        if summary["step"] != 2 or newest is None or checkpoint.step_of(newest) != 2:
+            newest = checkpoints.newest(folder, console.say)
+        if summary["step"] != 2 or newest is None or checkpoints.step_of(newest) != 2:
             raise UserError(f"the rehearsal ended at step {summary['step']} instead of 2; please report this")
         num_bytes = sum(storage.sizes(newest).values())
     return f"two steps of {micro} images: committed after one, restored, ended, and scored", num_bytes

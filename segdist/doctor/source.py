@@ -12,20 +12,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from segdist import log
+from segdist import console
 from segdist.data import survey as surveys
+from segdist.data.health import Finding, ok, trained_split
 from segdist.data.importers.files import Rules
 from segdist.data.importers.layout import Ask, Pair
 from segdist.data.index import FORMAT, Index, Split
 from segdist.data.labels import Labels
 from segdist.data.order import Permutation, key
+from segdist.data.prepare import Declared, check_sense, contract_of, encode, find, infer
 from segdist.data.source import Sample
 from segdist.data.survey import Facts, Survey
 from segdist.data.write import Row
 from segdist.doctor.data import judge
 from segdist.errors import UserError
-from segdist.health import Finding, ok, trained_split
-from segdist.prepare import Declared, check_sense, contract_of, encode, find, infer
 from segdist.threads import ahead
 
 SHOWN = 20
@@ -41,7 +41,7 @@ class _Seen:
     facts: list[Facts] = field(default_factory=list)
 
 
-@log.tallied()
+@console.tallied()
 def examine(
     source: str, layout: str, declared: Declared, ask: Ask, max_megapixels: int, sample: int | None
 ) -> list[Finding]:
@@ -61,7 +61,7 @@ def examine(
     paired = ", ".join(f"{split} {len(pairs)}" for split, pairs in found.splits.items()) + f" pairs{limited}"
     findings = [ok("source", paired), *unpaired]
     rules = Rules(max_megapixels * 10**6, contract, declared.color_tolerance)
-    progress, advance = log.bar("looking at pairs", num_pairs)
+    progress, advance = console.bar("looking at pairs", num_pairs)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         if contract is None:
             try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from segdist.config import Config
 
 if TYPE_CHECKING:
-    from segdist.train import Notice, Tell
+    from segdist.train.loop import Notice, Tell
 
 
 def run(cfg: Config) -> tuple[dict[str, Any], bool]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from segdist.config import Config
+from segdist.distributed import joined
 from segdist.launch.stop import StopSignal
-from segdist.train import Notice, Tell, fit
-from segdist.world import joined
+from segdist.train.loop import Notice, Tell, fit
 
 
 def run_here(

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from segdist.launch.cluster import draining
+from segdist.launch.ray_cluster import draining
 
 _POLL_SECONDS, _ANSWER_SECONDS, _TELL_SECONDS = 1.0, 0.05, 10.0
 _LAST_SECONDS = 20.0  # before a node goes, for the last commit of its ranks

@@ -17,11 +17,12 @@ import time
 from types import TracebackType
 from typing import Any
 
-from segdist import log, record, storage
-from segdist.checkpoint import BEST
+from segdist import console, storage
 from segdist.config import Config
 from segdist.errors import UnavailableError, UserError
 from segdist.launch.stop import terminable
+from segdist.runs import record
+from segdist.runs.checkpoints import BEST
 
 _LOOK_SECONDS = 15.0
 _PAUSES = (30, 120, 600)  # seconds before a copy that failed is tried again; the last one as often as need be
@@ -35,7 +36,7 @@ class Mirror:
     """
 
     def __init__(self, cfg: Config) -> None:
-        from segdist.push import open_model
+        from segdist.publish.push import open_model
 
         assert cfg.hub.repo_id is not None
         self._cfg, self._repo_id = cfg, cfg.hub.repo_id
@@ -43,9 +44,9 @@ class Mirror:
         self._thread = threading.Thread(target=self._watch, name="mirror", daemon=True)
         try:
             _, url = open_model(self._repo_id, cfg.hub.private, cfg.run.uri, cfg.hub.overwrite)
-            log.say(f"the best model so far goes to {url}")
+            console.say(f"the best model so far goes to {url}")
         except UnavailableError as error:
-            log.say(f"warning: {error}; the run begins, and its best model goes there when it does")
+            console.say(f"warning: {error}; the run begins, and its best model goes there when it does")
 
     def __enter__(self) -> Mirror:
         self._thread.start()
@@ -62,30 +63,30 @@ class Mirror:
         self._ended.set()
         self._thread.join()
         if summary["state"] != record.SUCCEEDED:
-            log.say(f"{self._repo_id} gets the best model when the run goes on; or now, by {self._by_hand()}")
+            console.say(f"{self._repo_id} gets the best model when the run goes on; or now, by {self._by_hand()}")
             return
         held = self._held() or {}
         if held.get("run_state") == record.SUCCEEDED and held.get("checkpoint") == _name(summary["best_checkpoint"]):
-            log.say(f"the best model is at {self._repo_id} on the Hub")
+            console.say(f"the best model is at {self._repo_id} on the Hub")
             return
-        log.say(f"copying the best model to {self._repo_id} on the Hub")
+        console.say(f"copying the best model to {self._repo_id} on the Hub")
         with terminable():
             problem = self._copy(self._cfg.run.uri, threading.Event())
             if problem:
-                log.say(f"warning: {problem}; trying again in {_PAUSES[0]} s")
+                console.say(f"warning: {problem}; trying again in {_PAUSES[0]} s")
                 time.sleep(_PAUSES[0])
                 problem = self._copy(self._cfg.run.uri, threading.Event())
         if problem:
-            log.say(f"warning: {problem}. The run is whole, but not on the Hub: {self._by_hand()}")
+            console.say(f"warning: {problem}. The run is whole, but not on the Hub: {self._by_hand()}")
         else:
-            log.say(f"the best model is at {self._repo_id} on the Hub")
+            console.say(f"the best model is at {self._repo_id} on the Hub")
 
     def _by_hand(self) -> str:
         return f"`segdist push {self._cfg.run.uri} {self._repo_id}`"
 
     def _held(self) -> dict[str, Any] | None:
         """What the Hub holds of this run; None where that is nothing, or not to be known."""
-        from segdist.hub import Repo
+        from segdist.publish.hub import Repo
 
         try:
             held = Repo(self._repo_id).mark()
@@ -106,7 +107,7 @@ class Mirror:
             elif not self._ended.is_set() and self._best() == best:  # else a better one replaced it on the way
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures, not_before = failures + 1, time.monotonic() + pause
-                log.say(f"warning: {problem}; the run goes on, and the Hub is tried again in {pause} s")
+                console.say(f"warning: {problem}; the run goes on, and the Hub is tried again in {pause} s")
 
     def _best(self) -> str | None:
         """The best checkpoint, below the run; None where there is none, or storage does not say."""

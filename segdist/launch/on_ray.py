@@ -15,18 +15,28 @@ import time
 import uuid
 from typing import Any
 
-from segdist import config, log, record, storage
+from segdist import config, console, storage
 from segdist.config import Config
+from segdist.distributed import TIMEOUT, backend
 from segdist.errors import RanksError, UserError, is_lost_rank
-from segdist.launch.cluster import connect, end_siblings, in_use, label_selectors, log_folder, needs, nodes, shortage
 from segdist.launch.mailbox import Inbox, Post
 from segdist.launch.meeting import torch_config
+from segdist.launch.ray_cluster import (
+    connect,
+    end_siblings,
+    in_use,
+    label_selectors,
+    log_folder,
+    needs,
+    nodes,
+    shortage,
+)
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import STOPPING, StopSignal
-from segdist.opening import look
-from segdist.outbox import Outbox
-from segdist.train import Notice, Tell
-from segdist.world import TIMEOUT, backend
+from segdist.runs import record, run_log
+from segdist.runs.writer import Outbox
+from segdist.train.loop import Notice, Tell
+from segdist.train.setup import look
 
 _LOOK_SECONDS, _REPEAT_SECONDS, _SILENT_SECONDS, _END_SECONDS, _ANSWER_SECONDS = 10, 60, 15, 10, 5
 _LEAVE_SECONDS = 60  # that Ray may take to tell of ranks that were asked to stop, or to start them once more
@@ -63,7 +73,7 @@ class _Driver:
         if not on_cluster and (lack := shortage(cfg.scale, self._need, nodes())):
             raise UserError(lack)  # this machine will not grow
         if on_cluster and cfg.scale.device == "auto" and cfg.scale.gpus_per_rank is None and not gpus:
-            log.say(
+            console.say(
                 "no node has a GPU now, so the ranks will compute on CPUs; scale.gpus_per_rank=1 waits for nodes with GPUs"
             )
         self._inbox = Inbox()
@@ -84,12 +94,12 @@ class _Driver:
     def run(self) -> dict[str, Any]:
         """The summary of the run. Raises UserError for a mistake, RanksError when the ranks failed too often."""
         mark = storage.join(self._cfg.run.uri, ".ray", self._launch, "driver")
-        storage.patiently(lambda: storage.write(mark, self._launch.encode()), log.say)
+        storage.patiently(lambda: storage.write(mark, self._launch.encode()), console.say)
         thread = threading.Thread(target=self._fit, args=(mark,), name="ray train", daemon=True)
         outbox = Outbox(warn=lambda text: None, pauses=(1, 4))
         with (
             contextlib.closing(outbox),
-            log.Diary(self._cfg.run.uri, self._launch, outbox) as diary,
+            run_log.Diary(self._cfg.run.uri, self._launch, outbox) as diary,
             StopSignal(told=None) as signal,
         ):
             thread.start()
@@ -99,7 +109,7 @@ class _Driver:
                 finally:
                     _end(thread, self._mailbox)
                 self._show()
-                log.close()
+                console.close()
                 if isinstance(self._outcome, BaseException):
                     raise self._post_mortem(self._outcome) from self._outcome
             except (UserError, RanksError) as error:
@@ -114,7 +124,7 @@ class _Driver:
         with contextlib.suppress(UserError):  # storage fails, and that is not what is to be told
             record.give_up(self._cfg.run.uri, self._launch, self._shown, state, why)
 
-    def _watch(self, thread: threading.Thread, notice: Notice, diary: log.Diary) -> None:
+    def _watch(self, thread: threading.Thread, notice: Notice, diary: run_log.Diary) -> None:
         is_told = False
         while thread.is_alive():
             thread.join(0.25)
@@ -122,10 +132,10 @@ class _Driver:
             if notice() == "stop":
                 silent = time.monotonic() - self._idle_since
                 if not self._alive and (not is_told or silent > _LEAVE_SECONDS):
-                    log.say("stopping: no rank runs that could commit")
+                    console.say("stopping: no rank runs that could commit")
                     raise SystemExit(75)
                 if not is_told and self._notice is None:
-                    log.say(STOPPING)
+                    console.say(STOPPING)
                 is_told = True
                 self._inbox.ask("stop")
             self._check_start()
@@ -180,14 +190,14 @@ class _Driver:
         if self._alive and not alive:
             self._idle_since = time.monotonic()
             if self._told is None or self._told[0] < self._starts:
-                log.say("no rank gives a sign of life any more; Ray starts them again when it holds them for lost")
+                console.say("no rank gives a sign of life any more; Ray starts them again when it holds them for lost")
         self._alive = alive
         for kind, *rest in posts:
             if kind == "say":
-                log.say(*rest)
+                console.say(*rest)
             elif kind == "show":
                 self._shown = max(self._shown, rest[0])
-                log.show(*rest)
+                console.show(*rest)
             elif kind == "going":
                 self._tell_drain(*rest)
             elif kind == "start":
@@ -197,7 +207,7 @@ class _Driver:
             elif not mistake:
                 self._tell_death(*rest)
         if mistake:
-            log.close()
+            console.close()
             raise UserError(mistake[0]) if mistake[1] == 2 else RanksError(*mistake)
 
     def _take(self) -> tuple[list[Post], tuple[str, int] | None, float]:
@@ -221,7 +231,7 @@ class _Driver:
         """Once for each start, though every rank on that node says so."""
         if (self._starts, address) not in self._going:
             self._going.add((self._starts, address))
-            log.say(
+            console.say(
                 f"node {address} is about to go: a checkpoint is committed now, and the ranks start again without it"
             )
 
@@ -231,12 +241,12 @@ class _Driver:
             return
         self._told = (self._starts, what)
         if any(start == self._starts for start, _ in self._going):  # Ray does not count these
-            log.say(f"{what}; the ranks start again, from the newest checkpoint")
+            console.say(f"{what}; the ranks start again, from the newest checkpoint")
             return
         self._deaths += 1
         most = self._cfg.scale.max_restarts
         ahead = f"restart {self._deaths} of {most}, from the newest checkpoint"
-        log.say(f"{what}; {ahead if self._deaths <= most else f'all {most} restarts are used up'}")
+        console.say(f"{what}; {ahead if self._deaths <= most else f'all {most} restarts are used up'}")
 
     def _check_start(self) -> None:
         """Says what the cluster lacks while no rank runs. Raises UserError, or RanksError after ranks had run already, when
@@ -256,7 +266,7 @@ class _Driver:
             )
         if now - self._said > _REPEAT_SECONDS and (lack or waited > 3 * _LOOK_SECONDS):
             self._said = now
-            log.say(f"waiting for the ranks to start: {lack or in_use(self._need, scale.num_ranks)}")
+            console.say(f"waiting for the ranks to start: {lack or in_use(self._need, scale.num_ranks)}")
 
     def _given_up(self, why: str) -> UserError | RanksError:
         """What fitted once may fit again."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from segdist import config, log, storage
+from segdist import config, console, storage
+from segdist.distributed import SharedError, join
 from segdist.errors import UnavailableError, UserError
 from segdist.launch.mailbox import PolledNotice, PostedScreen
-from segdist.train import Tell, fit
-from segdist.world import SharedError, join
+from segdist.train.loop import Tell, fit
 
 
 def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
@@ -27,7 +27,7 @@ def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
     mailbox, rank = job["mailbox"], ray.train.get_context().get_world_rank()
     if ray.get(mailbox.mistake.remote(), timeout=60) is not None:
         return None
-    log.use(PostedScreen(mailbox, rank))
+    console.use(PostedScreen(mailbox, rank))
     cfg = config.from_tree(job["config"], job["where"])
     if cfg.scale.cpu_threads is not None:
         torch.set_num_threads(cfg.scale.cpu_threads)
@@ -50,7 +50,7 @@ def check_shared(run_uri: str, folder: str, mark: str) -> None:
     """Relative paths mean here what they mean to the driver. Raises UserError where they do not."""
     with contextlib.suppress(OSError):
         os.chdir(folder)
-    if not storage.patiently(lambda: storage.exists(mark), log.say):
+    if not storage.patiently(lambda: storage.exists(mark), console.say):
         raise UserError(
             f"run.uri {run_uri} is on the driver's machine, and a rank on another one does not see it; give a folder that all "
             "nodes share, or s3://"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from segdist import log
+from segdist import console
 
 STOPPING = "stopping: a checkpoint is committed after this step; Ctrl-C again stops at once"
 
@@ -47,7 +47,7 @@ class StopSignal:
             return
         self._asked = True
         if self._told and os.environ.get("RANK", "0") == "0":
-            log.say(self._told)
+            console.say(self._told)
 
 
 @contextlib.contextmanager

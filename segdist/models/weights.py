@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.errors import StorageError, UnavailableError, UserError
 from segdist.models import licences
 from segdist.models.head import Loaded, short
@@ -167,7 +167,7 @@ def origin_of_hub(repo: str, revision: str | None, licence: licences.Licence | N
     try:
         card = _hub_file(repo, CARD, revision)
     except StorageError as error:  # the weights are there, and what their card says is not worth a run
-        log.say(f"warning: {error}; the licence of {repo} may be missing from the record of these weights")
+        console.say(f"warning: {error}; the licence of {repo} may be missing from the record of these weights")
         card = None
     said = licences.of(repo, _text(card) if card else None) or licence
     return origin_of(repo, revision or (card.parent.name if card else None), said)
@@ -238,16 +238,16 @@ def _of_model(repo: str, name: str, revision: str | None) -> Path | None:
 
 def _hub_file(repo: str, name: str, revision: str | None) -> Path | None:
     """storage.hub_file, waited for while the Hub is away."""
-    return storage.patiently(lambda: storage.hub_file(repo, name, revision), log.say)
+    return storage.patiently(lambda: storage.hub_file(repo, name, revision), console.say)
 
 
 def _download(uri: str, folder: Path) -> None:
     """Puts config, card and weights of an address into a folder; nothing else of what lies there."""
-    there = set(storage.patiently(lambda: storage.names(uri), log.say))
+    there = set(storage.patiently(lambda: storage.names(uri), console.say))
 
     def get(name: str) -> bool:
         if name in there:
-            data = storage.patiently(lambda: storage.read(storage.join(uri, name)), log.say)
+            data = storage.patiently(lambda: storage.read(storage.join(uri, name)), console.say)
             (folder / name).write_bytes(data)
         return name in there
 

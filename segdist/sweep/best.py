@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from segdist import checkpoint, config, record, storage
+from segdist import config, storage
+from segdist.runs import checkpoints, record
 from segdist.sweep.ledger import SUCCEEDED, Ledger, Score, Trial, ranked
 from segdist.sweep.plan import Plan, shown
 
@@ -75,12 +76,12 @@ def name_best(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
 def _checkpoint_of(ledger: Ledger, trial: Trial, score: Score, metric: str) -> str | None:
     """The checkpoint of a trial's best score, below the sweep; None where it is gone (a run keeps that of its best mIoU)."""
     if metric == "miou":
-        found = checkpoint.read_best(ledger.address(trial))
+        found = checkpoints.read_best(ledger.address(trial))
         return f"{trial.run}/{found['checkpoint']}" if found else None
     kept = [
         one
-        for one in checkpoint.committed(ledger.address(trial))
-        if checkpoint.step_of(one) == score.step - trial.offset
+        for one in checkpoints.committed(ledger.address(trial))
+        if checkpoints.step_of(one) == score.step - trial.offset
     ]
     return f"{trial.run}/checkpoints/{kept[0].rsplit('/', 1)[-1]}" if kept else None
 

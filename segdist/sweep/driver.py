@@ -21,11 +21,11 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.config import Scale
 from segdist.errors import UnavailableError
-from segdist.launch.cluster import in_use, needs, nodes, shortage
 from segdist.launch.mailbox import Inbox
+from segdist.launch.ray_cluster import in_use, needs, nodes, shortage
 from segdist.launch.stop import StopSignal
 from segdist.sweep.judges import judge
 from segdist.sweep.ledger import ENDED, FAILED, RUNNING, STOPPED, WAITING, Ledger, Trial
@@ -58,7 +58,7 @@ class Rounds:
     def run(self, following: Next, judged: bool = True) -> None:
         """Runs the trials that wait, and then those that `following` gives. `judged`: by the sweep's scheduler."""
         mark = storage.join(self.plan.sweep.uri, ".ray", "driver")
-        storage.patiently(lambda: storage.write(mark, b"segdist"), log.say)
+        storage.patiently(lambda: storage.write(mark, b"segdist"), console.say)
         job = Job(self.plan, os.getcwd(), mark, self.inbox.mailbox, self.need.get("GPU", 0))
         waiting = [
             trial for trial in self.ledger.trials if trial.state == WAITING and (trial.confirms is None) == judged
@@ -97,7 +97,7 @@ class Rounds:
         if self.stopping is None:
             self.stopping, self._stopped_at = (kind, why), time.monotonic()
             self.inbox.ask("stop")
-            log.say(why)
+            console.say(why)
 
     def has_left(self) -> bool:
         """Whether all that ran when it was said to stop has ended, or has had its time."""
@@ -112,10 +112,10 @@ class Rounds:
                 self.ending.pop(rest[0], None)
             elif kind == "going" and (about := f"node {rest[0]} is about to go: its trials commit") not in self._heard:
                 self._heard.add(about)
-                log.say(about)
+                console.say(about)
             elif kind == "say" and (alike := re.sub(r"\d", "", rest[0])) not in self._heard:
                 self._heard.add(alike)  # what one trial warned of, the others need not
-                log.say(*rest)
+                console.say(*rest)
         now = time.monotonic()
         self.ending = {id: since for id, since in self.ending.items() if now - since < _LEAVE_SECONDS}
 
@@ -143,7 +143,7 @@ class Queue(SearchAlgorithm):
         try:
             trial = self._waiting.popleft() if self._waiting else self._following()
         except UnavailableError as error:
-            log.say(f"warning: {error}; no new trial begins before storage answers")
+            console.say(f"warning: {error}; no new trial begins before storage answers")
             return None
         if trial is None:
             self._exhausted = True
@@ -183,7 +183,7 @@ class Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         known = self._ledger.trial(trial.trial_id)
         if known.state != RUNNING:
-            log.say(f"trial {known.id} {'goes on' if known.scores else 'begins'}: {shown(known.values)}")
+            console.say(f"trial {known.id} {'goes on' if known.scores else 'begins'}: {shown(known.values)}")
         known.state = RUNNING
         self._ledger.note()
 
@@ -196,7 +196,7 @@ class Watch(tune.Callback):
         if result.get(metric) is not None:
             known.hear(result["step"], result["miou"], result["loss"])
             if not result.get("state"):
-                log.say(f"trial {known.id}, step {result['step']}: {metric} {result[metric]:.4f}")
+                console.say(f"trial {known.id}, step {result['step']}: {metric} {result[metric]:.4f}")
         if state := result.get("state"):
             known.state = state if state in ENDED else WAITING
             known.reason = result["reason"]
@@ -210,7 +210,7 @@ class Watch(tune.Callback):
         best = known.best(sweep.metric)
         score = "" if best is None else f", best {sweep.metric} {best:.4f}"
         if known.state in ENDED:
-            log.say(f"trial {known.id} {known.state}{score}{f': {known.reason}' if known.reason else ''}")
+            console.say(f"trial {known.id} {known.state}{score}{f': {known.reason}' if known.reason else ''}")
         self._ledger.note()
         self._check_alike(known)
 
@@ -218,12 +218,12 @@ class Watch(tune.Callback):
         known = self._ledger.trial(trial.trial_id)
         known.reason = _last_line(trial)
         known.state = WAITING if _OUTAGE in known.reason else FAILED  # the same command takes up what waits
-        log.say(f"trial {known.id} {known.state}: {known.reason}")
+        console.say(f"trial {known.id} {known.state}: {known.reason}")
         self._ledger.note()
         self._check_alike(known)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        log.say(
+        console.say(
             f"trial {trial.trial_id}: its process ended ({_last_line(trial)}); it goes on from its newest checkpoint"
         )
 
@@ -245,7 +245,9 @@ class Watch(tune.Callback):
         donor = str(result["run"]).split("-from-")[1].split("-step-")[0]
         values = {key: value for key, value in result["values"].items() if key in self._rounds.plan.sweep.space}
         about = {"trial": known.id, "from": donor, "step": result["offset"], "before": known.values, "values": values}
-        log.say(f"trial {known.id} goes on from trial {donor}'s weights after step {result['offset']}: {shown(values)}")
+        console.say(
+            f"trial {known.id} goes on from trial {donor}'s weights after step {result['offset']}: {shown(values)}"
+        )
         self._ledger.exploits.append({**about, "time": time.time()})
         known.run, known.offset, known.parent, known.values = result["run"], result["offset"], result["parent"], values
 
@@ -269,7 +271,7 @@ class Watch(tune.Callback):
             return
         self._said = now
         lack = shortage(rounds.scale, rounds.need, nodes())
-        log.say(f"no trial runs: {lack or in_use(rounds.need)}")
+        console.say(f"no trial runs: {lack or in_use(rounds.need)}")
         if lack and waited > rounds.scale.start_seconds:
             rounds.stop("stuck", f"given up after {waited:.0f} s without a trial: {lack}")
 

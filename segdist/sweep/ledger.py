@@ -12,8 +12,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segdist import log, record, storage
+from segdist import console, storage
 from segdist.errors import ConfigError, StorageError, UnavailableError
+from segdist.runs import record
 from segdist.sweep.space import Point
 
 NAME = record.SWEEP
@@ -114,12 +115,12 @@ class Ledger:
         except UnavailableError as error:
             if time.monotonic() - self._warned > _WARN_SECONDS:
                 self._warned = time.monotonic()
-                log.say(f"warning: {error}; the sweep goes on, and its record is written when storage answers")
+                console.say(f"warning: {error}; the sweep goes on, and its record is written when storage answers")
         self._saved = time.monotonic()
 
     def save(self) -> None:
         """Waits for storage a while. Raises StorageError when a newer driver owns the sweep, and UnavailableError."""
-        storage.patiently(self._save, log.say)
+        storage.patiently(self._save, console.say)
         self._saved = time.monotonic()
 
     def _save(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segdist import config, log, opening, storage
+from segdist import config, console, storage
 from segdist.config import Config
 from segdist.config.reading import checked, named, read_tree
 from segdist.config.sweep import Sweep
@@ -17,6 +17,7 @@ from segdist.errors import ConfigError, MissingError, UserError
 from segdist.sweep.ledger import Trial
 from segdist.sweep.search import known_beforehand
 from segdist.sweep.space import Point
+from segdist.train import setup
 
 _CACHE_GB = 20.0
 _KEPT = 5  # checkpoints of a member of a population
@@ -122,7 +123,7 @@ def check(plan: Plan) -> Index:
         try:
             cfg = plan.config(point, runs)
             index = index or indices.load(cfg.data.uri)
-            opening.check_recipe(cfg, index, cfg.scale.num_ranks)
+            setup.check_recipe(cfg, index, cfg.scale.num_ranks)
             plan.full(point, runs)
             first = first or cfg
         except UserError as error:
@@ -140,10 +141,10 @@ def check(plan: Plan) -> Index:
             "Take these values out of the space, or tie them to others by `when`"
         )
     assert first is not None and index is not None
-    opening.look(first, first.scale.num_ranks)
+    setup.look(first, first.scale.num_ranks)
     steps = plan.sweep.scheduler.grace_steps or plan.sweep.scheduler.interval_steps
     if steps and steps % first.eval.every_steps:
-        log.say(
+        console.say(
             f"warning: the scheduler hears of evaluations only, every {first.eval.every_steps} steps, not of step {steps}"
         )
     return index

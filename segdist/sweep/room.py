@@ -6,7 +6,7 @@ import os
 
 from segdist.config import Scale
 from segdist.errors import UserError
-from segdist.launch.cluster import needs, nodes, room, shortage
+from segdist.launch.ray_cluster import needs, nodes, room, shortage
 from segdist.sweep.plan import Plan
 from segdist.sweep.search import num_trials
 

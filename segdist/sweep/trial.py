@@ -18,12 +18,13 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from segdist import checkpoint, log, record, storage
+from segdist import console, storage
 from segdist.config import Config
 from segdist.errors import MissingError, RanksError, StorageError, UserError, is_out_of_memory
 from segdist.launch import run_inside
 from segdist.launch.mailbox import PolledNotice
 from segdist.launch.ray_rank import check_shared
+from segdist.runs import checkpoints, record
 from segdist.sweep.plan import Plan
 from segdist.sweep.space import name_of
 
@@ -71,7 +72,7 @@ class TrialProcess(Trainable):
         self._alone = self._evicted = False
         self._local_step = 0
         self._last: dict[str, Any] = {}
-        log.use(_Voice(job.mailbox, self.trial_id))
+        console.use(_Voice(job.mailbox, self.trial_id))
 
     def step(self) -> dict[str, Any]:
         """The next evaluation of the run, or its end."""
@@ -116,7 +117,7 @@ class TrialProcess(Trainable):
         run = f"trials/{self.trial_id}-from-{note['trial']}-step-{step:08d}-{tried}"
         if not storage.exists(storage.join(uri, run)) and not storage.exists(parent):  # the other has gone on for long
             total = self._job.plan.config(self._values, run).train.num_steps
-            kept = [(note["offset"] + (checkpoint.step_of(one) or 0), one) for one in _commits(uri, note["run"])]
+            kept = [(note["offset"] + (checkpoints.step_of(one) or 0), one) for one in _commits(uri, note["run"])]
             step, parent = max((one for one in kept if one[0] < total), default=(step, parent))
         self._place = Place(run, step, parent)
 
@@ -145,7 +146,7 @@ class TrialProcess(Trainable):
                 return
             end = {"state": record.FAILED, "reason": reason(error)}
             if not isinstance(error, UserError):
-                log.say(traceback.format_exc(limit=-8))
+                console.say(traceback.format_exc(limit=-8))
         self._told.put({**self._last, **self._about(), **end, "done": True})
 
     def _config(self) -> Config:
@@ -195,12 +196,12 @@ def is_outage(error: BaseException) -> bool:
 
 
 def _commits(uri: str, run: str) -> list[str]:
-    return checkpoint.committed(storage.join(uri, run))
+    return checkpoints.committed(storage.join(uri, run))
 
 
 def _commit_of(run: str, step: int) -> str | None:
     """The committed checkpoint of a step of a run."""
-    return next((uri for uri in checkpoint.committed(run) if checkpoint.step_of(uri) == step), None)
+    return next((uri for uri in checkpoints.committed(run) if checkpoints.step_of(uri) == step), None)
 
 
 def _share_gpu(gpus: float) -> None:

@@ -6,9 +6,10 @@ import itertools
 import time
 from typing import Any
 
-from segdist import config, log, record, storage
+from segdist import config, console, storage
 from segdist.config import Config
 from segdist.errors import ConfigError, UnavailableError, UserError
+from segdist.runs import record, segments
 from segdist.sweep import best, ledger
 from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Ledger, Trial, told
 from segdist.sweep.plan import Plan, budget_spent, check, shown
@@ -29,7 +30,7 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
 
     Raises UserError before the first trial when one of those known beforehand could not run, and when all fail alike.
     """
-    from segdist.launch.cluster import connect
+    from segdist.launch.ray_cluster import connect
 
     uri = plan.sweep.uri
     found = ledger.load(uri)
@@ -37,7 +38,7 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
         refuse_changes(uri, found["identity"], identity_of(plan))
     if found and found["state"] == SUCCEEDED and not _wants_more(plan, found, retry_failed):
         why = f" ({found['reason']})" if found["reason"] else ""
-        log.say(f"{uri} is finished{why}; nothing to do. More trials: a greater budget. A new sweep: another uri")
+        console.say(f"{uri} is finished{why}; nothing to do. More trials: a greater budget. A new sweep: another uri")
         return summary(uri, found)
     index = check(plan)
     cfg = plan.config(known_beforehand(plan.sweep, 1)[0], uri)  # what trials share hangs on none of their values
@@ -58,16 +59,16 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
         ray.shutdown()
     named = best.name_best(plan, book)
     if named:
-        log.say(f"written: {best.write_config(plan, named)}")
+        console.say(f"written: {best.write_config(plan, named)}")
     put_picture(uri, book, named)
     if plan.sweep.scheduler.name == "pbt" and not book.exploits:
-        log.say("warning: no member of the population went on from another's weights, so this was a random search")
+        console.say("warning: no member of the population went on from another's weights, so this was a random search")
     if named:
-        log.say(f"best: trial {named['trial']}, {told(named, plan.sweep.metric)}: {shown(named['values'])}")
+        console.say(f"best: trial {named['trial']}, {told(named, plan.sweep.metric)}: {shown(named['values'])}")
     if state == SUCCEEDED and named:
-        log.say(f"at full length: segdist train --from-sweep {uri}")
+        console.say(f"at full length: segdist train --from-sweep {uri}")
     if state == record.PREEMPTED:
-        log.say(f"{uri} is not finished; the same command goes on")
+        console.say(f"{uri} is not finished; the same command goes on")
     book.facts |= {"state": state, "reason": reason, "best": named}
     book.save()  # when all else is written: a kill before leaves the sweep unfinished
     if state == FAILED:
@@ -83,7 +84,7 @@ def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
     from segdist.sweep.room import slots
 
     rounds = Rounds(plan, book, cfg.scale, cfg.train.num_steps, cfg.eval.every_steps)
-    log.say(
+    console.say(
         f"sweep {plan.sweep.uri}, launch {book.attempt}: {len(book.searched)} of {num_trials(plan.sweep)} trials known, "
         f"{slots(plan, cfg.scale, rounds.need)} at a time; searcher {plan.sweep.searcher}, "
         f"scheduler {plan.sweep.scheduler.name}"
@@ -93,7 +94,7 @@ def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
         point = propose(plan.sweep, book.searched)
         if point is None:
             if len(book.searched) < num_trials(plan.sweep):
-                log.say(f"every point of the space has been tried: {len(book.searched)} trials")
+                console.say(f"every point of the space has been tried: {len(book.searched)} trials")
             return None
         id = f"{len(book.searched):04d}"
         trial = Trial(id, point, f"trials/{id}")
@@ -113,7 +114,7 @@ def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
                 trial.state, trial.reason = STOPPED, "what it confirms is no longer among the best"
         fresh = [trial for trial in again if trial not in book.trials]
         if fresh:
-            log.say(f"the best {len({trial.confirms for trial in again})} are trained again with another seed")
+            console.say(f"the best {len({trial.confirms for trial in again})} are trained again with another seed")
             book.trials += fresh
             book.save()
         if any(trial.state == WAITING for trial in again):
@@ -130,15 +131,15 @@ def _run(plan: Plan, book: Ledger, cfg: Config) -> tuple[str, str | None]:
 
 def put_picture(uri: str, book: Ledger, named: dict[str, Any] | None) -> None:
     """Writes the sweep's picture. One that cannot be drawn or written is a warning."""
-    from segdist.figures import png
+    from segdist.evaluation.figures import png
     from segdist.sweep.picture import picture
 
     address = storage.join(uri, PICTURE)
     try:
         storage.write(address, png(picture({**book.facts, "best": named}, book.trials, uri)))
-        log.say(f"written: {address}")
+        console.say(f"written: {address}")
     except Exception as error:
-        log.say(f"warning: {address} is missing: {error}")
+        console.say(f"warning: {address} is missing: {error}")
 
 
 def open_ledger(plan: Plan, data: dict[str, str], retry_failed: bool) -> Ledger:
@@ -172,12 +173,12 @@ def _look_up(book: Ledger, trial: Trial) -> None:
     known = record.load(run)
     if known is None:
         return
-    for row in record.read_metrics(run):
+    for row in segments.read_metrics(run):
         if row["kind"] == "eval" and trial.offset + row["step"] > trial.step:
             trial.hear(trial.offset + row["step"], row["miou"], row["loss"])
     if known["state"] == record.SUCCEEDED:
         trial.state = SUCCEEDED
-        log.say(f"trial {trial.id} had ended after the last word of the launch before: {shown(trial.values)}")
+        console.say(f"trial {trial.id} had ended after the last word of the launch before: {shown(trial.values)}")
 
 
 def identity_of(plan: Plan) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The masks of test show nothing but the car's own bonnet and the borders: the rea
 
 from __future__ import annotations
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.importers.files import IMAGE_SUFFIXES
 from segdist.data.importers.layout import Ask, Found, Layout, Listing, Pair
 from segdist.data.importers.release import root_of
@@ -32,7 +32,7 @@ def find(source: str, ask: Ask) -> Found:
             "gtFine_trainvaltest.zip into one folder"
         )
     if listing.below(f"{masks}/test"):
-        log.say("test is left out: its masks are not public, those in gtFine/test are empty")
+        console.say("test is left out: its masks are not public, those in gtFine/test are empty")
     return Found(splits, CONTRACTS["cityscapes"])
 
 

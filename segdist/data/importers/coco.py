@@ -10,7 +10,7 @@ import re
 from functools import partial
 from pathlib import PurePosixPath
 
-from segdist import log
+from segdist import console
 from segdist.data.importers import cocostuff
 from segdist.data.importers.coco_json import Annotations, Category, ImageNotes, read
 from segdist.data.importers.coco_masks import Segments, Values, decode_objects, decode_segments
@@ -195,14 +195,14 @@ def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: V
             f"{', '.join(f'{listing.source}/{p}'.rstrip('/') for p in places)}"
         )
     if missing:
-        log.say(
+        console.say(
             f"warning: {len(missing)} of {len(notes.images)} images of {notes.uri} are not there and left out ({missing[0]})"
         )
     if unlabelled:
-        log.say(f"warning: {len(unlabelled)} images have no mask in {notes.uri} and are left out ({unlabelled[0]})")
+        console.say(f"warning: {len(unlabelled)} images have no mask in {notes.uri} and are left out ({unlabelled[0]})")
     if empty:
         what = "background" if values.outside != values.void else "void"
-        log.say(f"{empty} of {len(pairs)} images of {notes.uri} have no annotations: they are {what} throughout")
+        console.say(f"{empty} of {len(pairs)} images of {notes.uri} have no annotations: they are {what} throughout")
     return list(pairs.values())
 
 
@@ -242,7 +242,7 @@ def _paired(listing: Listing, name: str, folder: str) -> list[Pair]:
         if stem not in masks:
             raise DataError(f"{image.uri}: this image has no mask {folder}/{stem}.png; add it, or remove the image")
     if spare := len(masks) - len(images):
-        log.say(f"warning: {spare} of {len(masks)} masks in {folder} have no image and are left out")
+        console.say(f"warning: {spare} of {len(masks)} masks in {folder} have no image and are left out")
     return [Pair(stem, image, masks[stem]) for stem, image in images.items()]
 
 

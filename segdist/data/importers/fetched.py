@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.importers.files import waiting
 from segdist.errors import DataError
 from segdist.threads import ahead
@@ -85,8 +85,8 @@ def fetch(files: Iterable[Fetched]) -> None:
     if not missing:
         return
     folder = missing[0].path.parent
-    log.say(f"fetching {len(missing)} of {len(wanted)} files into {folder}; remove it once the data are prepared")
-    progress, advance = log.bar("fetching", len(missing))
+    console.say(f"fetching {len(missing)} of {len(wanted)} files into {folder}; remove it once the data are prepared")
+    progress, advance = console.bar("fetching", len(missing))
     with progress, ThreadPoolExecutor(_THREADS) as pool:
         for _ in ahead(pool, _fetch_one, missing, 4 * _THREADS):
             advance(1)

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.importers import colors
 from segdist.data.labels import Color, Labels
 from segdist.errors import DataError, LabelError, UserError
@@ -104,7 +104,7 @@ class Text:
 
 def waiting(text: str) -> None:
     """Says that a store does not answer, though not for each of its files."""
-    log.warn("waits for a store", text)
+    console.warn("waits for a store", text)
 
 
 Decode = Callable[[bytes, str, Rules], np.ndarray]  # (bytes, name, rules) -> (H, W) uint8 or uint16 raw values
@@ -204,7 +204,7 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
             )
         turn = turned != 1 and turned_size == size
         if turn and upright == size:
-            log.warn(
+            console.warn(
                 "images turned by their EXIF orientation whose masks fit either way",
                 f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree",
             )
@@ -217,7 +217,7 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
             return data
         if damage:
             text = f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded"
-            log.warn("damaged JPEGs that are kept as PNG", text)
+            console.warn("damaged JPEGs that are kept as PNG", text)
         check_range(image, name)
         out = io.BytesIO()
         (ImageOps.exif_transpose(image) if turn else image).convert("RGB").save(out, "PNG", compress_level=3)

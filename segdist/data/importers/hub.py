@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data import names
 from segdist.data.importers.hub_rows import Cell, Place, Rows, open_rows, read_beside
 from segdist.data.importers.layout import FEW, SPLIT_NAMES, Ask, Found, Layout, Pair, Splits, split_off
@@ -48,7 +48,7 @@ def _pairs(table: pa.Table, image: str, mask: str, ids: list[str], place: Place,
     """A pair for every row that holds both; says how many do not, as test splits whose masks are kept secret."""
     whole = [i for i in range(len(ids)) if _has(table[image], i) and _has(table[mask], i)]
     if len(whole) < len(ids):
-        log.say(
+        console.say(
             f"{place.name}: {len(ids) - len(whole)} of {len(ids)} rows of {split!r} hold no image or no mask: left out"
         )
     images, masks = f"{split}, column {image}", f"{split}, column {mask}"
@@ -65,7 +65,7 @@ def _kept(rows: Rows, ask: Ask) -> dict[str, str]:
     """What each split is called here. An only split is divided, whatever its name."""
     found = {split: SPLIT_NAMES.get(split, split) for split in rows.splits}
     if len(found) == 1 and (only := next(iter(found))) != "train":
-        log.say(f"{rows.place.name}: its only split {only!r} is divided into train and val")
+        console.say(f"{rows.place.name}: its only split {only!r} is divided into train and val")
         return {only: "train"}
     return found
 
@@ -96,7 +96,7 @@ def _columns(rows: Rows, ask: Ask) -> tuple[str, str]:
         mask = _only([c for c in columns if c != image])
     if not image or not mask or image == mask:
         raise DataError(f"{told}. Say which ones to take with --image-column and --mask-column")
-    log.say(f"{rows.place.name}: images from column {image!r}, masks from {mask!r}")
+    console.say(f"{rows.place.name}: images from column {image!r}, masks from {mask!r}")
     return image, mask
 
 
@@ -131,7 +131,7 @@ def _labels(place: Place) -> Labels | None:
     try:
         return names.parse_names(uri)
     except LabelError as error:
-        log.say(f"{uri} is not taken as the contract: {error}")
+        console.say(f"{uri} is not taken as the contract: {error}")
         return None
 
 

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.importers.hub_errors import scripted, through
 from segdist.errors import DataError, MissingError, StorageError
 
@@ -99,7 +99,7 @@ def open_rows(source: str, revision: str | None, subset: str | None, stream: boo
     import datasets
 
     datasets.logging.set_verbosity_error()
-    if not log.console.is_terminal:
+    if not console.console.is_terminal:
         datasets.disable_progress_bars()
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -116,7 +116,7 @@ def open_rows(source: str, revision: str | None, subset: str | None, stream: boo
     converted = builder.config.data_dir is not None  # we name a folder for conversions only
     place = Place(name, None, commit, "" if converted else builder.config.name, converted)
     if builder.name not in _STREAMED:
-        log.say(f"downloading {name} into {datasets.config.HF_CACHE_HOME}, as a whole: its files are not Parquet")
+        console.say(f"downloading {name} into {datasets.config.HF_CACHE_HOME}, as a whole: its files are not Parquet")
         return _rows(place, _downloaded(name, builder), _of_table)
     streams = through(name, builder.as_streaming_dataset)  # reads no more than a file's footer: columns come first
     if stream:
@@ -127,7 +127,7 @@ def open_rows(source: str, revision: str | None, subset: str | None, stream: boo
 
     @functools.cache
     def downloaded() -> dict[str, Any]:
-        log.say(f"downloading {name} into {datasets.config.HF_CACHE_HOME} (--limit N fetches only the beginning)")
+        console.say(f"downloading {name} into {datasets.config.HF_CACHE_HOME} (--limit N fetches only the beginning)")
         return _downloaded(name, builder)
 
     return replace(_rows(place, streams, _of_stream), take=take)
@@ -155,7 +155,7 @@ def _check_cached(name: str, revision: str | None, commit: str) -> None:
             f"{name}: the Hub is not reached, and the cache holds commit {commit}, which need not be {revision!r}; go online, "
             f"or say --revision {commit}"
         )
-    log.say(f"{name}: the Hub is not reached; taking the newest version that the cache holds, commit {commit}")
+    console.say(f"{name}: the Hub is not reached; taking the newest version that the cache holds, commit {commit}")
 
 
 def _of_folder(folder: Path, subset: str | None) -> Rows:
@@ -180,7 +180,7 @@ def _builder(name: str, revision: str | None, subset: str | None) -> Any:
         return through(name, lambda: load(revision, name=subset))
     if revision is not None:
         raise DataError(f"{scripted(name)}; its revision {revision!r} has no conversion: leave --revision out")
-    log.say(f"{scripted(name)}; taking the Hub's conversion of it to Parquet ({_CONVERTED})")
+    console.say(f"{scripted(name)}; taking the Hub's conversion of it to Parquet ({_CONVERTED})")
     uri = f"hf://datasets/{name}@{_CONVERTED}"
     configs = sorted(set(storage.names(uri)) - set(storage.sizes(uri)))
     if not configs:
@@ -191,7 +191,7 @@ def _builder(name: str, revision: str | None, subset: str | None) -> Any:
     if chosen not in configs:
         raise DataError(f"{name}: its configurations are {', '.join(configs)}; choose one with --subset")
     if any(split.startswith("partial-") for split in storage.names(storage.join(uri, chosen))):
-        log.say(f"{name}: the Hub has converted only the beginning of this data set")
+        console.say(f"{name}: the Hub has converted only the beginning of this data set")
     return through(name, lambda: load(_CONVERTED, data_dir=chosen))
 
 
@@ -263,5 +263,5 @@ def read_beside(place: Place, name: str) -> bytes | None:
     except MissingError:
         return None
     except StorageError as error:
-        log.say(f"{name} cannot be looked for: {error}")
+        console.say(f"{name} cannot be looked for: {error}")
         return None

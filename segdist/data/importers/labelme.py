@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.importers import outlines
 from segdist.data.importers.files import IMAGE_SUFFIXES, Content, File, Rules, Text, open_picture
 from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off, splits_of
@@ -79,7 +79,7 @@ def find(source: str, ask: Ask) -> Found:
 def _read_all(listing: Listing) -> list[_Annotated]:
     """Every labelme file. Raises DataError for a JSON that is none, and where there are none."""
     files = [(n, f) for n, f in sorted(listing.below("").items()) if n.lower().endswith(".json")]
-    progress, advance = log.bar("reading shapes", len(files))
+    progress, advance = console.bar("reading shapes", len(files))
     found: list[_Annotated] = []
     with progress, ThreadPoolExecutor(os.cpu_count() if storage.is_local(listing.source) else 16) as pool:
         for one in ahead(pool, lambda item: _read(listing, *item), files, 32):
@@ -155,16 +155,18 @@ def _tell(listing: Listing, annotated: list[_Annotated]) -> None:
     """Says what a person may not expect."""
     kinds: Counter[str] = sum((a.kinds for a in annotated), Counter())
     if lines := kinds["line"] + kinds["linestrip"]:
-        log.say(f"{lines} lines are drawn {outlines.LINE_WIDTH_PX} px wide, as labelme's own export does")
+        console.say(f"{lines} lines are drawn {outlines.LINE_WIDTH_PX} px wide, as labelme's own export does")
     if kinds["point"]:
-        log.say(f"{kinds['point']} points are drawn as discs of radius {outlines.POINT_RADIUS_PX} px, as labelme does")
+        console.say(
+            f"{kinds['point']} points are drawn as discs of radius {outlines.POINT_RADIUS_PX} px, as labelme does"
+        )
     used = {str(PurePosixPath(a.key).with_suffix("")) for a in annotated} | {a.image.name for a in annotated}
     images = {n: f for n, f in listing.below("").items() if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES}
     left = [n for n, f in images.items() if f.uri not in used and str(PurePosixPath(n).with_suffix("")) not in used]
     if left:
-        log.say(f"{len(left)} images have no labelme file and are left out ({left[0]}{', ...' * (len(left) > 1)})")
+        console.say(f"{len(left)} images have no labelme file and are left out ({left[0]}{', ...' * (len(left) > 1)})")
     if empty := sum(not a.labels for a in annotated):
-        log.say(f"{empty} images have no shapes: they are background throughout")
+        console.say(f"{empty} images have no shapes: they are background throughout")
 
 
 def _declared(file: File) -> Labels:
@@ -186,7 +188,7 @@ def _discovered(annotated: list[_Annotated]) -> Labels:
             "the labelme files hold no labelled shapes; at least one class beside the background is needed"
         )
     shown = ", ".join(f"{n} ({counts[n]} shapes)" for n in names)
-    log.say(f"labels: {shown}. Fix them with a labels.txt beside the files, or with --names")
+    console.say(f"labels: {shown}. Fix them with a labels.txt beside the files, or with --names")
     return plain([_BACKGROUND[0], *names])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, decode_mask, waiting
 from segdist.data.labels import Labels
 from segdist.data.order import key
@@ -163,7 +163,7 @@ def pair_up(source: Listing, images: str, masks: str, ask: Ask) -> list[Pair]:
             )
     if affix := _affix(list(found[images]), set(found[masks])):
         prefix, suffix = affix
-        log.say(f"the masks in {masks} are called {prefix}NAME{suffix}, the images in {images} NAME: paired so")
+        console.say(f"the masks in {masks} are called {prefix}NAME{suffix}, the images in {images} NAME: paired so")
         return [Pair(stem, file, found[masks][_affixed(stem, *affix)]) for stem, file in found[images].items()]
     lonely = [
         (file, kind, other, f"{storage.join(source.source, place)}/{stem}")
@@ -226,7 +226,7 @@ def tell_left(source: Listing, folders: Iterable[str]) -> None:
     taken = tuple(f"{folder}/" for folder in folders)
     if left := [path for path in source.paths() if not path.startswith(taken)]:
         shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-        log.say(f"{source.source}: {len(left)} images outside of {', '.join(taken)} are left out: {shown}")
+        console.say(f"{source.source}: {len(left)} images outside of {', '.join(taken)} are left out: {shown}")
 
 
 def split_off(pairs: list[Pair], ask: Ask) -> Splits:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data.importers import fetched
 from segdist.data.importers.files import Rules, open_picture, waiting
 from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Pair, Splits, split_off
@@ -86,7 +86,7 @@ def _contract(categories: list[dict[str, Any]]) -> Labels:
         for c, shade in zip(categories, shades)
     ]
     if len(classes) == 1:
-        log.say(f"{classes[0].name!r} is the only category: what is unlabelled is taken for the class 'background'")
+        console.say(f"{classes[0].name!r} is the only category: what is unlabelled is taken for the class 'background'")
         return Labels((Class("background", (void,), (0, 0, 0)), *classes), ())
     return Labels(tuple(classes), (void,))
 
@@ -117,7 +117,7 @@ def _pairs(data: dict[str, Any], labelset: str, folder: Path, void: int) -> Iter
         yield Pair(name, image, fetched.at(str(address), folder, name), decode)
     if left_out:
         told = ", ".join(f"{num} {status}" for status, num in sorted(left_out.items()))
-        log.say(f"left out, since only {', '.join(_DONE)} count: {told} of {len(data['samples'])} samples")
+        console.say(f"left out, since only {', '.join(_DONE)} count: {told} of {len(data['samples'])} samples")
     if not seen:
         raise DataError(f"no sample has a finished label in labelset {labelset!r}; label some, and release anew")
 
@@ -185,7 +185,7 @@ def _decode(data: bytes, name: str, rules: Rules, *, categories: dict[int, int],
     named[annotated] = named[0] = True
     if num := int((~named[ids]).sum()):
         text = f"warning: {name}: {num} pixels bear object ids without annotation; they are void"
-        log.warn("bitmaps with object ids without annotation", text)
+        console.warn("bitmaps with object ids without annotation", text)
     return values[ids]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from segdist import log, storage
+from segdist import console, storage
 from segdist.data import names
 from segdist.data.importers.files import File
 from segdist.data.importers.layout import Ask, Found, Layout, Listing, Pair, split_off
@@ -45,7 +45,7 @@ def find(source: str, ask: Ask) -> Found:
         if any(name in masks for name in listed(listing, f"{root}{_LISTS}/test.txt")):
             splits["test"] = taken("test")
         else:
-            log.say("test is left out: its masks are not public (those of 2007 are)")
+            console.say("test is left out: its masks are not public (those of 2007 are)")
     check_disjoint(splits, source)
     labelmap = listing.get(root + _LABELMAP)
     return Found(splits, _contract(labelmap) if labelmap else CONTRACTS["voc"])
@@ -66,7 +66,7 @@ def _contract(labelmap: File) -> Labels:
             raise LabelError(f"{labelmap.uri}: line {number} is {line!r:.80}; write name:r,g,b:: as CVAT does")
         color = [int(found[i]) for i in (2, 3, 4)]
         if found[1].lower() in names.VOID_NAMES:
-            log.say(f"void, by its name: {found[1]!r}; --names can make it a class")
+            console.say(f"void, by its name: {found[1]!r}; --names can make it a class")
             void.append(color)
         else:
             classes.append({"name": found[1], "rgb": [color]})

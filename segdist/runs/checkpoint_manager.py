@@ -1,0 +1,69 @@
+"""The checkpoints of one attempt: commits them in the background, marks the scored ones, deletes the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from segdist import storage
+from segdist.runs import checkpoints, record, snapshot
+from segdist.runs.snapshot import Snapshot
+from segdist.runs.writer import Outbox
+
+
+class CheckpointManager:
+    """The checkpoints of one attempt, written through an outbox: newest, best, and the deletion of the rest.
+
+    `owns` says whether the run still belongs to this attempt; when not, nothing is written.
+    """
+
+    def __init__(
+        self,
+        run_uri: str,
+        attempt: int,
+        keep_last: int,
+        outbox: Outbox,
+        owns: Callable[[], bool],
+        newest: str | None,
+        best: dict[str, Any] | None,
+    ) -> None:
+        self._run_uri, self._attempt, self._keep_last, self._outbox, self._owns = (
+            run_uri,
+            attempt,
+            keep_last,
+            outbox,
+            owns,
+        )
+        self.newest = newest  # URI of the newest committed checkpoint
+        self.best = best  # as best.json has it
+
+    def put(self, taken: Snapshot) -> None:
+        """Commits a snapshot in the background."""
+        self._outbox.put("checkpoint", lambda: self._commit(taken))
+
+    def mark_scored(self, step: int, report: dict[str, Any], scored_on: str) -> None:
+        """Puts an evaluation into the newest checkpoint, if it is that of `step`, and makes it the best if none is better.
+
+        `scored_on` is the digest of the split.
+        """
+        self._outbox.put(f"scores {step}", lambda: self._mark_scored(step, report, scored_on))
+
+    def _commit(self, taken: Snapshot) -> None:
+        if self._owns():
+            self.newest = snapshot.commit(self._run_uri, self._attempt, taken)
+            self._outbox.put("prune", self._prune)
+
+    def _mark_scored(self, step: int, report: dict[str, Any], scored_on: str) -> None:
+        if self.newest is None or checkpoints.step_of(self.newest) != step or not self._owns():
+            return
+        storage.write(storage.join(self.newest, checkpoints.EVALUATION), record.to_json(report).encode())
+        miou = report["miou"]
+        if self.best is None or checkpoints.is_better(miou, self.best["miou"]):
+            name = f"checkpoints/{self.newest.rsplit('/', 1)[1]}"
+            best = {"step": step, "miou": miou, "checkpoint": name, "scored_on": scored_on}
+            storage.write(storage.join(self._run_uri, checkpoints.BEST), record.to_json(best, indent=1).encode())
+            self.best = best
+            self._outbox.put("prune", self._prune)
+
+    def _prune(self) -> None:
+        checkpoints.prune(self._run_uri, self._attempt, self._keep_last, self.best["checkpoint"] if self.best else None)

@@ -1,0 +1,140 @@
+"""What an attempt writes about itself while it runs: the log and metrics in segments, and run.json with its heartbeat.
+
+Only rank 0 logs; on the other ranks a `Logbook` does nothing. Everything is written through the background writer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from segdist import console
+from segdist.runs import record, segments
+from segdist.runs.writer import Outbox
+
+_SEGMENT_SECONDS = 30.0
+_HEARTBEAT_SECONDS = 15.0
+
+
+class Diary:
+    """What is said in this process while it is open; `flush` puts it on its way to `<run_uri>/logs/<name>-<part>.txt`."""
+
+    def __init__(self, run_uri: str, name: str, outbox: Outbox) -> None:
+        self._run_uri, self._name, self._outbox = run_uri, name, outbox
+        self._lines: list[str] = []
+        self._part = 0
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> Diary:
+        console.listen(self.note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        console.unlisten(self.note)
+        self.flush()
+
+    def note(self, text: str) -> None:
+        """Keeps a line that nobody said."""
+        self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}")
+
+    def flush(self, every_seconds: float = 0.0) -> None:
+        """At most so often."""
+        now = time.monotonic()
+        if not self._lines or now - self._flushed < every_seconds:
+            return
+        lines, self._lines, self._flushed = self._lines, [], now
+        self._part += 1
+        address = (self._run_uri, f"{self._name}-{self._part:05d}")
+        self._outbox.put(f"log {self._part}", lambda: segments.write_log(*address, lines))
+
+
+class Logbook:
+    """The diary of one attempt. Enter it as a context; an exception inside is recorded as the run's failure."""
+
+    def __init__(
+        self, run_uri: str, attempt: int, facts: dict[str, Any], num_steps: int, start: int, active: bool
+    ) -> None:
+        self._run_uri, self._attempt = run_uri, attempt
+        self.active = active  # whether this rank speaks and writes
+        self._record = {**facts, "num_steps": num_steps, "step": start, "attempt": attempt}
+        self._rows: list[dict[str, Any]] = []
+        self._part = 0
+        self._flushed = self._beaten = time.monotonic()
+        self.superseded = False  # a newer attempt owns the run
+        self.outbox = Outbox(lambda text: console.say(f"warning: {text}"))
+        self._diary = Diary(run_uri, f"{attempt:04d}", self.outbox) if active else None
+
+    def __enter__(self) -> Logbook:
+        if self._diary:
+            self._diary.__enter__()
+        self.update(state=record.RUNNING)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.active:
+            console.close()
+        if error is not None:
+            self.update(state=record.FAILED, error=f"{type(error).__name__}: {error}")
+            if self._diary:
+                self._diary.note(f"failed: {type(error).__name__}: {error}")
+        self.flush()
+        if self._diary:
+            self._diary.__exit__()
+        self.outbox.close()
+
+    def say(self, text: str) -> None:
+        if self.active:
+            console.say(text)
+
+    def begin(self, origin: dict[str, Any], tensors: dict[str, list[str]]) -> None:
+        """Where the initial weights come from, for run.json, and what became of each tensor, for the log alone."""
+        self.update(initial=origin)
+        for what, names in tensors.items():
+            if self._diary:
+                self._diary.note(f"tensors {what} ({len(names)}): {', '.join(names) or 'none'}")
+
+    def log(self, step: int, kind: str, row: dict[str, Any]) -> None:
+        """Keeps a row of metrics: kind `train` or `eval`, after `step` updates."""
+        self._rows.append({"step": step, "kind": kind, "attempt": self._attempt, "time": time.time(), **row})
+        if time.monotonic() - self._flushed > _SEGMENT_SECONDS:
+            self.flush()
+
+    def show(self, step: int, num_steps: int, row: dict[str, Any], commit: int | None, miou: float | None) -> None:
+        """The live line, and a sign of life in run.json."""
+        line = (
+            f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['images_per_second']:.1f} img/s  "
+            f"wait {row['wait_share']:.0%}  commit {commit if commit is not None else '-'}  "
+            f"mIoU {'-' if miou is None else format(miou, '.4f')}  eta {console.duration(row['eta_seconds'])}"
+        )
+        if self.active:
+            console.show(step, num_steps, line)
+        self._record["step"] = step
+        if time.monotonic() - self._beaten > _HEARTBEAT_SECONDS:
+            self.update()
+
+    def update(self, **fields: Any) -> None:
+        """Puts fields into run.json."""
+        self._beaten = time.monotonic()
+        self._record |= fields
+        tree = {**self._record, "heartbeat": time.time()}
+        if self.active:
+            self.outbox.put("run.json", lambda: self._save(tree))
+
+    def owns_run(self) -> bool:
+        """Whether no newer attempt has taken the run over; asks storage."""
+        self.superseded = record.newest_attempt(self._run_uri) > self._attempt
+        return not self.superseded
+
+    def _save(self, tree: dict[str, Any]) -> None:
+        if self.owns_run():
+            record.save(self._run_uri, tree)
+
+    def flush(self) -> None:
+        """Puts the rows and lines so far on their way to storage."""
+        rows, self._rows, self._flushed = self._rows, [], time.monotonic()
+        if rows and self.active:
+            self._part += 1
+            at = (self._run_uri, self._attempt, self._part)
+            self.outbox.put(f"metrics {self._part}", lambda: segments.write_metrics(*at, rows))
+        if self._diary:
+            self._diary.flush()
