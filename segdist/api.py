@@ -12,7 +12,7 @@ from segdist.data.labels import Labels
 from segdist.distributed import choose_device
 from segdist.errors import UserError
 from segdist.evaluation import figures
-from segdist.predict import outputs, predict
+from segdist.predict import files, outputs
 from segdist.publish.exported import load_model
 from segdist.runs.restore import Trained
 
@@ -58,12 +58,12 @@ class Model:
         Raises DataError when it cannot be read, UserError when it is no image.
         """
         if isinstance(image, str | os.PathLike):
-            pixels = predict.read_image(os.fspath(image), MAX_MEGAPIXELS)
+            pixels = files.read_image(os.fspath(image), MAX_MEGAPIXELS)
         else:
             pixels = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise UserError(f"an image is uint8 (H, W, 3) pixels; this is {pixels.dtype} {pixels.shape}")
-        return Prediction(pixels, predict.classify(self.trained, pixels), self.trained.labels)
+        return Prediction(pixels, files.classify(self.trained, pixels), self.trained.labels)
 
 
 def load(uri: str | os.PathLike[str], device: str = "auto", raw: bool = False) -> Model:

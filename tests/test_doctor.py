@@ -140,7 +140,7 @@ def test_a_broken_metric_fails_its_self_test_and_no_run_begins(
 ) -> None:
     """The popular mistake: the prediction, or the mask, is shifted once more on its way to the score."""
     count = evaluate.pair_table
-    monkeypatch.setattr(evaluate, "pair_table", lambda pred, masks: count((pred + 1) % 7, masks))
+    monkeypatch.setattr(evaluate, "confusion_matrix", lambda pred, masks: count((pred + 1) % 7, masks))
     cfg = make_config()
     tested = self_test.self_test(cfg.data.uri, index.load(cfg.data.uri), "val", cfg.io)
     assert tested.severity == "error"

@@ -341,7 +341,7 @@ def test_images_larger_than_a_block_are_counted_in_blocks(varied: str, monkeypat
         ).table
 
     before = table()
-    monkeypatch.setattr("segdist.evaluation.scores._BLOCK_PX", 1000)
+    monkeypatch.setattr("segdist.evaluation.confusion._BLOCK_PX", 1000)
     monkeypatch.setattr("segdist.data.stream._AHEAD_PIXELS", 1)
     assert torch.equal(before, table())
 

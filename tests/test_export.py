@@ -31,7 +31,7 @@ from segdist.models import weights
 from segdist.models.formats import FORMATS, formats_of
 from segdist.models.segmenter import Segmenter, infer
 from segdist.ops.resize import predict
-from segdist.predict.predict import classify
+from segdist.predict.files import classify
 from segdist.publish import export as exports
 from segdist.publish.export import export, graph, onnx, proof
 from segdist.publish.export.graph import Graph, Shape, program

@@ -1,4 +1,4 @@
-"""The house: imports go down, doors are few, and looking at a config costs nothing."""
+"""The layout of the package: imports go down, each package has one door, and reading a config costs nothing."""
 
 from __future__ import annotations
 
@@ -11,108 +11,98 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "segdist"
 
-FLOORS = [
-    {"__init__", "errors", "config"},
-    {"storage", "world", "log", "record", "outbox", "threads", "ops", "hub"},
-    {"data", "models", "metric", "mean_iou", "optim", "loss"},
-    {
-        "strategy",
-        "checkpoint",
-        "trained",
-        "figures",
-        "inference",
-        "alarm",
-        "previews",
-        "predictions",
-        "targets",
-        "exported",
-    },
-    {"evaluate", "report", "compare", "predict", "export", "health", "probe", "opening", "history", "card"},
-    {"train", "api", "push", "push_data"},
-    {"launch", "prepare"},
-    {"doctor", "stats", "sweep", "submit", "kube"},
-    {"cli", "__main__"},
-]
-PARTS = FLOORS[2]  # pieces that never import one another
-SIBLINGS = {
-    ("config", "errors"),
-    ("record", "storage"),
-    ("export", "card"),
-    ("hub", "storage"),
-    ("hub", "log"),
-    ("log", "record"),
-    ("log", "outbox"),
-    ("strategy", "checkpoint"),
-    ("trained", "checkpoint"),
-    ("exported", "trained"),
-    ("previews", "figures"),
-    ("targets", "predictions"),
-    ("health", "evaluate"),
-    ("opening", "report"),
-    ("report", "evaluate"),
-    ("opening", "health"),
-    ("opening", "probe"),
-    ("kube", "sweep"),
-    ("__main__", "cli"),
-    ("submit", "sweep"),
-    ("__init__", "api"),  # lazily: segdist.load
-    ("metric", "mean_iou"),  # lazily: MeanIoU imports evaluate
-    ("mean_iou", "metric"),
-}  # neighbours on one floor that may
+# From the bottom to the top. A module imports only from its own package and from those before it.
+ORDER = [
+    "errors", "threads", "config", "ops", "storage", "console", "distributed", "data", "models", "runs", "evaluation",
+    "step", "train", "publish", "predict", "metric", "api", "launch", "doctor", "sweep", "cluster", "cli",
+]  # fmt: skip
+APART = {frozenset({"data", "models"}), frozenset({"evaluation", "step"})}  # never import each other
 DOORS = {
-    "ray": {"launch", "sweep", "submit"},
+    "ray": {"launch", "sweep", "cluster"},
     "boto3": {"storage"},
-    "deepspeed": {"strategy"},
-    "huggingface_hub": {"hub", "storage"},
-    "datasets": {"data", "mean_iou"},
-    "evaluate": {"mean_iou"},
+    "deepspeed": {"step"},
+    "huggingface_hub": {"publish", "storage"},
+    "datasets": {"data", "evaluation"},
+    "evaluate": {"evaluation"},
     "urllib3": {"storage"},
-    "onnx": {"export"},  # lazily: they are an extra
-    "onnxruntime": {"export"},
+    "matplotlib": {"evaluation", "sweep"},
+    "onnx": {"publish"},
+    "onnxruntime": {"publish"},
 }
 
 
-def modules() -> list[tuple[str, Path]]:
-    """(top name below segdist, file) of every module."""
-    return [(p.relative_to(PACKAGE).parts[0].removesuffix(".py"), p) for p in sorted(PACKAGE.rglob("*.py"))]
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path) -> list[str]:
-    """Dotted names that a file imports, anywhere in it."""
-    found = []
+def package_of(path: Path) -> str:
+    """Top name below segdist of a file; "" of segdist/__init__.py and __main__.py, which may import anything."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if name.startswith("__") else name
+
+
+def imports(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of everything that a file imports, anywhere in it; the name is empty for `import module`."""
+    found: list[tuple[str, str]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [(str(node.module), alias.name) for alias in node.names]
     return found
 
 
-def floor_of(name: str) -> int:
-    return next(i for i, names in enumerate(FLOORS) if name in names)
+def offers(package: Path) -> set[str]:
+    """`__all__` of a package's __init__."""
+    for node in ast.parse((package / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: str(v).removeprefix(str(PACKAGE)))
-def test_a_module_imports_only_from_floors_below(name: str, path: Path) -> None:
-    for dotted in imports(path):
-        parts = dotted.split(".")
-        if parts[0] != "segdist" or len(parts) == 1:
-            continue
-        below = parts[1] if (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file() else "__init__"
-        if below == name or (name, below) in SIBLINGS:
-            continue
-        assert not (name in PARTS and below in PARTS), f"{path.name} imports its neighbour {below}"
-        assert floor_of(below) < floor_of(name), f"{path.name} (floor {floor_of(name)}) imports {below}"
+def ours(path: Path) -> list[list[str]]:
+    """Dotted names below segdist that a file imports from packages other than its own."""
+    names = [
+        [*module.split(".")[1:], *filter(None, [name])]
+        for module, name in imports(path)
+        if module.split(".")[0] == "segdist"
+    ]
+    return [parts for parts in names if parts and not parts[0].startswith("__") and parts[0] != package_of(path)]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_packages_below_and_by_their_doors(path: Path) -> None:
+    own = package_of(path)
+    for parts in ours(path):
+        dotted, package = ".".join(parts), PACKAGE / parts[0]
+        assert frozenset({own, parts[0]}) not in APART, f"{path} imports {dotted}"
+        assert not own or ORDER.index(parts[0]) < ORDER.index(own), f"{path} imports {dotted}, which is above it"
+        assert not package.is_dir() or len(parts) == 1 or parts[1] in offers(package), (
+            f"{dotted} is not offered by {package}"
+        )
+
+
+def test_every_package_says_in_one_sentence_what_it_is_for_and_offers_what_exists() -> None:
+    for init in PACKAGE.rglob("__init__.py"):
+        tree = ast.parse(init.read_text(encoding="utf-8"))
+        assert (ast.get_docstring(tree) or "").split("\n")[0].endswith("."), init
+        if init.parent != PACKAGE:
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | {n for _, n in imports(init)}
+            files = {path.stem for path in init.parent.iterdir()}
+            functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+            assert offers(init.parent) <= names | files | functions, init
 
 
 @pytest.mark.parametrize(("library", "doors"), DOORS.items())
 def test_a_library_enters_by_its_doors_only(library: str, doors: set[str]) -> None:
-    users = {name for name, path in modules() if any(d.split(".")[0] == library for d in imports(path))}
+    users = {
+        package_of(path) for path in modules() if any(module.split(".")[0] == library for module, _ in imports(path))
+    }
     assert users <= doors
 
 
-def test_no_job_bears_the_name_of_a_library() -> None:
+def test_no_job_has_the_name_of_a_library() -> None:
     assert not {p.stem for p in PACKAGE.parent.glob("jobs/*.py")} & {"evaluate", "datasets", "ray", "torch"}
 
 
@@ -131,8 +121,5 @@ def test_looking_at_importers_does_not_load_datasets() -> None:
 
 
 def test_the_training_path_never_loads_evaluate() -> None:
-    code = (
-        "import segdist.train.loop, segdist.launch, segdist.evaluation.scores, sys; "
-        "assert 'evaluate' not in sys.modules and 'ray' not in sys.modules"
-    )
+    code = "import segdist.train, segdist.launch, sys; assert not {'evaluate', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdist.evaluation import boundary
-from segdist.evaluation import scores as metric
+import segdist
+from segdist.evaluation import bootstrap, boundary, confusion
 from segdist.evaluation.bootstrap import bootstrap_difference, bootstrap_miou
 from segdist.evaluation.boundary import boundary_counts
 from segdist.evaluation.confusion import class_counts, confusion_matrix
-from segdist.evaluation.scores import scores
+from segdist.evaluation.scores import class_iou, scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]
 
@@ -64,7 +64,7 @@ def test_the_table_is_the_count_of_pairs_whether_runs_are_long_or_short(
     seed: int, height: int, width: int, run: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric, "_BLOCK_PX", 100)
+        patch.setattr(confusion, "_BLOCK_PX", 100)
         check_the_table(np.random.default_rng(seed), height, width, run)
 
 
@@ -85,8 +85,8 @@ def test_a_gpu_counts_in_blocks_what_a_cpu_counts(monkeypatch: pytest.MonkeyPatc
     want = confusion_matrix(pred, mask)
     assert int(want.sum()) == 3 * 70 * 50
     for block in (999, 1 << 24):
-        monkeypatch.setattr(metric, "_DEVICE_BLOCK_PX", block)
-        got = metric._device_table(pred.transpose(1, 2), mask.transpose(1, 2))
+        monkeypatch.setattr(confusion, "_DEVICE_BLOCK_PX", block)
+        got = confusion._device_table(pred.transpose(1, 2), mask.transpose(1, 2))
         assert got.dtype == torch.int64
         assert torch.equal(got, want)
 
@@ -223,14 +223,14 @@ def test_class_counts_are_the_pixels_of_each_class_and_add() -> None:
         assert got.tolist() == [[area[k] for k in range(4)] for area in (hit, true, predicted)]
     parts = sum(class_counts(table_of([p], [m]), 4) for p, m in zip(preds, masks))
     assert np.array_equal(parts, class_counts(table_of(preds, masks), 4))
-    assert scores(table_of(preds, masks), 4).iou == metric.class_iou(parts).tolist()
+    assert scores(table_of(preds, masks), 4).iou == class_iou(parts).tolist()
 
 
 def test_the_bootstrap_is_that_of_a_naive_loop_over_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     a, b = drawn_counts(rng, 13, 5, 0.5), drawn_counts(rng, 13, 5, 0.7)
-    monkeypatch.setattr(metric, "_CHUNK_BYTES", 8 * 13 * 7)  # several chunks, the last one short
-    weights = np.concatenate(list(metric._resamples(13, 50, 3)))
+    monkeypatch.setattr(bootstrap, "_CHUNK_BYTES", 8 * 13 * 7)  # several chunks, the last one short
+    weights = np.concatenate(list(bootstrap._resamples(13, 50, 3)))
     assert weights.shape == (50, 13)
     assert (weights.sum(1) == 13).all()
     mious: dict[str, list[float]] = {"a": [], "b": []}
@@ -255,7 +255,7 @@ def test_chunks_of_memory_and_a_seed_decide_the_bootstrap_as_they_should(monkeyp
     whole = bootstrap_miou(counts, 40, seed=5)
     assert bootstrap_miou(counts, 40, seed=5) == whole
     assert bootstrap_miou(counts, 40, seed=6) != whole
-    monkeypatch.setattr(metric, "_CHUNK_BYTES", 1)  # one resample at a time
+    monkeypatch.setattr(bootstrap, "_CHUNK_BYTES", 1)  # one resample at a time
     assert bootstrap_miou(counts, 40, seed=5) == whole
 
 
@@ -274,7 +274,7 @@ def test_the_interval_covers_the_true_value_about_as_often_as_it_says() -> None:
 
 
 def scores_of_counts(counts: np.ndarray) -> float:
-    return float(np.nanmean(metric.class_iou(counts.sum(0))))
+    return float(np.nanmean(class_iou(counts.sum(0))))
 
 
 def test_a_paired_difference_is_narrower_than_the_models_apart_and_zero_for_the_same_model() -> None:
@@ -344,9 +344,9 @@ def test_boundary_iou_by_hand() -> None:
     mask[2:5, 2:5], pred[2:5, 3:6] = 1, 1
     got = boundary_counts(torch.from_numpy(pred), torch.from_numpy(mask), 2)
     assert got[:, 1].tolist() == [4, 8, 8]  # a ring of 8 px each; the rings share two px above and two below
-    assert metric.class_iou(got)[1] == 4 / 12
+    assert class_iou(got)[1] == 4 / 12
     perfect = boundary_counts(torch.from_numpy(mask), torch.from_numpy(mask), 2)
-    assert metric.class_iou(perfect).tolist() == [1, 1]
+    assert class_iou(perfect).tolist() == [1, 1]
 
 
 def test_void_counts_nowhere_and_is_nobody_s_contour() -> None:
@@ -375,7 +375,10 @@ def test_void_counts_nowhere_and_is_nobody_s_contour() -> None:
 
 
 def test_importing_the_metric_does_not_load_evaluate_but_its_mean_iou_does() -> None:
-    code = "import sys, segdist.evaluation.scores as m; assert 'evaluate' not in sys.modules; m.MeanIoU; assert 'evaluate' in sys.modules"
+    code = (
+        "import sys, segdist; from segdist.evaluation import scores; assert 'evaluate' not in sys.modules; "
+        "segdist.MeanIoU; assert 'evaluate' in sys.modules; import segdist.metric as m; assert m.MeanIoU is segdist.MeanIoU"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'MeanIuO'"):
-        metric.MeanIuO  # noqa: B018
+        segdist.MeanIuO  # noqa: B018

@@ -27,8 +27,8 @@ from segdist.evaluation.evaluate import evaluate
 from segdist.evaluation.inference import recipe
 from segdist.evaluation.report import with_changes
 from segdist.models.segmenter import infer
-from segdist.predict import inputs, predict
-from segdist.predict.predict import predict_files
+from segdist.predict import files, inputs
+from segdist.predict.files import predict_files
 from segdist.runs.restore import Trained, load_trained
 from segdist.train.loop import fit
 
@@ -79,9 +79,9 @@ def album(street_folder: Path, tmp_path: Path) -> Path:
 
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that the model sees from now on."""
-    honest, sizes = predict._classify, []
+    honest, sizes = files._classify, []
     monkeypatch.setattr(
-        predict, "_classify", lambda trained, images, keep: sizes.append(len(images)) or honest(trained, images, keep)
+        files, "_classify", lambda trained, images, keep: sizes.append(len(images)) or honest(trained, images, keep)
     )
     return sizes
 
@@ -249,7 +249,7 @@ def test_an_image_that_changed_is_predicted_anew_and_a_copy_is_not(
 def test_a_cut_off_prediction_of_a_changed_image_is_made_anew(
     trained: Trained, street_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, out, honest = one(tmp_path / "a", street_folder, 1), tmp_path / "out", predict.storage.write
+    a, out, honest = one(tmp_path / "a", street_folder, 1), tmp_path / "out", files.storage.write
     predict_files(trained, [str(a)], str(out))
     one(a, street_folder, 2)
     for name in ("0001_overlay.png", "0001.png"):
@@ -260,7 +260,7 @@ def test_a_cut_off_prediction_of_a_changed_image_is_made_anew(
             honest(uri, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(predict.storage, "write", full)
+            patch.setattr(files.storage, "write", full)
             with pytest.raises(StorageError, match="no space"):
                 predict_files(trained, [str(a)], str(out))
     predict_files(trained, [str(a)], str(out))
@@ -367,7 +367,7 @@ def test_probabilities_that_do_not_fit_are_refused_with_a_remedy_and_the_others_
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (96, 64)).save(album / "large.png")
-    monkeypatch.setattr(predict, "_MOST_BYTES", 2 * 7 * 48 * 32)
+    monkeypatch.setattr(files, "_MOST_BYTES", 2 * 7 * 48 * 32)
     with pytest.raises(
         UserError,
         match=r"large\.png: the probabilities of 7 classes at 64x96 px \(height x width\) take .* without --save prob",
@@ -380,7 +380,7 @@ def test_probabilities_that_do_not_fit_are_refused_with_a_remedy_and_the_others_
 def test_probabilities_of_a_batch_are_bounded(
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "_KEPT_BYTES", 2 * 7 * 48 * 32 * 2)
+    monkeypatch.setattr(files, "_KEPT_BYTES", 2 * 7 * 48 * 32 * 2)
     sizes = seen(monkeypatch)
     predict_files(trained, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
     assert sizes == [2, 2, 2]
@@ -445,14 +445,14 @@ def test_ten_bad_images_are_listed_at_the_end_and_the_others_are_there(
 def test_a_disk_that_is_full_ends_the_work_with_its_reason(
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = predict.storage.write
+    honest = files.storage.write
 
     def full(uri: str, data: bytes) -> None:
         if uri.endswith("0002.png"):
             raise StorageError(f"{uri}: no space left on device")
         honest(uri, data)
 
-    monkeypatch.setattr(predict.storage, "write", full)
+    monkeypatch.setattr(files.storage, "write", full)
     with pytest.raises(StorageError, match=r"0002\.png: no space left"):
         predict_files(trained, [str(album)], str(tmp_path / "out"))
 
@@ -460,7 +460,7 @@ def test_a_disk_that_is_full_ends_the_work_with_its_reason(
 def test_a_prediction_that_is_stopped_says_so_and_its_tables_hold_what_is_done(
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest, out = predict._classify, tmp_path / "out"
+    honest, out = files._classify, tmp_path / "out"
 
     def stopped(trained: Trained, images: list[np.ndarray], keep: torch.Tensor | None = None) -> np.ndarray:
         if list(out.glob("*.png")):
@@ -469,8 +469,8 @@ def test_a_prediction_that_is_stopped_says_so_and_its_tables_hold_what_is_done(
 
     command = ["predict", trained.uri, str(album), "--out", str(out), "--batch-size", "2", "--device", "cpu"]
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "_classify", stopped)
-        patch.setattr(predict, "_BEHIND", 1)
+        patch.setattr(files, "_classify", stopped)
+        patch.setattr(files, "_BEHIND", 1)
         assert app(command, standalone_mode=False) == 130
     rows = [json.loads(line) for line in (out / "shares.jsonl").read_text().splitlines()]
     assert 0 < len(rows) < 6
@@ -488,7 +488,7 @@ def test_a_log_file_gets_a_line_of_progress_now_and_then(
 ) -> None:
     predict_files(trained, [f"{album}/000[01].jpg"], str(tmp_path / "out"))
     assert "predicting" not in capsys.readouterr().err
-    monkeypatch.setattr(predict.log, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(files.log, "_LINE_SECONDS", 0.0)
     predict_files(trained, [str(album)], str(tmp_path / "out"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("predicting")]
     assert [line.split(",")[0] for line in lines] == [f"predicting {n}/6" for n in (3, 4, 5, 6)]

@@ -24,7 +24,7 @@ from segdist.data import index as indices
 from segdist.distributed import World
 from segdist.doctor.run import storage_of
 from segdist.errors import DataError, MissingError, StorageError, UnavailableError, UserError
-from segdist.predict.predict import classify, predict_files
+from segdist.predict.files import classify, predict_files
 from segdist.publish.export import export
 from segdist.publish.exported import load_model
 from segdist.runs import checkpoints, record, snapshot
@@ -498,7 +498,7 @@ def test_a_broken_picture_in_a_bucket_is_named(bucket: str, street_folder: Path)
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Background writes are tried twice, at once."""
-    monkeypatch.setattr("segdist.console.Outbox", lambda warn: Outbox(warn, pauses=(0.01,)))
+    monkeypatch.setattr("segdist.runs.run_log.Outbox", lambda warn: Outbox(warn, pauses=(0.01,)))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ import store as stores
 from drawn_sweep import drawn, write
 from rich.console import Console
 
-from segdist import console
-from segdist import launch, storage
+from segdist import console, launch, storage
 from segdist.cli import app, status
 from segdist.config.reading import checked, read_tree
 from segdist.config.sweep import Budget, Confirm, Dimension, Scheduler, Sweep
@@ -190,7 +189,7 @@ def test_following_without_a_terminal_tells_each_change_once(
 
 def test_following_on_a_terminal_ends_with_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
-    monkeypatch.setattr(log, "console", screen)
+    monkeypatch.setattr(console, "console", screen)
     uri = running(tmp_path / "s")
     looks = iter([status.look(uri), status.look(write(tmp_path / "s", *drawn(3, 2)))])
     monkeypatch.setattr(status, "look", lambda uri: next(looks))

@@ -183,7 +183,7 @@ def test_a_newer_attempt_takes_the_run_over(
 ) -> None:
     """An attempt that finds itself outdated stops, and neither its checkpoints nor its record disturb the newer one."""
     cfg = make_config(train={"num_steps": 60}, eval={"every_steps": 60}, checkpoint={"every_steps": 60})
-    monkeypatch.setattr("segdist.console._HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("segdist.runs.run_log._HEARTBEAT_SECONDS", 0.0)
     claimed: list[int] = []
 
     def notice() -> None:

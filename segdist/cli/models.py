@@ -286,7 +286,7 @@ def predict(
     from segdist.distributed import choose_device
     from segdist.evaluation.report import with_changes
     from segdist.launch.stop import terminable
-    from segdist.predict.predict import ENDS, predict_files
+    from segdist.predict.files import ENDS, predict_files
     from segdist.publish.exported import load_model
 
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]

@@ -15,8 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from segdist import console
-from segdist import storage
+from segdist import console, storage
 from segdist.errors import UserError
 from segdist.runs import checkpoints, record
 from segdist.runs.record import to_json

@@ -47,7 +47,10 @@ __all__ = [
     "is_place",
     "load",
     "loads",
+    "models",
     "places",
     "published",
+    "reading",
+    "sweep",
     "to_tree",
 ]  # fmt: skip

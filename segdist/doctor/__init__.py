@@ -20,6 +20,8 @@ from segdist.doctor import run as runs
 from segdist.doctor import source as sources
 from segdist.errors import UserError
 
+__all__ = ["examine"]
+
 
 def examine(
     target: str,

@@ -98,7 +98,8 @@ class MeanIoU(evaluate.Metric):
         if self.num_process != 1:
             raise UserError(
                 f"num_process={self.num_process}: MeanIoU does not gather over processes by files; sum "
-                "segdist.evaluation.confusion.confusion_matrix over your ranks (one all-reduce) and call evaluation.scores.scores"
+                "segdist.evaluation.confusion.confusion_matrix over your ranks (one all-reduce) and take "
+                "segdist.evaluation.scores.scores of it"
             )
         self._empty()
 

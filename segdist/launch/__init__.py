@@ -10,6 +10,8 @@ from segdist.config import Config
 if TYPE_CHECKING:
     from segdist.train.loop import Notice, Tell
 
+__all__ = ["mailbox", "ray_cluster", "ray_rank", "run", "run_inside", "stop"]
+
 
 def run(cfg: Config) -> tuple[dict[str, Any], bool]:
     """(summary of the run, whether this process speaks for it). SIGTERM and Ctrl-C let it commit first, a second Ctrl-C not."""

@@ -11,6 +11,10 @@ from segdist.models import hf, segformer, smp, weights
 from segdist.models.segmenter import Segmenter
 from segdist.models.weights import Weights
 
+__all__ = [
+    "build", "catalogue", "formats", "head", "hf", "licences", "pinned", "rebuild", "segmenter", "smp", "weights",
+]  # fmt: skip
+
 
 def build(cfg: Model, class_names: Sequence[str], found: Weights | None = None) -> Segmenter:
     """A model with its initial weights, drawn from torch's global generator where they are random.

@@ -3,3 +3,5 @@
 Every trial is an ordinary run below the sweep's URI, and sweep.json there is the truth. Ray Tune judges and places trials; it
 remembers nothing for us.
 """
+
+__all__ = ["axes", "best", "ledger", "picture", "plan", "search", "tune"]

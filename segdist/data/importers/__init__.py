@@ -14,6 +14,8 @@ from segdist.data.importers.pets import PETS
 from segdist.data.importers.segments import SEGMENTS
 from segdist.data.importers.voc import VOC
 
+__all__ = ["LAYOUTS", "files", "layout"]
+
 LAYOUTS: dict[str, Layout] = {
     "folder": FOLDER,
     "camvid": CAMVID,

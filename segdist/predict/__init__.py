@@ -1,0 +1,3 @@
+"""Segment images that have no masks: find them, segment them, write the results."""
+
+__all__ = ["files", "outputs"]
