@@ -23,7 +23,7 @@ from segdist import config, models
 from segdist.data import index as indices
 from segdist.distributed import World
 from segdist.evaluation.evaluate import evaluate
-from segdist.evaluation.inference import PLAIN, Recipe, segment
+from segdist.evaluation.inference import PLAIN, InferenceSettings, segment
 from segdist.runs.record import versions
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def memory(given: argparse.Namespace) -> dict[str, object]:
         apart = [sys.executable, __file__, "draw", "--into", place, "--side", str(given.side)]
         subprocess.run([*apart, "--classes", str(given.classes)], check=True)
         data = f"{place}/data"
-        model, how = tiny(given.classes), Recipe((given.window, given.window), given.overlap)
+        model, how = tiny(given.classes), InferenceSettings((given.window, given.window), given.overlap)
         model(torch.zeros(1, 3, 64, 64))
         floor, began = peak_mb(), time.process_time()
         result = evaluate(
@@ -88,11 +88,11 @@ def cost(given: argparse.Namespace) -> dict[str, object]:
     mask = torch.randint(0, given.classes, (1, height, width), dtype=torch.uint8, generator=generator)
     recipes = {
         "whole": PLAIN,
-        "sliding, overlap 0": Recipe(window, 0.0),
-        "sliding, overlap 0.33": Recipe(window, 1 / 3),
-        "sliding, overlap 0.5": Recipe(window, 0.5),
-        "whole, mirrored, too": Recipe(flip=True),
-        "whole, scales 0.5 1 1.5": Recipe(scales=(0.5, 1.0, 1.5)),
+        "sliding, overlap 0": InferenceSettings(window, 0.0),
+        "sliding, overlap 0.33": InferenceSettings(window, 1 / 3),
+        "sliding, overlap 0.5": InferenceSettings(window, 0.5),
+        "whole, mirrored, too": InferenceSettings(flip=True),
+        "whole, scales 0.5 1 1.5": InferenceSettings(scales=(0.5, 1.0, 1.5)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in recipes}
     for _ in range(given.repeats):

@@ -1,6 +1,6 @@
 """What a person and a machine learn of a run while it goes: one live line, metrics and log in segments, and run.json.
 
-Only rank 0 speaks; on other ranks a Logbook is silent. Everything written goes through the outbox.
+Only rank 0 speaks; on other ranks a Logbook is silent. Everything written goes through the writer.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Silent:
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Nothing is shown while it is open."""
     global _screen
     before, _screen = _screen, Silent()
@@ -116,7 +116,7 @@ _counting = threading.Lock()
 
 
 @contextlib.contextmanager
-def tallied() -> Iterator[None]:
+def limit_warnings() -> Iterator[None]:
     """While it is open, `warn` says the first few of each kind in full; how many there were is said at its end."""
     global _warned
     before, _warned = _warned, Counter()

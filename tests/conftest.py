@@ -24,7 +24,7 @@ import streets
 from segdist import config
 from segdist.config import Config
 from segdist.data import codec, index
-from segdist.data.importers.layout import Ask
+from segdist.data.importers.layout import ImportOptions
 from segdist.data.prepare import Declared
 from segdist.data.prepare import prepare as segdist_prepare
 from segdist.data.source import Source
@@ -56,8 +56,8 @@ def prepare(
     source: str, dest: str, layout: str = "folder", overwrite: bool = False, max_megapixels: int = 200, **said: Any
 ) -> dict[str, Any]:
     """`segdist prepare`, with what a person says as keywords of Declared and Ask."""
-    asked = {k: said.pop(k) for k in list(said) if k in Ask.__dataclass_fields__}
-    return segdist_prepare(source, dest, layout, Declared(**said), Ask(**asked), overwrite, max_megapixels)
+    asked = {k: said.pop(k) for k in list(said) if k in ImportOptions.__dataclass_fields__}
+    return segdist_prepare(source, dest, layout, Declared(**said), ImportOptions(**asked), overwrite, max_megapixels)
 
 
 @pytest.fixture(scope="session")

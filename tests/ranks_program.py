@@ -127,7 +127,7 @@ def formula(cfg: Config, world: World, plain: bool) -> tuple[Segmenter, dict[str
 
 def scores(plan: str, folder: str) -> None:
     """Evaluates finished runs in sliding windows: a plan of {"name", "run", "data", "split"}; rank 0 leaves NAME.json."""
-    from segdist.evaluation.inference import Recipe
+    from segdist.evaluation.inference import InferenceSettings
     from segdist.evaluation.report import report
     from segdist.runs.restore import load_trained
 
@@ -137,7 +137,7 @@ def scores(plan: str, folder: str) -> None:
         trained, index = load_trained(item["run"], world.device), indices.load(item["data"])
         result = evaluate(
             trained.model, item["data"], index, item["split"], None, trained.cfg.io, 2, world,
-            how=Recipe((64, 64)), per_sample=True,
+            how=InferenceSettings((64, 64)), per_sample=True,
         )  # fmt: skip
         if world.is_first:
             tree = report(result, index.labels.names) | {"table": result.table.tolist()}

@@ -20,7 +20,7 @@ from segdist.runs import checkpoints, record
 from segdist.runs.checkpoint_manager import CheckpointManager
 from segdist.runs.checkpoints import newest, prune, resolve, verify
 from segdist.runs.snapshot import Snapshot, commit, load
-from segdist.runs.writer import Outbox
+from segdist.runs.writer import BackgroundWriter
 from segdist.step import optim
 
 
@@ -168,20 +168,20 @@ def test_resolve_prefers_the_best_and_explains_what_it_cannot_find(tmp_path: Pat
 
 def keeper(
     run: str, attempt: int, warn: Callable[[str], None] = ignore, pauses: tuple[float, ...] = ()
-) -> tuple[CheckpointManager, Outbox]:
-    outbox = Outbox(warn, pauses)
-    return CheckpointManager(run, attempt, 1, outbox, lambda: record.newest_attempt(run) <= attempt, None, None), outbox
+) -> tuple[CheckpointManager, BackgroundWriter]:
+    writer = BackgroundWriter(warn, pauses)
+    return CheckpointManager(run, attempt, 1, writer, lambda: record.newest_attempt(run) <= attempt, None, None), writer
 
 
 def test_a_keeper_commits_in_the_background_and_knows_the_best(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    kept, outbox = keeper(run, 1)
+    kept, writer = keeper(run, 1)
     for step, miou in ((1, 0.3), (2, 0.5), (3, None), (4, None)):
         kept.put(taken(step))
         if miou:
             kept.mark_scored(step, {"miou": miou}, "val")
-        outbox.flush()
-    outbox.close()
+        writer.flush()
+    writer.close()
     assert checkpoints.step_of(kept.newest) == 4
     expected = {"step": 2, "miou": 0.5, "checkpoint": "checkpoints/step-00000002-0001", "scored_on": "val"}
     assert checkpoints.read_best(run) == kept.best == expected
@@ -189,9 +189,9 @@ def test_a_keeper_commits_in_the_background_and_knows_the_best(tmp_path: Path) -
 
 
 def test_what_was_never_committed_is_not_the_best(tmp_path: Path) -> None:
-    kept, outbox = keeper(str(tmp_path / "run"), 1)
+    kept, writer = keeper(str(tmp_path / "run"), 1)
     kept.mark_scored(5, {"miou": 0.9}, "val")
-    outbox.close()
+    writer.close()
     assert kept.best is None
 
 
@@ -199,10 +199,10 @@ def test_a_keeper_of_an_outdated_attempt_writes_nothing(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     assert (record.claim_attempt(run), record.claim_attempt(run)) == (1, 2)
     (tmp_path / "run" / "attempts" / ".DS_Store").write_text("somebody looked", encoding="utf-8")
-    kept, outbox = keeper(run, 1)
+    kept, writer = keeper(run, 1)
     kept.put(taken(9))
     kept.mark_scored(9, {"miou": 0.9}, "val")
-    outbox.close()
+    writer.close()
     assert checkpoints.committed(run) == []
     assert checkpoints.read_best(run) is None
 
@@ -210,12 +210,12 @@ def test_a_keeper_of_an_outdated_attempt_writes_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_loses_nothing_that_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(tmp_path, 1)
     warnings: list[str] = []
-    kept, outbox = keeper(run, 1, warnings.append, pauses=(0.01, 0.01))
+    kept, writer = keeper(run, 1, warnings.append, pauses=(0.01, 0.01))
     monkeypatch.setattr(
         storage.local.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     kept.put(taken(2))
-    outbox.close()
+    writer.close()
     assert len(warnings) == 3
     assert "No space left on device" in warnings[0]
     assert "given up after 3 tries" in warnings[-1]
@@ -232,7 +232,7 @@ def test_a_fault_that_passes_is_retried(tmp_path: Path, monkeypatch: pytest.Monk
         real(uri, data)
 
     monkeypatch.setattr(storage, "write", flaky)
-    kept, outbox = keeper(run, 1, pauses=(0.01, 0.01, 0.01))
+    kept, writer = keeper(run, 1, pauses=(0.01, 0.01, 0.01))
     kept.put(taken(3))
-    outbox.close()
+    writer.close()
     assert checkpoints.step_of(kept.newest) == 3

@@ -161,9 +161,9 @@ def by_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def by_kubernetes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What pods mount, and the job's command names."""
-    from segdist.cluster.kube import Ask, manifests
+    from segdist.cluster.kube import ManifestOptions, manifests
 
-    files = manifests(Ask(CONFIG, tuple(SAID), "r.example.com/segdist:1"))
+    files = manifests(ManifestOptions(CONFIG, tuple(SAID), "r.example.com/segdist:1"))
     text = yaml.safe_load(files["configmap.yaml"])["data"]["config.yaml"]
     assert yaml.safe_load(files["rayjob-train.yaml"])["spec"]["entrypoint"].endswith("/config.yaml")
     return config.to_tree(config.loads(text.encode(), "the config map"))

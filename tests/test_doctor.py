@@ -22,7 +22,7 @@ from segdist import config, doctor
 from segdist.config import Config
 from segdist.data import index, stats, survey
 from segdist.data.health import Finding
-from segdist.data.importers.layout import Ask
+from segdist.data.importers.layout import ImportOptions
 from segdist.data.prepare import Declared
 from segdist.data.presets import CONTRACTS
 from segdist.distributed import World
@@ -310,7 +310,7 @@ def test_a_folder_is_judged_as_prepare_would_take_it(tmp_path: Path) -> None:
     assert {f.severity for f in doctor.examine(ones, declared=Declared(NAMES, first=1))} == {"ok"}
     for asked, message in (
         ({"layout": "bogus"}, "--format 'bogus' is unknown"),
-        ({"ask": Ask(subset="x")}, "--format folder has no use for --subset"),
+        ({"ask": ImportOptions(subset="x")}, "--format folder has no use for --subset"),
         ({"target": str(tmp_path / "nothing")}, "this folder does not exist"),
         ({"target": str(plain_folder(tmp_path / "one", 1))}, "only one pair is there"),
     ):

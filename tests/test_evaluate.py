@@ -27,7 +27,7 @@ from segdist.distributed import SharedError, World
 from segdist.errors import DataError, UserError
 from segdist.evaluation.boundary import boundary_counts
 from segdist.evaluation.evaluate import Evaluation, evaluate
-from segdist.evaluation.inference import PLAIN, Recipe
+from segdist.evaluation.inference import PLAIN, InferenceSettings
 from segdist.evaluation.report import evaluate_checkpoint, protocol, report
 from segdist.evaluation.scores import class_iou, scores
 from segdist.runs import record, segments
@@ -179,7 +179,7 @@ def on_ranks(num: int, work: Callable[[World], Any]) -> list[Any]:
 def test_any_number_of_ranks_gives_the_very_same_result(
     runs: dict[str, str], varied: str, name: str, num_ranks: int
 ) -> None:
-    index, how = indices.load(varied), Recipe((64, 64), 0.5)
+    index, how = indices.load(varied), InferenceSettings((64, 64), 0.5)
 
     def work(world: World) -> Evaluation:
         trained = load_trained(runs[name], CPU)
@@ -347,7 +347,14 @@ def test_images_larger_than_a_block_are_counted_in_blocks(varied: str, monkeypat
 
 
 def test_protocols_tell_recipes_apart() -> None:
-    recipes = [PLAIN, Recipe(flip=True), Recipe(scales=(2.0,)), Recipe((8, 8)), Recipe((8, 9)), Recipe((8, 8), 0.1)]
+    recipes = [
+        PLAIN,
+        InferenceSettings(flip=True),
+        InferenceSettings(scales=(2.0,)),
+        InferenceSettings((8, 8)),
+        InferenceSettings((8, 9)),
+        InferenceSettings((8, 8), 0.1),
+    ]
     assert len({protocol(None, how) for how in recipes}) == len(recipes)
     assert protocol(None) == "images at their own size / whole / single-scale / fp32 / scored at the mask's own size"
 
@@ -365,7 +372,7 @@ def test_a_class_that_stays_at_zero_is_said_once_with_its_share_and_remedy(make_
     cfg, index = make_config(), indices.load(street_data)
     alarm, names = DeadClasses(cfg, index), index.labels.names
     fine, dead = dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.5) | {"car": 0.0, "person": float("nan")}
-    said = [alarm.hear(a) for a in (dead, fine, *[dead] * (PATIENCE + 2))]
+    said = [alarm.update(a) for a in (dead, fine, *[dead] * (PATIENCE + 2))]
     assert [len(lines) for lines in said] == [0] * (PATIENCE + 1) + [1, 0, 0]
     (line,) = said[PATIENCE + 1]
     pixels = index.split("train").class_pixels
@@ -504,5 +511,5 @@ def test_a_stored_image_of_another_size_than_its_row_says_is_never_decoded(
 
 def test_a_model_stays_as_it_was(varied: str) -> None:
     model = models.build(config.Segformer(size="tiny"), ["a", "b", "c"]).train()
-    evaluate(model, varied, indices.load(varied), "val", None, Io(), 2, ALONE, how=Recipe((64, 64)))
+    evaluate(model, varied, indices.load(varied), "val", None, Io(), 2, ALONE, how=InferenceSettings((64, 64)))
     assert model.training

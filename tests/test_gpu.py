@@ -71,13 +71,17 @@ def test_every_loss_agrees_with_the_cpu_and_repeats_its_bits(deterministic: bool
 @pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
 def test_windows_and_views_agree_with_the_cpu(make_config: Make, model: dict) -> None:
     from segdist import models
-    from segdist.evaluation.inference import Recipe, look
+    from segdist.evaluation.inference import InferenceSettings, look
 
     torch.manual_seed(0)
     net = models.build(make_config(model=model).model, [str(k) for k in range(7)]).eval()
     images = torch.randint(0, 256, (2, 3, 97, 130), dtype=torch.uint8)
     masks = torch.randint(0, 7, (2, 97, 130), dtype=torch.uint8)
-    for how in (Recipe((64, 64)), Recipe(None, 0.5, (0.5, 1.0), True), Recipe((64, 64), 0.25, (1.0, 1.5), True)):
+    for how in (
+        InferenceSettings((64, 64)),
+        InferenceSettings(None, 0.5, (0.5, 1.0), True),
+        InferenceSettings((64, 64), 0.25, (1.0, 1.5), True),
+    ):
         pred, loss = look(net.cpu(), images, (97, 130), how, 4, masks)
         there, there_loss = look(net.cuda(), images, (97, 130), how, 4, masks.cuda())
         assert (there.cpu() != pred).float().mean() < 1e-2

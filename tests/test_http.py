@@ -244,7 +244,7 @@ def test_nothing_is_listed_or_written_there() -> None:
             work(url)
         assert "secret" not in str(error.value)
     tries = [lambda: storage.write(url, b""), lambda: storage.create(url, b"")]
-    tries += [lambda: storage.delete(url), lambda: storage.sweep(url), lambda: storage.check_writable(url)]
+    tries += [lambda: storage.delete(url), lambda: storage.remove_stale(url), lambda: storage.check_writable(url)]
     for attempt in tries:
         with pytest.raises(StorageError, match="to read from only") as error:
             attempt()
@@ -259,5 +259,5 @@ def test_what_is_no_address_is_told(uri: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_address_is_shown_without_its_credentials() -> None:
-    assert storage.shown(f"HTTPS://me:pw@host:8/a%20b{SECRET}#x") == "https://host:8/a%20b"
-    assert storage.shown("s3://bucket/a?b") == "s3://bucket/a?b"
+    assert storage.redacted(f"HTTPS://me:pw@host:8/a%20b{SECRET}#x") == "https://host:8/a%20b"
+    assert storage.redacted("s3://bucket/a?b") == "s3://bucket/a?b"

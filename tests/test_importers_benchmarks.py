@@ -16,7 +16,7 @@ from PIL import Image
 from segdist import storage
 from segdist.data import index
 from segdist.data.importers import LAYOUTS
-from segdist.data.importers.layout import Ask
+from segdist.data.importers.layout import ImportOptions
 from segdist.errors import DataError, LabelError
 
 SIZE = (24, 32)  # height, width
@@ -460,7 +460,7 @@ def test_a_source_is_listed_once_and_no_image_is_read_to_find_the_pairs(
     monkeypatch.setattr(storage, "walk", lambda uri: (listings.append(uri), walk(uri))[1])
     monkeypatch.setattr(storage, "names", lambda uri: (listings.append(uri), names(uri))[1])
     monkeypatch.setattr(storage, "read", lambda uri: (read.append(uri), get(uri))[1])
-    found = LAYOUTS[layout].find(str(tmp_path / "src"), Ask())
+    found = LAYOUTS[layout].find(str(tmp_path / "src"), ImportOptions())
     assert all(found.splits.values())
     assert listings == [str(tmp_path / "src")]
     assert all(uri.endswith(".txt") for uri in read)

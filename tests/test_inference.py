@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from segdist import config, models
 from segdist.data.augment import resize_image
 from segdist.evaluation import inference
-from segdist.evaluation.inference import PLAIN, Recipe, cover, segment
+from segdist.evaluation.inference import PLAIN, InferenceSettings, cover, segment
 from segdist.models.segmenter import Segmenter, Traits, infer
 
 K = 5
@@ -71,7 +71,7 @@ def test_what_fits_into_a_window_is_seen_whole_bit_for_bit(
         window = (max(size[0], window[0]), max(size[1], window[1]))  # where nothing is rounded up to the stride
     images, masks = pictures(3, *size)
     whole, whole_loss = segment(model, images, size, PLAIN, 4, masks)
-    slid, slid_loss = segment(model, images, size, Recipe(window), 4, masks)
+    slid, slid_loss = segment(model, images, size, InferenceSettings(window), 4, masks)
     assert torch.equal(whole, slid)
     assert whole_loss.item() == slid_loss.item()
 
@@ -85,7 +85,7 @@ def test_sliding_is_blending_and_resizing_once(
     images, _ = pictures(2, *size)
     _, masks = pictures(2, size[0] * scale, size[1] * scale)
     mask_size = (masks.shape[1], masks.shape[2])
-    pred, loss = segment(model, images, mask_size, Recipe(window, overlap), 3, masks)
+    pred, loss = segment(model, images, mask_size, InferenceSettings(window, overlap), 3, masks)
     expected = [judged(slid(model, i, window, overlap), m, model.traits.align_corners) for i, m in zip(images, masks)]
     assert (pred != torch.stack([p for p, _ in expected])).float().mean() < 1e-3  # fp32 may turn a tie
     assert loss.item() == pytest.approx(sum(one for _, one in expected), rel=1e-5)
@@ -93,7 +93,7 @@ def test_sliding_is_blending_and_resizing_once(
 
 def test_bands_change_nothing(model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks = pictures(1, 97, 130)
-    how = Recipe((64, 64), 0.5, (0.5, 1.0), flip=True)
+    how = InferenceSettings((64, 64), 0.5, (0.5, 1.0), flip=True)
     pred, loss = segment(model, images, (97, 130), how, 4, masks)
     monkeypatch.setattr(inference, "_BAND_ELEMENTS", 1)  # one row at a time
     narrow, narrow_loss = segment(model, images, (97, 130), how, 4, masks)
@@ -106,7 +106,7 @@ def test_views_are_averaged_as_probabilities_at_the_masks_size(
     model: Segmenter, window: tuple[int, int] | None
 ) -> None:
     images, masks = pictures(2, 96, 130)
-    how = Recipe(window, 0.5, (0.5, 1.0, 1.25), flip=True)
+    how = InferenceSettings(window, 0.5, (0.5, 1.0, 1.25), flip=True)
     pred, loss = segment(model, images, (96, 130), how, 4, masks)
     total = torch.zeros(2, K, 96, 130, dtype=torch.float64)
     for scale, size in ((0.5, (48, 65)), (1.0, (96, 130)), (1.25, (120, 162))):
@@ -126,7 +126,7 @@ def test_views_are_averaged_as_probabilities_at_the_masks_size(
 
 def test_a_picture_and_its_mirror_image_are_judged_alike(model: Segmenter) -> None:
     images, _ = pictures(1, 64, 96)
-    how = Recipe(flip=True)
+    how = InferenceSettings(flip=True)
     pred, _ = segment(model, images, (64, 96), how, 4)
     mirrored, _ = segment(model, images.flip(3), (64, 96), how, 4)
     assert (pred != mirrored.flip(2)).float().mean() < 1e-3
@@ -168,7 +168,7 @@ def test_where_windows_agree_sliding_is_whole(size: tuple[int, int], align_corne
     images, masks = pictures(2, *size)
     masks[masks < 255] %= 3
     whole, whole_loss = segment(model, images, size, PLAIN, 4, masks)
-    slid, slid_loss = segment(model, images, size, Recipe((32, 24)), 4, masks)
+    slid, slid_loss = segment(model, images, size, InferenceSettings((32, 24)), 4, masks)
     assert (whole != slid).float().mean() < 1e-3
     assert slid_loss.item() == pytest.approx(whole_loss.item(), rel=1e-6)
 
@@ -191,7 +191,7 @@ def test_memory_is_bounded_by_a_row_of_windows(model: Segmenter, monkeypatch: py
                 return out
 
         with Watch():
-            segment(model, images, (height, 96), Recipe((64, 64)), 2, masks)
+            segment(model, images, (height, 96), InferenceSettings((64, 64)), 2, masks)
         return found
 
     assert largest(256) == largest(1024)

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from segdist import config, storage
 from segdist.cli import app
 from segdist.cluster import drivers
-from segdist.cluster.kube import Ask, manifests
+from segdist.cluster.kube import ManifestOptions, manifests
 from segdist.errors import ConfigError, UserError
 from segdist.runs import record, segments
 
@@ -47,7 +47,10 @@ def made(*overrides: str, of: str = CONFIG, **options: Any) -> dict[str, Tree]:
     """File name -> object, of what the command would write."""
     places = PLACES if of == CONFIG else ("uri=s3://b/sweep", "set.data.uri=s3://b/data")
     options = {"image": "r.example.com/segdist:1", **options}
-    return {name: yaml.safe_load(text) for name, text in manifests(Ask(of, (*places, *overrides), **options)).items()}
+    return {
+        name: yaml.safe_load(text)
+        for name, text in manifests(ManifestOptions(of, (*places, *overrides), **options)).items()
+    }
 
 
 VARIANTS: dict[str, Callable[[], dict[str, Tree]]] = {

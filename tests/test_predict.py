@@ -24,7 +24,7 @@ from segdist.distributed import World
 from segdist.errors import ConfigError, StorageError, UserError
 from segdist.evaluation.confusion import confusion_matrix
 from segdist.evaluation.evaluate import evaluate
-from segdist.evaluation.inference import recipe
+from segdist.evaluation.inference import inference_settings
 from segdist.evaluation.report import with_changes
 from segdist.models.segmenter import infer
 from segdist.predict import files, inputs
@@ -62,7 +62,7 @@ def test_a_prediction_is_what_evaluation_scores(
     for sample_id, (_, raw) in found.items():
         pred = np.array(Image.open(tmp_path / "out" / f"{sample_id}.png"))
         table += confusion_matrix(torch.from_numpy(pred), torch.from_numpy(index.labels.table(np.uint8)[raw]))
-    how = recipe(used.cfg.eval, used.cfg.data.crop_size)
+    how = inference_settings(used.cfg.eval, used.cfg.data.crop_size)
     result = evaluate(used.model, street_data, index, "val", None, used.cfg.io, 1, ALONE, how=how)
     assert torch.equal(result.table, table)
 

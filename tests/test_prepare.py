@@ -20,7 +20,7 @@ from segdist.cli.app import mask_values
 from segdist.data import index
 from segdist.data.importers import files
 from segdist.data.importers.files import Text
-from segdist.data.importers.layout import Ask, Pair, split_off
+from segdist.data.importers.layout import ImportOptions, Pair, split_off
 from segdist.data.labels import Class, Labels
 from segdist.errors import DataError, LabelError, StorageError
 
@@ -99,7 +99,7 @@ def test_limit_takes_the_first_of_each_split(tmp_path: Path) -> None:
 def divided(num: int, share: float, seed: int = 0) -> tuple[set[str], set[str]]:
     """The names that go to train and to val of `num` pairs."""
     nothing = Text("nothing", b"")
-    splits = split_off([Pair(f"p{i}", nothing, nothing) for i in range(num)], Ask(share, seed))
+    splits = split_off([Pair(f"p{i}", nothing, nothing) for i in range(num)], ImportOptions(share, seed))
     train, val = ({p.sample_id for p in splits[s]} for s in ("train", "val"))
     assert len(train) + len(val) == len(train | val) == num
     return train, val

@@ -358,7 +358,7 @@ def test_a_run_is_mirrored_while_it_trains_and_at_its_end(
 
     def slow(*arguments: Any) -> float | None:
         best = score(*arguments)
-        arguments[4].outbox.flush()
+        arguments[4].writer.flush()
         until = time.monotonic() + 200
         while len(site.titles("me/streets")) == 1 and time.monotonic() < until:
             time.sleep(0.1)
@@ -534,7 +534,7 @@ def test_a_long_try_does_not_use_up_the_patience(monkeypatch: pytest.MonkeyPatch
             raise UnavailableError("reset")
         return "there"
 
-    assert storage.patiently(upload, print) == "there"
+    assert storage.with_retries(upload, print) == "there"
 
 
 def test_a_run_that_could_not_be_mirrored_does_not_begin(

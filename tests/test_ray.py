@@ -35,7 +35,7 @@ from segdist.data import index as indices
 from segdist.distributed import World
 from segdist.errors import UnavailableError
 from segdist.evaluation.evaluate import evaluate
-from segdist.launch.on_ray import _obituary
+from segdist.launch.on_ray import _describe_failures
 from segdist.launch.ray_cluster import needs, shortage
 from segdist.runs import checkpoints, record, segments, snapshot
 from segdist.runs.restore import load_trained
@@ -401,7 +401,7 @@ OURS = KeyError("masks")
 def test_the_first_failure_is_told_and_not_what_others_met_for_it(
     failures: dict[int, Exception], told: str, is_lost: bool
 ) -> None:
-    said, lost = _obituary(failures)
+    said, lost = _describe_failures(failures)
     assert re.fullmatch(told, said) and lost == is_lost
 
 

@@ -29,7 +29,7 @@ from segdist.publish.export import export
 from segdist.publish.exported import load_model
 from segdist.runs import checkpoints, record, snapshot
 from segdist.runs.restore import build, load_trained
-from segdist.runs.writer import Outbox
+from segdist.runs.writer import BackgroundWriter
 from segdist.storage import s3
 from segdist.train.loop import fit
 
@@ -498,7 +498,7 @@ def test_a_broken_picture_in_a_bucket_is_named(bucket: str, street_folder: Path)
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Background writes are tried twice, at once."""
-    monkeypatch.setattr("segdist.runs.run_log.Outbox", lambda warn: Outbox(warn, pauses=(0.01,)))
+    monkeypatch.setattr("segdist.runs.run_log.BackgroundWriter", lambda warn: BackgroundWriter(warn, pauses=(0.01,)))
 
 
 @pytest.mark.parametrize(

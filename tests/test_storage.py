@@ -8,7 +8,7 @@ import pytest
 from segdist import storage
 from segdist.errors import StorageError
 from segdist.runs import record, segments
-from segdist.runs.writer import Outbox
+from segdist.runs.writer import BackgroundWriter
 
 
 def test_racing_attempts_get_different_numbers(tmp_path: Path) -> None:
@@ -42,7 +42,8 @@ def test_what_is_only_read_refuses_every_writer_and_says_where_to_write() -> Non
     for uri in ("hf://datasets/someone/streets", "https://host/a", "HTTP://host/a"):
         tries = [lambda uri=uri: storage.write(uri, b""), lambda uri=uri: storage.create(uri, b"")]
         tries += [
-            lambda uri=uri, work=work: work(uri) for work in (storage.delete, storage.sweep, storage.check_writable)
+            lambda uri=uri, work=work: work(uri)
+            for work in (storage.delete, storage.remove_stale, storage.check_writable)
         ]
         for attempt in tries:
             with pytest.raises(
@@ -70,23 +71,23 @@ def test_metrics_merge_and_the_last_attempt_wins_a_step(tmp_path: Path) -> None:
 
 def test_a_waiting_job_is_replaced_by_a_newer_one_of_its_name() -> None:
     gate, done = threading.Event(), []
-    outbox = Outbox(lambda text: None)
-    outbox.put("first", gate.wait)
+    writer = BackgroundWriter(lambda text: None)
+    writer.put("first", gate.wait)
     for i in range(5):
-        outbox.put("state", lambda i=i: done.append(i))
-    outbox.put("other", lambda: done.append("other"))
+        writer.put("state", lambda i=i: done.append(i))
+    writer.put("other", lambda: done.append("other"))
     gate.set()
-    outbox.close()
+    writer.close()
     assert done == [4, "other"]
 
 
 def test_a_bug_in_a_job_is_reported_and_does_not_end_the_outbox() -> None:
     said: list[str] = []
     done: list[int] = []
-    outbox = Outbox(said.append)
-    outbox.put("bad", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
-    outbox.put("good", lambda: done.append(1))
-    outbox.close()
+    writer = BackgroundWriter(said.append)
+    writer.put("bad", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    writer.put("good", lambda: done.append(1))
+    writer.close()
     assert done == [1]
     assert "bad: failed: ZeroDivisionError" in said[0]
 

@@ -254,7 +254,7 @@ def test_freezing_leaves_alone_what_takes_no_part() -> None:
     idle = next(model.encoder().parameters())
     idle.requires_grad_(False)
     model.freeze()
-    model.thaw()
+    model.unfreeze()
     assert not idle.requires_grad
     assert all(p.requires_grad for p in list(model.encoder().parameters())[1:])
 

@@ -22,7 +22,7 @@ from segdist.config import Config
 from segdist.distributed import World
 from segdist.errors import CheckpointError, ConfigError, DataError, StorageError, UserError
 from segdist.runs import checkpoint_manager, checkpoints, record, segments, snapshot
-from segdist.runs.writer import Outbox
+from segdist.runs.writer import BackgroundWriter
 from segdist.train import loop
 from segdist.train.loop import fit
 from segdist.train.setup import look
@@ -265,7 +265,7 @@ def test_a_storage_fault_never_stops_a_run_that_recovers(make_config: Make, monk
         real(uri, data)
 
     monkeypatch.setattr(storage, "write", flaky)
-    monkeypatch.setattr(Outbox.__init__, "__defaults__", ((0.01,) * 8,))
+    monkeypatch.setattr(BackgroundWriter.__init__, "__defaults__", ((0.01,) * 8,))
     assert fit(cfg, ALONE)["state"] == "SUCCEEDED"
     assert left == [0]
 
@@ -281,7 +281,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_does_not_end_well(
         real(uri, data)
 
     monkeypatch.setattr(storage, "write", broken)
-    monkeypatch.setattr(Outbox.__init__, "__defaults__", ((0.01,),))
+    monkeypatch.setattr(BackgroundWriter.__init__, "__defaults__", ((0.01,),))
     with pytest.raises(StorageError, match="training reached step 4, but its checkpoint could not be written"):
         fit(cfg, ALONE)
     state = record.load(cfg.run.uri)

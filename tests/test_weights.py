@@ -201,7 +201,7 @@ def test_weights_in_several_files_are_put_together(tree: dict[str, Any], tmp_pat
 
 
 def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such folder, and it is no Hub id"):
+    with pytest.raises(UserError, match="there is no such folder, and it is not a Hub ID"):
         build(given(SEGFORMER, str(tmp_path / "a" / "b")))
     saved(UNET, tmp_path)
     with pytest.raises(UserError, match=r"model\.revision 'v1' pins a Hub id"):

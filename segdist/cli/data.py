@@ -103,11 +103,11 @@ def prepare(
 
     Safe to interrupt and to repeat: DEST counts as prepared once its index.json is there.
     """
-    from segdist.data.importers.layout import Ask
+    from segdist.data.importers.layout import ImportOptions
     from segdist.data.prepare import Declared
     from segdist.data.prepare import prepare as run
 
-    ask = Ask(val_share, seed, limit, revision, subset, image_column, mask_column)
+    ask = ImportOptions(val_share, seed, limit, revision, subset, image_column, mask_column)
     declared = Declared(names, mask_values(void), first, palette, color_tolerance)
     if push:
         from segdist.publish.hub import Repo
@@ -158,13 +158,15 @@ def doctor(
     """
     from segdist.cli.tables import findings
     from segdist.console import console
-    from segdist.data.importers.layout import Ask
+    from segdist.data.importers.layout import ImportOptions
     from segdist.data.prepare import Declared
     from segdist.doctor import examine
 
     most = None if everything else sample
     declared = Declared(names, mask_values(void), first, None, color_tolerance)
-    ask = Ask(limit=limit, revision=revision, subset=subset, image_column=image_column, mask_column=mask_column)
+    ask = ImportOptions(
+        limit=limit, revision=revision, subset=subset, image_column=image_column, mask_column=mask_column
+    )
     found = examine(target, overrides or [], most, format, declared, ask, max_megapixels)
     console.print(findings(f"segdist doctor {target}", found))
     errors = [f for f in found if f.severity == "error"]

@@ -61,9 +61,9 @@ def k8s(
     All values are checked first. The job continues its run in every new cluster; docs/kubernetes.md tells what dies when.
     """
     from segdist import storage
-    from segdist.cluster.kube import MADE, Ask, manifests
+    from segdist.cluster.kube import MADE, ManifestOptions, manifests
 
-    ask = Ask(
+    ask = ManifestOptions(
         config, tuple(overrides or ()), image, name, namespace, ranks_per_worker, workers, max_workers, memory_gb,
         spot, service_account, identity, tuple(secret or ()), volume, queue, deadline_hours, retries, images, predictions,
     )  # fmt: skip

@@ -308,7 +308,7 @@ def _watch(
         show(tree)
         while tree["state"] == record.RUNNING:
             time.sleep(every_seconds)
-            tree = storage.patiently(lambda: look(uri), console.say)
+            tree = storage.with_retries(lambda: look(uri), console.say)
             show(tree)
     except KeyboardInterrupt:
         pass  # who looks on may stop looking

@@ -33,7 +33,7 @@ def parse_names(text: str, void: Sequence[int | Color] | None = None, first: int
         if void is not None or first:
             raise LabelError(f"--names {text} knows its values and its void; leave --void and --first out")
         return CONTRACTS[text]
-    if storage.shown(text).endswith(_FILES):
+    if storage.redacted(text).endswith(_FILES):
         return _from_file(text, void, first)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return _from_file(f"hf://datasets/{text}/id2label.json", void, first)
@@ -121,15 +121,15 @@ class _Loader(yaml.SafeLoader):
 def _from_file(uri: str, void: Sequence[int | Color] | None, first: int) -> Labels:
     try:
         text = storage.read(uri).decode("utf-8-sig")  # Windows' editors begin with a mark
-        uri = storage.shown(uri)
+        uri = storage.redacted(uri)
         tree = _lines(text) if uri.endswith(".txt") else yaml.load(text, Loader=_Loader)  # JSON is YAML
         return _from_tree(tree, void, first)
     except MissingError as error:
         raise LabelError(f"--names: there is no such file: {error}") from None
     except (LabelError, StorageError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LabelError(f"--names: cannot read {storage.shown(uri)}: {error}") from None
+        raise LabelError(f"--names: cannot read {storage.redacted(uri)}: {error}") from None
     except (RecursionError, ValueError) as error:  # of YAML: brackets without end, dates that are none
-        raise LabelError(f"--names: cannot read {storage.shown(uri)} as YAML: {error}") from None
+        raise LabelError(f"--names: cannot read {storage.redacted(uri)} as YAML: {error}") from None
 
 
 def _lines(text: str) -> list[str]:

@@ -27,7 +27,7 @@ from segdist.data.codec import encode_mask
 from segdist.data.importers import LAYOUTS, files
 from segdist.data.importers.files import Rules
 from segdist.data.importers.folder import infer_labels
-from segdist.data.importers.layout import Ask, Found, Pair, Splits
+from segdist.data.importers.layout import ImportOptions, ImportPlan, Pair, Splits
 from segdist.data.index import Index, Split
 from segdist.data.labels import Color, Labels
 from segdist.data.order import Permutation, key
@@ -50,13 +50,13 @@ class Declared:
     color_tolerance: int = 0  # see importers.files.Rules
 
 
-@console.tallied()
+@console.limit_warnings()
 def prepare(
     source: str,
     dest: str,
     layout: str = "folder",
     declared: Declared = Declared(),
-    ask: Ask = Ask(),
+    ask: ImportOptions = ImportOptions(),
     overwrite: bool = False,
     max_megapixels: int = 200,
 ) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def check_sense(index: Index) -> None:
     raise LabelError(f"{text} in any split, and {share:.1%} of all pixels are void. {remedy}")
 
 
-def find(source: str, layout: str, ask: Ask) -> Found:
+def find(source: str, layout: str, ask: ImportOptions) -> ImportPlan:
     """The pairs of a source, none of its splits empty, up to the limit. Raises DataError."""
     if layout not in LAYOUTS:
         raise DataError(f"--format {layout!r} is unknown; there are {', '.join(LAYOUTS)} (`segdist prepare --list`)")
@@ -135,16 +135,16 @@ def find(source: str, layout: str, ask: Ask) -> Found:
             raise DataError(f"--format {layout} has no use for --{option.replace('_', '-')}; leave it out")
     on_hub = "revision" in importer.options  # then SOURCE may be an id
     if not on_hub and not storage.exists(source):
-        raise DataError(f"{storage.shown(source)}: this folder does not exist")
+        raise DataError(f"{storage.redacted(source)}: this folder does not exist")
     Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before every decode
     found = importer.find(source, ask)
     splits = {s: pairs[: ask.limit] for s, pairs in found.splits.items()}
     for split, pairs in splits.items():
         if not pairs and sum(map(len, splits.values())) == 1:
-            raise DataError(f"{storage.shown(source)}: only one pair is there; two splits need one each, at least")
+            raise DataError(f"{storage.redacted(source)}: only one pair is there; two splits need one each, at least")
         if not pairs:
             raise DataError(
-                f"{storage.shown(source)}: split {split!r} is empty; add images and masks to it, or remove it"
+                f"{storage.redacted(source)}: split {split!r} is empty; add images and masks to it, or remove it"
             )
     return replace(found, splits=splits, licence=found.licence or importer.licence)
 
@@ -154,7 +154,7 @@ def _name(source: str) -> str:
     if storage.is_local(source):
         name = Path(source).expanduser().resolve().name
     else:
-        name = storage.shown(source).rstrip("/").rsplit("/", 1)[-1]
+        name = storage.redacted(source).rstrip("/").rsplit("/", 1)[-1]
     return name.removesuffix(".json")
 
 
@@ -164,7 +164,7 @@ def _threads(source: str) -> int:
     return cores if storage.is_local(source) else max(16, 2 * cores)
 
 
-def contract_of(declared: Declared, found: Found) -> Labels | None:
+def contract_of(declared: Declared, found: ImportPlan) -> Labels | None:
     """The contract that the user or the source declares, if any."""
     if declared.names is not None:
         return names.parse_names(declared.names, declared.void, declared.first)
@@ -274,11 +274,11 @@ def _content_digests(pair: Pair) -> list[str]:
 
 def _delete_stale(dest: str, splits: Iterable[str]) -> None:
     """Shards of earlier preparations, now that the index names others, and what killed writers left."""
-    storage.sweep(dest)
+    storage.remove_stale(dest)
     index = indices.load(dest)  # as it is now: another one may have been written after ours
     current = {shard.file for split in index.splits.values() for shard in split.shards}
     for split in splits:
-        storage.sweep(storage.join(dest, split))
+        storage.remove_stale(storage.join(dest, split))
         for name in storage.names(storage.join(dest, split)):
             if name.endswith(".parquet") and f"{split}/{name}" not in current:
                 storage.delete(storage.join(dest, split, name))

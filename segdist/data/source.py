@@ -122,7 +122,7 @@ class Source:
 
 def _read(address: str, offset: int, length: int) -> bytes:
     """A range, waited for while storage is away: a stream outlives a short outage."""
-    return storage.patiently(lambda: storage.read_range(address, offset, length), console.say)
+    return storage.with_retries(lambda: storage.read_range(address, offset, length), console.say)
 
 
 def _extent(group: pq.RowGroupMetaData) -> tuple[int, int]:

@@ -124,7 +124,7 @@ def below(uri: str) -> Callable[[str, bytes], None]:
 
     def put(name: str, data: bytes) -> None:
         address = storage.join(uri, name)
-        storage.patiently(lambda: storage.write(address, data), console.say)
+        storage.with_retries(lambda: storage.write(address, data), console.say)
 
     return put
 

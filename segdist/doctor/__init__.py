@@ -13,7 +13,7 @@ from segdist import config, storage
 from segdist.config import Config
 from segdist.data import index as indices
 from segdist.data.health import Finding
-from segdist.data.importers.layout import Ask
+from segdist.data.importers.layout import ImportOptions
 from segdist.data.prepare import Declared
 from segdist.doctor import data as datas
 from segdist.doctor import run as runs
@@ -29,7 +29,7 @@ def examine(
     sample: int | None = None,
     layout: str = "folder",
     declared: Declared = Declared(),
-    ask: Ask = Ask(),
+    ask: ImportOptions = ImportOptions(),
     max_megapixels: int = 200,
 ) -> list[Finding]:
     """The findings of whatever TARGET is: a config (with overrides), a prepared data set, or a folder of images and masks."""

@@ -194,7 +194,7 @@ def _rehearse(cfg: Config) -> tuple[str, int]:
     It is `fit` itself that runs, in a temporary folder of this machine, stopped after one step and begun again.
     """
     found, device = look(cfg, cfg.scale.num_ranks), choose_device(cfg.scale.device)
-    with console.hushed():
+    with console.quiet():
         cfg = settle(found.cfg, found.index, World(0, cfg.scale.num_ranks, device))
     tree, micro = config.to_tree(cfg), cfg.train.group_size
     with tempfile.TemporaryDirectory(prefix="segdist-doctor-") as folder:
@@ -205,7 +205,7 @@ def _rehearse(cfg: Config) -> tuple[str, int]:
         tree["scale"] |= {"launcher": "local", "num_ranks": 1, "gpus_per_rank": None}
         small = config.from_tree(tree, "the rehearsal")
         world = World(0, 1, device)
-        with console.hushed():
+        with console.quiet():
             fit(small, world, notice=lambda: "stop")
             summary = fit(small, world)
             newest = checkpoints.newest(folder, console.say)

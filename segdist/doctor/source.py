@@ -16,7 +16,7 @@ from segdist import console
 from segdist.data import survey as surveys
 from segdist.data.health import Finding, ok, trained_split
 from segdist.data.importers.files import Rules
-from segdist.data.importers.layout import Ask, Pair
+from segdist.data.importers.layout import ImportOptions, Pair
 from segdist.data.index import FORMAT, Index, Split
 from segdist.data.labels import Labels
 from segdist.data.order import Permutation, key
@@ -41,9 +41,9 @@ class _Seen:
     facts: list[Facts] = field(default_factory=list)
 
 
-@console.tallied()
+@console.limit_warnings()
 def examine(
-    source: str, layout: str, declared: Declared, ask: Ask, max_megapixels: int, sample: int | None
+    source: str, layout: str, declared: Declared, ask: ImportOptions, max_megapixels: int, sample: int | None
 ) -> list[Finding]:
     """What `prepare` would refuse, file by file, and the health of what it would take.
 

@@ -63,12 +63,12 @@ def load(uri: str) -> Report:
         missing = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, missing['loc']))}: {missing['msg']}" if missing else f"no JSON ({error})"
         raise UserError(
-            f"{storage.shown(uri)}: not a report of `segdist evaluate CHECKPOINT --out FILE`, or of an older segdist: {why}; "
-            "make it anew"
+            f"{storage.redacted(uri)}: not a report of `segdist evaluate CHECKPOINT --out FILE`, or from an older segdist: {why}. "
+            "Evaluate again"
         ) from None
     if report.miou is None:
         raise UserError(
-            f"{storage.shown(uri)}: its mIoU is empty, as no pixel of split {report.split!r} counted: nothing to compare"
+            f"{storage.redacted(uri)}: its mIoU is empty, as no pixel of split {report.split!r} counted: nothing to compare"
         )
     _check_boundary(uri, report)
     return report
@@ -83,8 +83,8 @@ def _check_boundary(uri: str, report: Report) -> None:
     right = math.isclose(mean, report.mean_boundary_iou or 0.0, abs_tol=1e-9)
     if list(report.boundary_iou) != list(report.iou) or not right:
         raise UserError(
-            f"{storage.shown(uri)}: its Boundary IoU does not fit its classes or its mean; the file is damaged or was edited, "
-            "so evaluate again"
+            f"{storage.redacted(uri)}: its Boundary IoU does not fit its classes or its mean; the file is damaged or was edited. "
+            "Evaluate again"
         )
 
 
@@ -95,7 +95,7 @@ def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
     `verdict` is "A", "B", "none" (no clear difference) or "unknown" (no counts by sample, so no interval).
     """
     a, b = load(uri_a), load(uri_b)
-    uri_a, uri_b = storage.shown(uri_a), storage.shown(uri_b)
+    uri_a, uri_b = storage.redacted(uri_a), storage.redacted(uri_b)
     _check(uri_a, a, uri_b, b)
     counts = _counts(uri_a, a), _counts(uri_b, b)
     interval = None

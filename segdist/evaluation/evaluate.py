@@ -23,7 +23,7 @@ from segdist.distributed import SharedError, World
 from segdist.errors import DataError, UserError, is_out_of_memory
 from segdist.evaluation.boundary import boundary_counts
 from segdist.evaluation.confusion import class_counts, confusion_matrix
-from segdist.evaluation.inference import PLAIN, Recipe, segment, settle
+from segdist.evaluation.inference import PLAIN, InferenceSettings, segment, settle
 from segdist.evaluation.scores import Scores, scores
 from segdist.models.segmenter import Segmenter
 from segdist.ops import IGNORE
@@ -62,7 +62,7 @@ def evaluate(
     world: World,
     advance: Callable[[int], None] = lambda n: None,
     *,
-    how: Recipe = PLAIN,
+    how: InferenceSettings = PLAIN,
     num_samples: int | None = None,
     per_sample: bool = False,
     boundary: bool = False,
@@ -102,7 +102,7 @@ def evaluate(
     finally:
         if model is not None:
             model.train(was_training)
-    return tally.meet(world, sum(len(rows) for _, rows in units), failure)
+    return tally.gather(world, sum(len(rows) for _, rows in units), failure)
 
 
 def out_of_memory(error: Exception) -> UserError | None:
@@ -118,7 +118,7 @@ def out_of_memory(error: Exception) -> UserError | None:
 
 
 class _Tally:
-    """What this rank has counted, sample by sample; `meet` adds up all ranks."""
+    """What this rank has counted, sample by sample; `gather` adds up all ranks."""
 
     def __init__(self, num_rows: int, num_classes: int, device: torch.device, per_sample: bool, boundary: bool) -> None:
         self._num_classes = num_classes
@@ -145,7 +145,7 @@ class _Tally:
             self._counts[row] = torch.from_numpy(class_counts(table, self._num_classes))
             self._ids[row] = sample_id
 
-    def meet(self, world: World, num_samples: int, failure: Exception | None) -> Evaluation:
+    def gather(self, world: World, num_samples: int, failure: Exception | None) -> Evaluation:
         """The sum over ranks, on every rank. Raises `failure` if there is one, and SharedError on the other ranks."""
         table = torch.zeros_like(self._table, device="cpu") if failure else self._table.cpu()
         whole = torch.cat([torch.tensor([failure is not None]).long(), self._seen, table.flatten()])

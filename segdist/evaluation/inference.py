@@ -29,7 +29,7 @@ Settled = tuple[torch.Tensor, torch.Tensor]  # uint8 (B, H, W) classes, and the 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class InferenceSettings:
     """How the model looks at an image. Scores that were made by different recipes do not compare."""
 
     window: tuple[int, int] | None = None  # (height, width) px, taken up to the model's stride; None: the whole image
@@ -48,13 +48,13 @@ class Recipe:
         return f"{how} / {views}{' and mirrored' if self.flip else ''}"
 
 
-PLAIN = Recipe()
+PLAIN = InferenceSettings()
 
 
-def recipe(cfg: Eval, crop_size: Size) -> Recipe:
+def inference_settings(cfg: Eval, crop_size: Size) -> InferenceSettings:
     """The recipe that a config asks for; windows are as large as the training crop unless it says otherwise."""
     window = (cfg.window_size or crop_size) if cfg.mode == "sliding" else None
-    return Recipe(window, cfg.window_overlap, cfg.scales, cfg.flip)
+    return InferenceSettings(window, cfg.window_overlap, cfg.scales, cfg.flip)
 
 
 @torch.no_grad()  # see segmenter.infer
@@ -62,7 +62,7 @@ def segment(
     model: Segmenter,
     images: torch.Tensor,
     size: tuple[int, int],
-    how: Recipe,
+    how: InferenceSettings,
     batch_size: int,
     masks: torch.Tensor | None = None,
     keep: torch.Tensor | None = None,

@@ -62,7 +62,7 @@ class Previews:
             if (row in self._rows) if self._ids is None else (sample_id in self._ids):
                 self._kept.append(_shrunk(row, sample_id, batch.images[i], batch.masks[i], pred[i].cpu()))
 
-    def meet(self, world: World) -> list[Preview]:
+    def gather(self, world: World) -> list[Preview]:
         """Those of all ranks, in the order of the split, or of the ids that were given. All ranks must call it.
 
         An id that the evaluation did not see costs its picture and a warning, not the scores: ids are known only once all

@@ -24,7 +24,7 @@ from segdist.errors import ConfigError, LabelError
 from segdist.evaluation.bootstrap import bootstrap_miou
 from segdist.evaluation.evaluate import Evaluation, ImageSize, evaluate
 from segdist.evaluation.figures import png
-from segdist.evaluation.inference import PLAIN, Recipe, recipe
+from segdist.evaluation.inference import PLAIN, InferenceSettings, inference_settings
 from segdist.evaluation.previews import Previews, grid
 from segdist.evaluation.scores import class_iou
 from segdist.models.segmenter import Segmenter
@@ -66,7 +66,7 @@ def evaluate_checkpoint(
         wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
         chosen, cfg, address, index = world.from_first(lambda: look_up(uri, data, split, wanted))
         trained = load_resolved(chosen, world.device, raw)
-        how, size = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size
+        how, size = inference_settings(cfg.eval, cfg.data.crop_size), cfg.data.image_size
         shown = Previews(index.split(split).num_samples, num_previews if previews else 0, None, preview_ids)
         progress, advance = console.bar(f"evaluating {split}", index.split(split).num_samples)
         with progress if world.is_first else contextlib.nullcontext():
@@ -74,7 +74,7 @@ def evaluate_checkpoint(
                 trained.model, address, index, split, size, cfg.io, cfg.eval.batch_size, world,
                 lambda n: advance(n * world.num_ranks), how=how, per_sample=per_sample, boundary=boundary, see=shown.see,
             )  # fmt: skip
-        drawn = shown.meet(world)
+        drawn = shown.gather(world)
     about = {
         "protocol": protocol(size, how),
         "checkpoint": trained.uri,
@@ -133,7 +133,7 @@ def validate(cfg: Config, model: Segmenter, index: Index, world: World, shown: P
 
     `shown` sees its batches.
     """
-    how, size, split = recipe(cfg.eval, cfg.data.crop_size), cfg.data.image_size, cfg.data.val_split
+    how, size, split = inference_settings(cfg.eval, cfg.data.crop_size), cfg.data.image_size, cfg.data.val_split
     result = evaluate(
         model, cfg.data.uri, index, split, size, cfg.io, cfg.eval.batch_size, world,
         how=how, num_samples=cfg.eval.num_samples, see=shown.see,
@@ -145,7 +145,7 @@ def validation_protocol(cfg: Config, index: Index) -> str:
     """The protocol of a run's own evaluations."""
     num, wanted = index.split(cfg.data.val_split).num_samples, cfg.eval.num_samples
     part = f"{wanted} of {num} samples" if wanted is not None and wanted < num else ""
-    return protocol(cfg.data.image_size, recipe(cfg.eval, cfg.data.crop_size), part)
+    return protocol(cfg.data.image_size, inference_settings(cfg.eval, cfg.data.crop_size), part)
 
 
 def scored_on(cfg: Config, index: Index) -> str:
@@ -154,7 +154,7 @@ def scored_on(cfg: Config, index: Index) -> str:
     return digest if protocol_now == protocol(cfg.data.image_size) else f"{digest} / {protocol_now}"
 
 
-def protocol(image_size: ImageSize, how: Recipe = PLAIN, part: str = "") -> str:
+def protocol(image_size: ImageSize, how: InferenceSettings = PLAIN, part: str = "") -> str:
     """How the number was made, in words: two numbers with different protocols do not compare.
 
     `part` says which samples, where not all.

@@ -35,7 +35,7 @@ class Mailbox:
         self._posts.append(post)
 
     def take(self) -> tuple[list[Post], tuple[str, int] | None, float]:
-        """(all posts since the last time, what `confess` was told, seconds since a rank's last sign of life)."""
+        """(all posts since the last time, what `report_fatal` was told, seconds since a rank's last sign of life)."""
         posts, self._posts = self._posts, []
         return posts, self._mistake, time.monotonic() - self._alive
 
@@ -56,7 +56,7 @@ class Mailbox:
         """That answer; None as long as there is none."""
         return self._answer[1] if self._answer and self._answer[0] == step else None
 
-    def confess(self, text: str, exit_code: int) -> None:
+    def report_fatal(self, text: str, exit_code: int) -> None:
         """A rank met a user's mistake, which no restart mends; the first one counts."""
         self._mistake = self._mistake or (text, exit_code)
 

@@ -33,8 +33,9 @@ from segdist.launch.ray_cluster import (
 )
 from segdist.launch.ray_rank import rank_main
 from segdist.launch.stop import STOPPING, StopSignal
-from segdist.runs import record, run_log
-from segdist.runs.writer import Outbox
+from segdist.runs import record
+from segdist.runs.run_log import LogFile
+from segdist.runs.writer import BackgroundWriter
 from segdist.train.loop import Notice, Tell
 from segdist.train.setup import look
 
@@ -44,7 +45,7 @@ _LEAVE_SECONDS = 60  # that Ray may take to tell of ranks that were asked to sto
 
 def run_on_ray(cfg: Config) -> dict[str, Any]:
     """The summary of the run. Raises UserError, before Ray is started where it can be known, when it cannot be made."""
-    storage.check_lasting(cfg.run.uri, cfg.data.uri)
+    storage.check_absolute(cfg.run.uri, cfg.data.uri)
     found = look(cfg, cfg.scale.num_ranks)
     if found.finished:
         return found.finished
@@ -94,18 +95,18 @@ class _Driver:
     def run(self) -> dict[str, Any]:
         """The summary of the run. Raises UserError for a mistake, RanksError when the ranks failed too often."""
         mark = storage.join(self._cfg.run.uri, ".ray", self._launch, "driver")
-        storage.patiently(lambda: storage.write(mark, self._launch.encode()), console.say)
+        storage.with_retries(lambda: storage.write(mark, self._launch.encode()), console.say)
         thread = threading.Thread(target=self._fit, args=(mark,), name="ray train", daemon=True)
-        outbox = Outbox(warn=lambda text: None, pauses=(1, 4))
+        writer = BackgroundWriter(warn=lambda text: None, pauses=(1, 4))
         with (
-            contextlib.closing(outbox),
-            run_log.Diary(self._cfg.run.uri, self._launch, outbox) as diary,
+            contextlib.closing(writer),
+            LogFile(self._cfg.run.uri, self._launch, writer) as log_file,
             StopSignal(told=None) as signal,
         ):
             thread.start()
             try:
                 try:
-                    self._watch(thread, self._notice or signal, diary)
+                    self._watch(thread, self._notice or signal, log_file)
                 finally:
                     _end(thread, self._mailbox)
                 self._show()
@@ -124,7 +125,7 @@ class _Driver:
         with contextlib.suppress(UserError):  # storage fails, and that is not what is to be told
             record.give_up(self._cfg.run.uri, self._launch, self._shown, state, why)
 
-    def _watch(self, thread: threading.Thread, notice: Notice, diary: run_log.Diary) -> None:
+    def _watch(self, thread: threading.Thread, notice: Notice, log_file: LogFile) -> None:
         is_told = False
         while thread.is_alive():
             thread.join(0.25)
@@ -139,7 +140,7 @@ class _Driver:
                 is_told = True
                 self._inbox.ask("stop")
             self._check_start()
-            diary.flush(_REPEAT_SECONDS)
+            log_file.flush(_REPEAT_SECONDS)
 
     def _fit(self, mark: str) -> None:
         try:
@@ -278,7 +279,7 @@ class _Driver:
 
     def _post_mortem(self, error: BaseException) -> RanksError:
         failures = getattr(error, "worker_failures", None) or {}
-        told, mortal = _obituary(failures) if failures else (_last_line(error), False)
+        told, mortal = _describe_failures(failures) if failures else (_last_line(error), False)
         text = [
             *(
                 [] if mortal else [str(error)[-6000:]]
@@ -305,12 +306,12 @@ def _reporter(mailbox: Any) -> Any:
 
     class Reporter(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            mailbox.post.remote("broken", _obituary(worker_exceptions)[0])
+            mailbox.post.remote("broken", _describe_failures(worker_exceptions)[0])
 
     return Reporter()
 
 
-def _obituary(failures: dict[int, Exception]) -> tuple[str, bool]:
+def _describe_failures(failures: dict[int, Exception]) -> tuple[str, bool]:
     """(which ranks ended, and how; whether processes died). What met those that talked to dead ones is but the consequence."""
     from ray.exceptions import RayActorError
 

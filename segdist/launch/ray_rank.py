@@ -42,7 +42,7 @@ def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
     except UserError as error:
         if not isinstance(error, SharedError | UnavailableError):  # an outage may be over when the ranks start again
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(mailbox.confess.remote(str(error), error.exit_code), timeout=30)
+                ray.get(mailbox.report_fatal.remote(str(error), error.exit_code), timeout=30)
         raise
 
 
@@ -50,7 +50,7 @@ def check_shared(run_uri: str, folder: str, mark: str) -> None:
     """Relative paths mean here what they mean to the driver. Raises UserError where they do not."""
     with contextlib.suppress(OSError):
         os.chdir(folder)
-    if not storage.patiently(lambda: storage.exists(mark), console.say):
+    if not storage.with_retries(lambda: storage.exists(mark), console.say):
         raise UserError(
             f"run.uri {run_uri} is on the driver's machine, and a rank on another one does not see it; give a folder that all "
             "nodes share, or s3://"

@@ -132,14 +132,14 @@ class Segmenter(nn.Module):
         return self.get_submodule(self.traits.encoder_prefix.rstrip("."))
 
     def freeze(self) -> None:
-        """The encoder keeps its weights and running statistics, and is not walked backward, until `thaw`."""
+        """The encoder keeps its weights and running statistics, and is not walked backward, until `unfreeze`."""
         self._held = [p for p in self.encoder().parameters() if p.requires_grad]
         for parameter in self._held:
             parameter.requires_grad_(False)
         self.frozen = True
         self.train(self.training)
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         for parameter in self._held:
             parameter.requires_grad_(True)
         self.frozen = False
@@ -151,7 +151,7 @@ class Segmenter(nn.Module):
             self.encoder().eval()
         return self
 
-    def recompute(self) -> None:
+    def enable_activation_checkpointing(self) -> None:
         """Keeps only the input of each block for the backward pass, which computes the rest again.
 
         The numbers stay the same, bit for bit. Running statistics must be read before the backward pass moves them again.

@@ -79,7 +79,8 @@ def fetched(said: str, revision: str | None) -> Iterator[Weights]:
             folder = Path(said).expanduser()
         else:
             raise UserError(
-                f"model.weights {said!r} could not be loaded: there is no such folder{storage.near(said)}, and it is no Hub id"
+                f"model.weights {said!r} could not be loaded: there is no such folder"
+                f"{storage.did_you_mean(said)}, and it is not a Hub ID"
             )
         licence = licences.of(said if hub else None, _text(folder / CARD))
         commit = folder.name if hub else None
@@ -232,22 +233,22 @@ def _of_model(repo: str, name: str, revision: str | None) -> Path | None:
         return _hub_file(repo, name, revision)
     except StorageError as error:
         kind = UnavailableError if isinstance(error, UnavailableError) else UserError
-        here = f"there is no such folder{near}, and " if (near := storage.near(repo)) else ""
+        here = f"there is no such folder{near}, and " if (near := storage.did_you_mean(repo)) else ""
         raise kind(f"model.weights {repo!r} could not be loaded: {here}{error}") from None
 
 
 def _hub_file(repo: str, name: str, revision: str | None) -> Path | None:
     """storage.hub_file, waited for while the Hub is away."""
-    return storage.patiently(lambda: storage.hub_file(repo, name, revision), console.say)
+    return storage.with_retries(lambda: storage.hub_file(repo, name, revision), console.say)
 
 
 def _download(uri: str, folder: Path) -> None:
     """Puts config, card and weights of an address into a folder; nothing else of what lies there."""
-    there = set(storage.patiently(lambda: storage.names(uri), console.say))
+    there = set(storage.with_retries(lambda: storage.names(uri), console.say))
 
     def get(name: str) -> bool:
         if name in there:
-            data = storage.patiently(lambda: storage.read(storage.join(uri, name)), console.say)
+            data = storage.with_retries(lambda: storage.read(storage.join(uri, name)), console.say)
             (folder / name).write_bytes(data)
         return name in there
 

@@ -28,7 +28,7 @@ from segdist.data.importers.files import check_range, open_picture
 from segdist.data.labels import Labels
 from segdist.errors import DataError, MissingError, StorageError, UserError
 from segdist.evaluation import figures
-from segdist.evaluation.inference import recipe, segment
+from segdist.evaluation.inference import inference_settings, segment
 from segdist.predict import inputs, outputs
 from segdist.predict.outputs import Known, Stamp, place, shares
 from segdist.runs import checkpoints
@@ -136,7 +136,7 @@ def _predict(
         for i, (job, image, classes) in enumerate(zip(batch, pixels, _classify(trained, pixels, kept))):
             others = known[job.uri].kinds if job.uri in known else ()  # which this prediction would repeat
             kinds = tuple(kind for kind in ENDS if kind in {*job.names, *others})
-            name = PurePosixPath(storage.shown(job.uri)).name
+            name = PurePosixPath(storage.redacted(job.uri)).name
             stamp = Stamp(name, outputs.digest(job.uri), job.sha256, job.tag, by, kinds)
             files = []
             for kind, name in job.names.items():
@@ -179,19 +179,19 @@ def _jobs(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[_Job]:
     for job in jobs:
         for target in (storage.join(out, name) for name in job.names.values()):
             if other := taken.get(place(target)):
-                shown = storage.shown(job.uri)
+                shown = storage.redacted(job.uri)
                 raise UserError(
                     f"the results for {other} and for {shown} would both be {target}; predict them apart, to two folders"
                 )
             if other is not None:
                 raise UserError(f"{target} would overwrite that image; give another --out")
-            taken[place(target)] = storage.shown(job.uri)
+            taken[place(target)] = storage.redacted(job.uri)
     return jobs
 
 
 def _mark(trained: Trained) -> bytes:
     """What predicts, and how it looks at images."""
-    how = recipe(trained.cfg.eval, trained.cfg.data.crop_size)
+    how = inference_settings(trained.cfg.eval, trained.cfg.data.crop_size)
     now = {
         "checkpoint": trained.uri,
         "checkpoint_digest": trained.digest or checkpoints.digest(trained.uri),
@@ -282,7 +282,7 @@ def _classify(trained: Trained, images: list[np.ndarray], keep: torch.Tensor | N
     cfg, size = trained.cfg, images[0].shape[:2]
     small = model_size(cfg.data.image_size, *size)
     seen = torch.stack([resize_image(torch.from_numpy(image).permute(2, 0, 1), small) for image in images])
-    how = recipe(cfg.eval, cfg.data.crop_size)
+    how = inference_settings(cfg.eval, cfg.data.crop_size)
     pred, _ = segment(trained.model, seen, size, how, cfg.eval.batch_size, keep=keep)
     return pred.cpu().numpy()
 

@@ -73,7 +73,7 @@ def _clashing(found: dict[str, str], ends: Sequence[str]) -> list[str]:
 def _meant(uri: str, out: str) -> list[Picture]:
     """The image, those of the folder, or those that match. Raises UserError without any."""
     if uri.lower().startswith(("http://", "https://")):  # a single file, and a ? is no pattern
-        return [Picture(uri, PurePosixPath(storage.shown(uri)).name)]
+        return [Picture(uri, PurePosixPath(storage.redacted(uri)).name)]
     folder, pattern = _split(uri)
     listed = storage.walk(folder)
     found = [

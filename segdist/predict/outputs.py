@@ -85,7 +85,9 @@ def known(address: str, uri: str, tag: str | None, by: str, labels: Labels) -> K
 def place(uri: str) -> str:
     """What two URIs of one file have in common."""
     return (
-        str(Path(uri.removeprefix("file://")).expanduser().resolve()) if storage.is_local(uri) else storage.shown(uri)
+        str(Path(uri.removeprefix("file://")).expanduser().resolve())
+        if storage.is_local(uri)
+        else storage.redacted(uri)
     )
 
 

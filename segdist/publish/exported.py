@@ -42,7 +42,7 @@ def load_model(uri: str, device: torch.device, raw: bool = False) -> Trained:
 
 def _check_there(uri: str, repo: str, revision: str | None) -> None:
     """Raises UserError unless the Hub has such a model; most who get here have mistyped a path."""
-    here = "" if uri.startswith("hf://") else f"no such folder{storage.near(uri)}, and "
+    here = "" if uri.startswith("hf://") else f"no such folder{storage.did_you_mean(uri)}, and "
     try:
         if storage.hub_knows(repo, weights.CONFIG, revision):
             return

@@ -178,7 +178,7 @@ class Repo:
 
     def _ask(self, work: Callable[[], T]) -> T:
         """work(), patiently, with the errors of huggingface_hub told in our words."""
-        return storage.patiently(lambda: self._asked(work), console.say)
+        return storage.with_retries(lambda: self._asked(work), console.say)
 
     def _asked(self, work: Callable[[], T]) -> T:
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled

@@ -8,11 +8,11 @@ from typing import Any
 from segdist import storage
 from segdist.runs import checkpoints, record, snapshot
 from segdist.runs.snapshot import Snapshot
-from segdist.runs.writer import Outbox
+from segdist.runs.writer import BackgroundWriter
 
 
 class CheckpointManager:
-    """The checkpoints of one attempt, written through an outbox: newest, best, and the deletion of the rest.
+    """The checkpoints of one attempt, written through an writer: newest, best, and the deletion of the rest.
 
     `owns` says whether the run still belongs to this attempt; when not, nothing is written.
     """
@@ -22,7 +22,7 @@ class CheckpointManager:
         run_uri: str,
         attempt: int,
         keep_last: int,
-        outbox: Outbox,
+        writer: BackgroundWriter,
         owns: Callable[[], bool],
         newest: str | None,
         best: dict[str, Any] | None,
@@ -31,7 +31,7 @@ class CheckpointManager:
             run_uri,
             attempt,
             keep_last,
-            outbox,
+            writer,
             owns,
         )
         self.newest = newest  # URI of the newest committed checkpoint

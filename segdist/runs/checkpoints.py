@@ -74,7 +74,7 @@ def newest(run_uri: str, warn: Callable[[str], None]) -> str | None:
 
     Raises StorageError when storage does not answer, for then the newest one is not known.
     """
-    for uri in storage.patiently(lambda: committed(run_uri), warn):
+    for uri in storage.with_retries(lambda: committed(run_uri), warn):
         try:
             verify(uri)
             return uri
@@ -98,7 +98,7 @@ def resolve(uri: str) -> str:
     if chosen is None:
         if not storage.exists(uri):
             raise CheckpointError(
-                f"{uri}: there is nothing{storage.near(uri)}; give the run.uri of a training, such as runs/photos"
+                f"{uri}: there is nothing{storage.did_you_mean(uri)}; give the run.uri of a training, such as runs/photos"
             )
         if storage.exists(storage.join(uri, "segdist.json")):
             raise CheckpointError(
@@ -125,7 +125,7 @@ def load_state(uri: str) -> dict[str, Any]:
 
 def read_file(uri: str, name: str) -> bytes:
     """A file of a checkpoint, waited for while storage is away."""
-    return storage.patiently(lambda: storage.read(storage.join(uri, name)), console.say)
+    return storage.with_retries(lambda: storage.read(storage.join(uri, name)), console.say)
 
 
 def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
@@ -157,7 +157,7 @@ def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | No
     if not storage.exists(address):
         return None
     try:
-        best = json.loads(storage.patiently(lambda: storage.read(address), console.say))
+        best = json.loads(storage.with_retries(lambda: storage.read(address), console.say))
         verify(storage.join(run_uri, best["checkpoint"]))
     except (CheckpointError, ValueError, KeyError):
         return None

@@ -10,22 +10,22 @@ from typing import Any
 
 from segdist import console
 from segdist.runs import record, segments
-from segdist.runs.writer import Outbox
+from segdist.runs.writer import BackgroundWriter
 
 _SEGMENT_SECONDS = 30.0
 _HEARTBEAT_SECONDS = 15.0
 
 
-class Diary:
+class LogFile:
     """What is said in this process while it is open; `flush` puts it on its way to `<run_uri>/logs/<name>-<part>.txt`."""
 
-    def __init__(self, run_uri: str, name: str, outbox: Outbox) -> None:
-        self._run_uri, self._name, self._outbox = run_uri, name, outbox
+    def __init__(self, run_uri: str, name: str, writer: BackgroundWriter) -> None:
+        self._run_uri, self._name, self._outbox = run_uri, name, writer
         self._lines: list[str] = []
         self._part = 0
         self._flushed = time.monotonic()
 
-    def __enter__(self) -> Diary:
+    def __enter__(self) -> LogFile:
         console.listen(self.note)
         return self
 
@@ -48,7 +48,7 @@ class Diary:
         self._outbox.put(f"log {self._part}", lambda: segments.write_log(*address, lines))
 
 
-class Logbook:
+class RunLogger:
     """The diary of one attempt. Enter it as a context; an exception inside is recorded as the run's failure."""
 
     def __init__(
@@ -61,10 +61,10 @@ class Logbook:
         self._part = 0
         self._flushed = self._beaten = time.monotonic()
         self.superseded = False  # a newer attempt owns the run
-        self.outbox = Outbox(lambda text: console.say(f"warning: {text}"))
-        self._diary = Diary(run_uri, f"{attempt:04d}", self.outbox) if active else None
+        self.writer = BackgroundWriter(lambda text: console.say(f"warning: {text}"))
+        self._diary = LogFile(run_uri, f"{attempt:04d}", self.writer) if active else None
 
-    def __enter__(self) -> Logbook:
+    def __enter__(self) -> RunLogger:
         if self._diary:
             self._diary.__enter__()
         self.update(state=record.RUNNING)
@@ -80,7 +80,7 @@ class Logbook:
         self.flush()
         if self._diary:
             self._diary.__exit__()
-        self.outbox.close()
+        self.writer.close()
 
     def say(self, text: str) -> None:
         if self.active:
@@ -118,7 +118,7 @@ class Logbook:
         self._record |= fields
         tree = {**self._record, "heartbeat": time.time()}
         if self.active:
-            self.outbox.put("run.json", lambda: self._save(tree))
+            self.writer.put("run.json", lambda: self._save(tree))
 
     def owns_run(self) -> bool:
         """Whether no newer attempt has taken the run over; asks storage."""
@@ -135,6 +135,6 @@ class Logbook:
         if rows and self.active:
             self._part += 1
             at = (self._run_uri, self._attempt, self._part)
-            self.outbox.put(f"metrics {self._part}", lambda: segments.write_metrics(*at, rows))
+            self.writer.put(f"metrics {self._part}", lambda: segments.write_metrics(*at, rows))
         if self._diary:
             self._diary.flush()

@@ -15,7 +15,7 @@ from segdist.errors import StorageError
 _PAUSES = (0.5, 1, 2, 4, 8, 16, 32)  # seconds before each retry
 
 
-class Outbox:
+class BackgroundWriter:
     """Call `put`, and at the end `close`. `warn` is told of every failure, from the thread."""
 
     def __init__(self, warn: Callable[[str], None], pauses: tuple[float, ...] = _PAUSES) -> None:
@@ -25,7 +25,7 @@ class Outbox:
         self._busy = False
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
     def put(self, name: str, job: Callable[[], None]) -> None:

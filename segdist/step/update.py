@@ -95,7 +95,7 @@ class Step:
         self._precision = precision_of(train.precision, world.device)
         self._recomputes, self._may_recompute = train.activation_checkpointing, may_recompute
         if self._recomputes:
-            model.recompute()
+            model.enable_activation_checkpointing()
         if start < cfg.freeze_encoder_steps:
             model.freeze()
         self._ema = Ema(model, cfg.ema_decay) if cfg.ema_decay else None
@@ -177,7 +177,7 @@ class Step:
     def _thaw(self) -> None:
         scaler = self._strategy.scaler_state()
         self._strategy.close()
-        self._model.thaw()
+        self._model.unfreeze()
         self._strategy, self._statistics = self._built()
         self._strategy.load_scaler_state(scaler)
 
@@ -226,7 +226,7 @@ class Step:
             "warning: out of memory; from here on blocks are computed again in the backward pass, which is slower"
         )
         self._recomputes = True
-        self._model.recompute()
+        self._model.enable_activation_checkpointing()
         if self._world.device.type == "cuda":
             torch.cuda.empty_cache()
         return True

@@ -21,9 +21,30 @@ from segdist.storage import hf, http, local, s3
 from segdist.storage.entry import Entry
 
 __all__ = [
-    "Entry", "check_lasting", "check_writable", "create", "delete", "download", "exists", "fetch", "hub_file", "hub_knows",
-    "is_fleeting", "is_local", "join", "local_path", "names", "near", "patiently", "read", "read_range", "shown", "sizes",
-    "sweep", "walk", "write",
+    "Entry",
+    "check_absolute",
+    "check_writable",
+    "create",
+    "delete",
+    "did_you_mean",
+    "download",
+    "exists",
+    "fetch",
+    "hub_file",
+    "hub_knows",
+    "is_local",
+    "is_relative",
+    "join",
+    "local_path",
+    "names",
+    "read",
+    "read_range",
+    "redacted",
+    "remove_stale",
+    "sizes",
+    "walk",
+    "with_retries",
+    "write",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -48,7 +69,7 @@ def _writable(uri: str) -> ModuleType:
     """As `_store`. Raises StorageError where segdist only reads."""
     store, scheme = _store(uri), _scheme(uri)
     if scheme in _READ_ONLY:
-        raise StorageError(f"{shown(uri)}: {scheme}:// is to read from only; write to a local folder or s3://")
+        raise StorageError(f"{redacted(uri)}: {scheme}:// is to read from only; write to a local folder or s3://")
     return store
 
 
@@ -63,19 +84,19 @@ def is_local(uri: str) -> bool:
     return _store(uri) is local
 
 
-def shown(uri: str) -> str:
+def redacted(uri: str) -> str:
     """The URI as a message or a record may name it: the query of a web address may hold a credential."""
     return http.shown(uri) if uri.lower().startswith(("http://", "https://")) else uri
 
 
-def is_fleeting(uri: str) -> bool:
+def is_relative(uri: str) -> bool:
     """Whether it is a relative path, which means something else on every machine."""
     return is_local(uri) and not uri.startswith(("/", "~", "file:"))
 
 
-def check_lasting(*uris: str) -> None:
+def check_absolute(*uris: str) -> None:
     """Raises StorageError for a relative path in a job that was submitted to Ray."""
-    lost = [uri for uri in uris if is_fleeting(uri)]
+    lost = [uri for uri in uris if is_relative(uri)]
     if lost and "/working_dir_files/" in os.getcwd():
         raise StorageError(
             f"{', '.join(lost)}: in a submitted job a relative path lies in Ray's copy of your folder, which Ray deletes; give "
@@ -140,14 +161,14 @@ def names(uri: str) -> list[str]:
     return _store(uri).names(uri)
 
 
-def near(uri: str) -> str:
+def did_you_mean(uri: str) -> str:
     """What is there and bears almost the name of something that is not: " (near it: URI)", or nothing."""
     above, _, name = uri.rstrip("/").rpartition("/")
     if above.endswith((":", ":/")):
         return ""
     try:
         if above and not exists(above):
-            return near(above)
+            return did_you_mean(above)
         siblings = names(above or ("/" if uri.startswith("/") else "."))
         found = difflib.get_close_matches(name, siblings, 1)
     except StorageError:
@@ -170,14 +191,14 @@ def delete(uri: str) -> None:
     _writable(uri).delete(uri)
 
 
-def sweep(uri: str) -> None:
+def remove_stale(uri: str) -> None:
     """Removes what killed writers left directly below `uri`; only for a folder that nobody else is writing to."""
-    _writable(uri).sweep(uri)
+    _writable(uri).remove_stale(uri)
 
 
 def check_writable(uri: str) -> None:
     """Raises StorageError unless something can be written below `uri`; leaves nothing behind but the folder."""
-    check_lasting(uri)
+    check_absolute(uri)
     _writable(uri).check_writable(uri)
 
 
@@ -198,7 +219,7 @@ def download(uri: str, folder: Path) -> Path:
     return folder
 
 
-def patiently(work: Callable[[], T], warn: Callable[[str], None]) -> T:
+def with_retries(work: Callable[[], T], warn: Callable[[str], None]) -> T:
     """work(), tried again while storage does not answer: for two minutes from the first failure, and three times at least.
 
     `warn` hears of it now and then. What takes long before it fails, as an upload does, is so tried again, too.

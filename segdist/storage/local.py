@@ -101,7 +101,7 @@ def delete(uri: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def sweep(uri: str) -> None:
+def remove_stale(uri: str) -> None:
     for leftover in path_of(uri).glob(f"{_TEMPORARY}*"):
         leftover.unlink(missing_ok=True)
 

@@ -135,7 +135,7 @@ def delete(uri: str) -> None:
             raise StorageError(f"{uri}: cannot delete ({worst['Code']}: {worst.get('Message', worst['Key'])})")
 
 
-def sweep(uri: str) -> None:
+def remove_stale(uri: str) -> None:
     """Nothing: an upload that was cut off has no name yet. A lifecycle rule of the bucket should end such uploads."""
 
 

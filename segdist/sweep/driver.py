@@ -58,7 +58,7 @@ class Rounds:
     def run(self, following: Next, judged: bool = True) -> None:
         """Runs the trials that wait, and then those that `following` gives. `judged`: by the sweep's scheduler."""
         mark = storage.join(self.plan.sweep.uri, ".ray", "driver")
-        storage.patiently(lambda: storage.write(mark, b"segdist"), console.say)
+        storage.with_retries(lambda: storage.write(mark, b"segdist"), console.say)
         job = Job(self.plan, os.getcwd(), mark, self.inbox.mailbox, self.need.get("GPU", 0))
         waiting = [
             trial for trial in self.ledger.trials if trial.state == WAITING and (trial.confirms is None) == judged

@@ -120,7 +120,7 @@ class Ledger:
 
     def save(self) -> None:
         """Waits for storage a while. Raises StorageError when a newer driver owns the sweep, and UnavailableError."""
-        storage.patiently(self._save, console.say)
+        storage.with_retries(self._save, console.say)
         self._saved = time.monotonic()
 
     def _save(self) -> None:

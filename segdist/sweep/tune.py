@@ -42,7 +42,7 @@ def tune(plan: Plan, retry_failed: bool = False) -> dict[str, Any]:
         return summary(uri, found)
     index = check(plan)
     cfg = plan.config(known_beforehand(plan.sweep, 1)[0], uri)  # what trials share hangs on none of their values
-    storage.check_lasting(uri, cfg.data.uri)
+    storage.check_absolute(uri, cfg.data.uri)
     data = {split: index.digest(split) for split in (cfg.data.train_split, cfg.data.val_split)}
     if found:
         refuse_changes(uri, {"data": found["data"]}, {"data": data})

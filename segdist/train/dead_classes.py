@@ -17,7 +17,7 @@ class DeadClasses:
         self._share = {name: n / max(1, sum(pixels)) for name, n in zip(index.labels.names, pixels)}
         self._zeros = dict.fromkeys(self._share, 0)  # evaluations in a row
 
-    def hear(self, accuracy: dict[str, float]) -> list[str]:
+    def update(self, accuracy: dict[str, float]) -> list[str]:
         """Warnings after an evaluation, by class name -> accuracy, which is 0 only where the class is there and never found."""
         said = []
         for name, value in accuracy.items():

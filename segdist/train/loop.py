@@ -31,7 +31,7 @@ from segdist.models.segmenter import Segmenter
 from segdist.runs import checkpoints, record, snapshot
 from segdist.runs.checkpoint_manager import CheckpointManager
 from segdist.runs.restore import begin, initial_of
-from segdist.runs.run_log import Logbook
+from segdist.runs.run_log import RunLogger
 from segdist.step import loss, optim
 from segdist.step.update import Step, kernels, strategy_of
 from segdist.train.dead_classes import DeadClasses
@@ -69,11 +69,11 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
     with (
         contextlib.closing(update),
         kernels(cfg.train, world.device),
-        Logbook(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book,
+        RunLogger(cfg.run.uri, run.attempt, run.facts, num_steps, start, world.is_first) as book,
         contextlib.closing(stream.steps(start, num_steps)) as batches,
     ):
         keeper = CheckpointManager(
-            cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.outbox, book.owns_run, run.checkpoint, run.best
+            cfg.run.uri, run.attempt, cfg.checkpoint.keep_last, book.writer, book.owns_run, run.checkpoint, run.best
         )
         meter = Meter(cfg.train.global_batch_size, num_steps)
         best: float | None = run.best["miou"] if run.best else None
@@ -110,14 +110,14 @@ def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: No
                     best = score(cfg, update, run, world, book, keeper, alarm, tell, done, best)
 
         book.flush()
-        lost = book.outbox.finish()
+        lost = book.writer.finish()
         if world.is_first and not book.superseded:
             check_written(keeper, done, lost)
         summary = summarise(cfg, run.attempt, done, keeper) | meter.summary()
         book.update(**summary)
         if world.is_first and not book.superseded:
-            check_written(keeper, done, book.outbox.finish())
-        book.say(farewell(summary, book.superseded))
+            check_written(keeper, done, book.writer.finish())
+        book.say(closing_message(summary, book.superseded))
     return summary
 
 
@@ -160,7 +160,7 @@ def score(
     update: Step,
     run: Opening,
     world: World,
-    book: Logbook,
+    book: RunLogger,
     keeper: CheckpointManager,
     alarm: DeadClasses,
     tell: Tell,
@@ -170,11 +170,11 @@ def score(
     """Evaluates the weights after `step`, which are committed or about to be; the best mIoU so far. All ranks must call it."""
     shown = Previews(run.index.split(cfg.data.val_split).num_samples, cfg.eval.num_previews, cfg.eval.num_samples)
     scored = validate(cfg, update.eval_model(), run.index, world, shown)
-    if drawn := shown.meet(world):
+    if drawn := shown.gather(world):
         put_previews(cfg.run.uri, book, drawn, run.index, step, scored["miou"])
     book.log(step, "eval", {key: value for key, value in scored.items() if key != "confusion"})
     book.say(f"step {step}/{cfg.train.num_steps}  val mIoU {scored['miou']:.4f}")
-    for warning in alarm.hear(scored["accuracy"]):
+    for warning in alarm.update(scored["accuracy"]):
         book.say(warning)
     if world.is_first:
         keeper.mark_scored(step, scored, run.val_digest)
@@ -187,7 +187,7 @@ def score(
 
 
 def put_previews(
-    run_uri: str, book: Logbook, drawn: list[previews.Preview], index: Index, step: int, miou: float
+    run_uri: str, book: RunLogger, drawn: list[previews.Preview], index: Index, step: int, miou: float
 ) -> None:
     """Puts a picture of an evaluation on its way. One that cannot be drawn or written is a warning, and never ends a run."""
 
@@ -200,7 +200,7 @@ def put_previews(
             console.say(f"warning: the previews of step {step} are missing: {error}")
 
     if book.active:
-        book.outbox.put(f"previews of step {step}", draw)
+        book.writer.put(f"previews of step {step}", draw)
 
 
 def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
@@ -238,7 +238,7 @@ def summarise(cfg: Config, attempt: int, done: int, keeper: CheckpointManager) -
     }
 
 
-def farewell(summary: dict[str, Any], superseded: bool) -> str:
+def closing_message(summary: dict[str, Any], superseded: bool) -> str:
     """How an attempt ends, and what to do next, for a person."""
     if superseded:
         return f"{summary['run_uri']}: a newer attempt has taken this run over, so this one stops; leave it to that one"

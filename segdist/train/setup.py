@@ -216,7 +216,7 @@ def begins_from(cfg: Config, before: dict[str, Any]) -> tuple[str | None, dict[s
 def about_data(cfg: Config, index: Index) -> dict[str, Any]:
     """What a run's record says of its data."""
     samples = {split: index.split(split).num_samples for split in (cfg.data.train_split, cfg.data.val_split)}
-    uri = storage.shown(cfg.data.uri)
+    uri = storage.redacted(cfg.data.uri)
     return {
         "uri": uri,
         "name": index.name,

@@ -12,14 +12,14 @@ import shlex
 from segdist import storage
 from segdist.cluster.kube import checks, objects, pods
 from segdist.cluster.kube.layout import dump
-from segdist.cluster.kube.work import Ask, Work, read
+from segdist.cluster.kube.work import ManifestOptions, Work, read
 
 __all__ = ["MADE", "Ask", "manifests"]
 
 MADE = b"# Made by: segdist k8s "  # the second line of every file
 
 
-def manifests(ask: Ask) -> dict[str, str]:
+def manifests(ask: ManifestOptions) -> dict[str, str]:
     """File name -> YAML text: a kustomization with the job, and beside it what is applied by itself.
 
     Raises UserError, before anything is written, for values that no pod, or no operator, could do with.
@@ -65,7 +65,7 @@ _ABOUT_JOB = (
 )
 
 
-def _single(ask: Ask, work: Work, kind: str) -> dict[str, object]:
+def _single(ask: ManifestOptions, work: Work, kind: str) -> dict[str, object]:
     """The job of one process, which Ray starts where a rank would be, for the head has neither GPU nor CPUs to give."""
     uri = work.config.run.uri
     words = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from segdist import config, console, storage
-from segdist.cluster.kube.work import Ask, Work
+from segdist.cluster.kube.work import ManifestOptions, Work
 from segdist.errors import UserError
 from segdist.launch.ray_cluster import needs, shortage
 from segdist.train import setup
@@ -22,7 +22,7 @@ _SUBDOMAIN = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _WORD = re.compile(r"[\w./:@%+=,~-]+", re.ASCII)  # what two shells and Ray's own quoting leave as it is
 
 
-def check(ask: Ask) -> None:
+def check(ask: ManifestOptions) -> None:
     """Raises UserError for an option that makes no sense by itself."""
     if not all(word.isprintable() for word in ask.arguments()):
         raise UserError(
@@ -66,7 +66,7 @@ def check(ask: Ask) -> None:
         raise UserError("--images says what to predict and --predictions where it goes; give both or none")
 
 
-def check_work(ask: Ask, work: Work) -> None:
+def check_work(ask: ManifestOptions, work: Work) -> None:
     """Raises UserError where the config and the pods do not fit together; warns of what is merely unwise."""
     for key, value in _texts({**work.files, "the command": ask.arguments()}):
         if config.holds_credential(value):  # whose value is not repeated
@@ -116,7 +116,7 @@ def _check_image(image: str) -> None:
         )
 
 
-def _check_volume(ask: Ask) -> None:
+def _check_volume(ask: ManifestOptions) -> None:
     if ask.volume is None:
         return
     claim, path = ask.mount or ("", "")
@@ -148,7 +148,7 @@ def annotation_of(identity: str) -> dict[str, str]:
     return {}
 
 
-def _check_place(ask: Ask, key: str, uri: str) -> None:
+def _check_place(ask: ManifestOptions, key: str, uri: str) -> None:
     if not _WORD.fullmatch(uri):
         raise UserError(
             f"{key}={uri}: it stands in commands that shells read; give an address without spaces and *, ?, $ and quotes"
@@ -163,7 +163,7 @@ def _check_place(ask: Ask, key: str, uri: str) -> None:
     raise UserError(f"{key}={uri} is a path on this machine, which no pod has; give s3://BUCKET/FOLDER, or {below}")
 
 
-def _check_room(ask: Ask, work: Work) -> None:
+def _check_room(ask: ManifestOptions, work: Work) -> None:
     """Raises UserError unless every rank of a run, or of a trial, finds room on the pods that there will be."""
     scale = work.config.scale
     need = needs(scale, cluster_gpus=0)  # work.read has settled whether there are GPUs
@@ -212,7 +212,7 @@ def _check_room(ask: Ask, work: Work) -> None:
         )
 
 
-def num_workers(ask: Ask, work: Work) -> int:
+def num_workers(ask: ManifestOptions, work: Work) -> int:
     """Worker pods that a run needs; of a sweep, those of so many trials as may run at a time, where it says so."""
     if ask.workers is not None:
         return ask.workers

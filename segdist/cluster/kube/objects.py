@@ -7,7 +7,7 @@ from typing import Any
 from segdist.cluster.kube import pods
 from segdist.cluster.kube.checks import annotation_of
 from segdist.cluster.kube.layout import dump, dump_config
-from segdist.cluster.kube.work import Ask, Work
+from segdist.cluster.kube.work import ManifestOptions, Work
 from segdist.launch.ray_cluster import STOP_SECONDS, needs
 
 Tree = dict[str, Any]
@@ -16,7 +16,7 @@ _LOOK_SECONDS = 300  # that pods live on after the job, to look at the dashboard
 _SUBMITTER_RETRIES = 10  # each follows the job that is there already, and hands it over only where there is none
 
 
-def kustomization(ask: Ask, files: list[str]) -> Tree:
+def kustomization(ask: ManifestOptions, files: list[str]) -> Tree:
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -25,7 +25,7 @@ def kustomization(ask: Ask, files: list[str]) -> Tree:
     }
 
 
-def config_map(ask: Ask, work: Work) -> Tree:
+def config_map(ask: ManifestOptions, work: Work) -> Tree:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -34,7 +34,7 @@ def config_map(ask: Ask, work: Work) -> Tree:
     }
 
 
-def service_account(ask: Ask) -> Tree:
+def service_account(ask: ManifestOptions) -> Tree:
     annotations = annotation_of(ask.identity) if ask.identity else {}
     return {
         "apiVersion": "v1",
@@ -49,7 +49,7 @@ def service_account(ask: Ask) -> Tree:
     }
 
 
-def pod_monitor(ask: Ask) -> Tree:
+def pod_monitor(ask: ManifestOptions) -> Tree:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
@@ -66,7 +66,7 @@ def pod_monitor(ask: Ask) -> Tree:
     }
 
 
-def ray_job(ask: Ask, work: Work, kind: str, entrypoint: str, cluster: Tree, single: bool = False) -> Tree:
+def ray_job(ask: ManifestOptions, work: Work, kind: str, entrypoint: str, cluster: Tree, single: bool = False) -> Tree:
     """`single`: the command itself needs what a rank needs, and runs on a worker."""
     need = needs(work.config.scale, cluster_gpus=0)
     own = {f"entrypointNum{name.title()}s": amount for name, amount in need.items()}
@@ -90,7 +90,7 @@ def ray_job(ask: Ask, work: Work, kind: str, entrypoint: str, cluster: Tree, sin
     }
 
 
-def ray_cluster(ask: Ask, cluster: Tree) -> Tree:
+def ray_cluster(ask: ManifestOptions, cluster: Tree) -> Tree:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
@@ -99,7 +99,7 @@ def ray_cluster(ask: Ask, cluster: Tree) -> Tree:
     }
 
 
-def _metadata(ask: Ask, name: str, queued: bool = False) -> Tree:
+def _metadata(ask: ManifestOptions, name: str, queued: bool = False) -> Tree:
     # Kueue suspends what bears this label when it is created. `suspend: true` in a file that is applied again would end it.
     more = {"kueue.x-k8s.io/queue-name": ask.queue} if queued and ask.queue else {}
     return {

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from segdist.cluster.kube.checks import num_workers
-from segdist.cluster.kube.work import Ask, Work
+from segdist.cluster.kube.work import ManifestOptions, Work
 from segdist.launch.ray_cluster import needs
 
 Tree = dict[str, Any]
@@ -28,12 +28,12 @@ _SPOT = {  # (label of nodes, and key of the taint that some clouds put on them;
 }
 
 
-def labels(ask: Ask, **more: str) -> Tree:
+def labels(ask: ManifestOptions, **more: str) -> Tree:
     """`app.kubernetes.io/name` is KubeRay's own."""
     return {"app.kubernetes.io/part-of": "segdist", "app.kubernetes.io/instance": ask.job_name, **more}
 
 
-def cluster(ask: Ask, work: Work, single: bool = False) -> Tree:
+def cluster(ask: ManifestOptions, work: Work, single: bool = False) -> Tree:
     """The spec of a RayCluster with room for all ranks; `single`: for one process of the size of a rank."""
     ranks = 1 if single else ask.ranks_per_worker
     num = 1 if single else num_workers(ask, work)
@@ -66,7 +66,7 @@ def cluster(ask: Ask, work: Work, single: bool = False) -> Tree:
     }
 
 
-def submitter(ask: Ask, with_configs: bool) -> Tree:
+def submitter(ask: ManifestOptions, with_configs: bool) -> Tree:
     """The pod that hands the command to the cluster and follows its output. KubeRay writes its command."""
     container = {
         "name": "ray-job-submitter",
@@ -88,7 +88,7 @@ def submitter(ask: Ask, with_configs: bool) -> Tree:
     }
 
 
-def _head(ask: Ask, with_configs: bool, needs_api: bool) -> Tree:
+def _head(ask: ManifestOptions, with_configs: bool, needs_api: bool) -> Tree:
     """`needs_api`: Ray's autoscaler, in this pod, asks Kubernetes for others."""
     container = _container(ask, "ray-head", _HEAD_CPUS, _HEAD_GB, 0, ["segdist", "node", "stop-drivers"])
     container["ports"] = [
@@ -104,7 +104,7 @@ def _head(ask: Ask, with_configs: bool, needs_api: bool) -> Tree:
     return {"metadata": {"labels": labels(ask, **{"app.kubernetes.io/component": "head"})}, "spec": spec}
 
 
-def _worker(ask: Ask, work: Work, cpus: int, gpus: int, memory_gb: int) -> Tree:
+def _worker(ask: ManifestOptions, work: Work, cpus: int, gpus: int, memory_gb: int) -> Tree:
     own = labels(ask, **{"app.kubernetes.io/component": "worker"})
     container = _container(ask, "ray-worker", cpus, memory_gb, gpus, ["segdist", "node", "drain"])
     container["ports"] = [{"name": "metrics", "containerPort": 8080}]
@@ -125,7 +125,7 @@ def _worker(ask: Ask, work: Work, cpus: int, gpus: int, memory_gb: int) -> Tree:
     return {"metadata": {"labels": own}, "spec": spec}
 
 
-def _spec(ask: Ask, container: Tree) -> Tree:
+def _spec(ask: ManifestOptions, container: Tree) -> Tree:
     """What head and workers have in common."""
     volumes: list[Tree] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{_SHM_GB}Gi"}}]
     if ask.mount:
@@ -141,7 +141,7 @@ def _spec(ask: Ask, container: Tree) -> Tree:
     }
 
 
-def _container(ask: Ask, name: str, cpus: int, memory_gb: int, gpus: int, hook: list[str]) -> Tree:
+def _container(ask: ManifestOptions, name: str, cpus: int, memory_gb: int, gpus: int, hook: list[str]) -> Tree:
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     if ask.mount:
         mounts.append({"name": "data", "mountPath": ask.mount[1]})
@@ -162,7 +162,7 @@ def _resources(cpus: int, memory_gb: int, gpus: int) -> Tree:
     return {"requests": {"cpu": cpus, **fixed}, "limits": fixed}
 
 
-def _on_demand(ask: Ask) -> Tree:
+def _on_demand(ask: ManifestOptions) -> Tree:
     """Keeps a pod off the nodes that may be taken away."""
     if not ask.spot:
         return {}

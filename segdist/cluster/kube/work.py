@@ -16,7 +16,7 @@ Spot = Literal["aks", "eks", "gke", "karpenter"]
 
 
 @dataclass(frozen=True)
-class Ask:
+class ManifestOptions:
     """What `segdist k8s` was told beside the config's own fields; see its options."""
 
     config: str
@@ -88,7 +88,7 @@ class Work:
         return f"segdist {verb} $SEGDIST_CONFIGS/{name}"
 
 
-def read(ask: Ask) -> Work:
+def read(ask: ManifestOptions) -> Work:
     """Raises ConfigError, naming file, key and nearest valid key."""
     try:
         text = storage.read(ask.config)
@@ -104,7 +104,7 @@ def read(ask: Ask) -> Work:
     return Work("train", {"config.yaml": tree}, cfg, cfg.run.uri)
 
 
-def _read_sweep(ask: Ask, text: bytes) -> Work:
+def _read_sweep(ask: ManifestOptions, text: bytes) -> Work:
     from segdist.sweep.plan import read
     from segdist.sweep.search import known_beforehand
 

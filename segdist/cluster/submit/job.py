@@ -143,7 +143,7 @@ def _check_places(places: dict[str, str]) -> None:
             raise UserError(
                 f"{key} holds what looks like a credential, and all who see the cluster see it; use --env NAME"
             )
-        if storage.is_fleeting(uri):
+        if storage.is_relative(uri):
             here.append(f"{key} {uri}")
     if here:
         raise UserError(
@@ -168,7 +168,7 @@ def _packed(job: Job, param: str, word: str) -> str:
     Raises UserError for a folder, and for a relative path that is to be written.
     """
     option, equals, place = word.rpartition("=") if word.startswith("--") else ("", "", word)
-    if not param or "=" in place or not storage.is_fleeting(place):
+    if not param or "=" in place or not storage.is_relative(place):
         return word
     path = storage.local_path(place)
     if param not in _WRITTEN and path.is_file():

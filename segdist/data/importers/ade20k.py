@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from segdist import storage
-from segdist.data.importers.layout import Ask, Found, Layout, Listing, pair_up
+from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, pair_up
 from segdist.data.importers.release import root_of
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError
@@ -11,7 +11,7 @@ from segdist.errors import DataError
 _SPLITS = {"training": "train", "validation": "val"}
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The pairs of images/{training,validation} and annotations/{training,validation}."""
     listing = Listing(source)
     _refuse_full(listing)
@@ -22,7 +22,7 @@ def find(source: str, ask: Ask) -> Found:
         images, masks = f"{root}images/{folder}", f"{root}annotations/{folder}"
         if listing.below(images) or listing.below(masks):
             splits[split] = pair_up(listing, images, masks, ask)
-    return Found(splits, CONTRACTS["ade20k"])
+    return ImportPlan(splits, CONTRACTS["ade20k"])
 
 
 def _refuse_full(listing: Listing) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from segdist import console, storage
 from segdist.data.importers.files import IMAGE_SUFFIXES
-from segdist.data.importers.layout import Ask, Found, Layout, Listing, Pair
+from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, Pair
 from segdist.data.importers.release import root_of
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError
@@ -15,7 +15,7 @@ from segdist.errors import DataError
 _IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The pairs of leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY, for train and val."""
     listing = Listing(source, {*IMAGE_SUFFIXES, ".json"})  # polygons are no masks, but a message names them
     images, masks = (
@@ -33,10 +33,10 @@ def find(source: str, ask: Ask) -> Found:
         )
     if listing.below(f"{masks}/test"):
         console.say("test is left out: its masks are not public, those in gtFine/test are empty")
-    return Found(splits, CONTRACTS["cityscapes"])
+    return ImportPlan(splits, CONTRACTS["cityscapes"])
 
 
-def _pairs(listing: Listing, images: str, masks: str, ask: Ask) -> list[Pair]:
+def _pairs(listing: Listing, images: str, masks: str, ask: ImportOptions) -> list[Pair]:
     """Pairs of equal city, sequence and frame. Tells ask.unpaired of what has no partner; raises DataError without masks."""
     there = {
         kind: {name.removesuffix(kind): file for name, file in listing.below(folder).items() if name.endswith(kind)}

@@ -15,7 +15,16 @@ from segdist.data.importers import cocostuff
 from segdist.data.importers.coco_json import Annotations, Category, ImageNotes, read
 from segdist.data.importers.coco_masks import Segments, Values, decode_objects, decode_segments
 from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, Text
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off
+from segdist.data.importers.layout import (
+    SPLIT_NAMES,
+    ImportOptions,
+    ImportPlan,
+    Layout,
+    Listing,
+    Pair,
+    Splits,
+    split_off,
+)
 from segdist.data.labels import Class, Labels, generated_colors
 from segdist.errors import DataError
 
@@ -26,7 +35,7 @@ _OTHER_TASKS = ("captions", "person_keypoints", "image_info")
 Sets = dict[str, str]  # name of a set, as in train2017, or "": its JSON, or its folder of masks
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The pairs of COCO's folder, or of one annotation file, whose images are then split by the digest of their names."""
     is_file = source.lower().endswith(".json")
     root, file = _root_of(source) if is_file else (source, None)
@@ -35,7 +44,7 @@ def find(source: str, ask: Ask) -> Found:
     if kind in _MAPS:
         splits = {name: _paired(listing, name, folder) for name, folder in sets.items()}
         labels = cocostuff.class_maps() if kind == "stuffthingmaps" else cocostuff.pixel_maps()
-        return Found(_named(splits, sets, ask), labels, source=f"coco {kind}: {source}")
+        return ImportPlan(_named(splits, sets, ask), labels, source=f"coco {kind}: {source}")
     parsed = {name: read(_file(listing, path), kind == "panoptic") for name, path in sets.items()}
     categories = _agreed(list(parsed.values()))
     covered = kind == "instances"  # whose uncovered pixels are background; in the others they were not labelled
@@ -43,7 +52,7 @@ def find(source: str, ask: Ask) -> Found:
     splits = {name: _pairs(listing, name, sets[name], parsed[name], values) for name in sets}
     licence = next((a.licence for a in parsed.values()), "")
     found = split_off(splits.popitem()[1], ask) if is_file else _named(splits, sets, ask)
-    return Found(found, labels, licence, f"coco {kind}: {source}")
+    return ImportPlan(found, labels, licence, f"coco {kind}: {source}")
 
 
 # -- what lies there --------------------------------------------------------------------------------------------------
@@ -135,7 +144,7 @@ def _split_of(name: str) -> str | None:
     return next((SPLIT_NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_NAMES), None)
 
 
-def _named(splits: Splits, sets: Sets, ask: Ask) -> Splits:
+def _named(splits: Splits, sets: Sets, ask: ImportOptions) -> Splits:
     """By the names of the sets; a single one without such a name is split. Raises DataError for what is neither."""
     if len(splits) == 1 and _split_of(next(iter(splits))) is None:
         return split_off(splits.popitem()[1], ask)

@@ -38,7 +38,7 @@ class Fetched:
 
     @property
     def name(self) -> str:
-        return f"{self.of}: {storage.shown(self.uri)}"
+        return f"{self.of}: {storage.redacted(self.uri)}"
 
     @property
     def num_bytes(self) -> int:
@@ -56,7 +56,7 @@ def at(uri: str, folder: Path, of: str) -> Fetched:
     """The file of an address, to be fetched into a folder. Raises DataError for what is no address of the web or a bucket."""
     scheme = uri.partition("://")[0].lower() if "://" in uri else ""
     if scheme not in _SCHEMES:
-        raise DataError(f"{of}: {storage.shown(uri)!r} is no address that is fetched; https:// and s3:// are")
+        raise DataError(f"{of}: {storage.redacted(uri)!r} is no address that is fetched; https:// and s3:// are")
     return Fetched(uri, folder / hashlib.sha256(unsigned(uri).encode()).hexdigest()[:40], of)
 
 
@@ -93,4 +93,4 @@ def fetch(files: Iterable[Fetched]) -> None:
 
 
 def _fetch_one(file: Fetched) -> None:
-    storage.patiently(lambda: storage.fetch(file.uri, file.path), waiting)
+    storage.with_retries(lambda: storage.fetch(file.uri, file.path), waiting)

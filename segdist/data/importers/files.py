@@ -77,7 +77,7 @@ class File:
         return self.uri
 
     def read(self) -> bytes:
-        return storage.patiently(lambda: storage.read(self.uri), waiting)
+        return storage.with_retries(lambda: storage.read(self.uri), waiting)
 
     def digest(self) -> str:
         """The store's tag (which a copy may not keep), or the sha256 of its bytes."""

@@ -6,8 +6,8 @@ from segdist.data import labels as contracts
 from segdist.data.causes import ranges
 from segdist.data.importers.layout import (
     SPLIT_NAMES,
-    Ask,
-    Found,
+    ImportOptions,
+    ImportPlan,
     Layout,
     Listing,
     hint,
@@ -23,7 +23,7 @@ from segdist.errors import DataError, LabelError
 _MANY_CLASSES = 64  # more are named by a person
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The pairs of SOURCE/{images,masks}/..., SOURCE/SPLIT/{images,masks}/..., or SOURCE/{images,masks}/SPLIT/..."""
     listing = Listing(source)
     tops = listing.names()
@@ -32,8 +32,8 @@ def find(source: str, ask: Ask) -> Found:
         if splits:
             names = splits_of(source, splits)
             _check_taken(listing, splits)
-            return Found({names[s]: pair_up(listing, f"images/{s}", f"masks/{s}", ask) for s in splits})
-        return Found(split_off(pair_up(listing, "images", "masks", ask), ask))
+            return ImportPlan({names[s]: pair_up(listing, f"images/{s}", f"masks/{s}", ask) for s in splits})
+        return ImportPlan(split_off(pair_up(listing, "images", "masks", ask), ask))
     splits = [s for s in tops if "images" in listing.names(s)]
     if not splits:
         raise DataError(
@@ -42,7 +42,7 @@ def find(source: str, ask: Ask) -> Found:
         )
     names = splits_of(source, splits)
     tell_left(listing, [f"{s}/{kind}" for s in splits for kind in ("images", "masks")])
-    return Found({names[s]: pair_up(listing, f"{s}/images", f"{s}/masks", ask) for s in splits})
+    return ImportPlan({names[s]: pair_up(listing, f"{s}/images", f"{s}/masks", ask) for s in splits})
 
 
 def _check_taken(listing: Listing, splits: list[str]) -> None:
@@ -56,13 +56,13 @@ def _check_taken(listing: Listing, splits: list[str]) -> None:
         )
 
 
-def find_camvid(source: str, ask: Ask) -> Found:
+def find_camvid(source: str, ask: ImportOptions) -> ImportPlan:
     """The pairs of CamVid as SegNet's authors laid it out."""
     listing = Listing(source)
     splits = [s for s in ("train", "val", "test") if s in listing.names()]
     if not splits:
         raise DataError(f"{source}: not CamVid's layout (train/, trainannot/, val/, valannot/)")
-    return Found({s: pair_up(listing, s, f"{s}annot", ask) for s in splits}, CONTRACTS["camvid"])
+    return ImportPlan({s: pair_up(listing, s, f"{s}annot", ask) for s in splits}, CONTRACTS["camvid"])
 
 
 def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:

@@ -13,7 +13,7 @@ import yaml
 from segdist import console, storage
 from segdist.data import names
 from segdist.data.importers.hub_rows import Cell, Place, Rows, open_rows, read_beside
-from segdist.data.importers.layout import FEW, SPLIT_NAMES, Ask, Found, Layout, Pair, Splits, split_off
+from segdist.data.importers.layout import FEW, SPLIT_NAMES, ImportOptions, ImportPlan, Layout, Pair, Splits, split_off
 from segdist.data.labels import Labels
 from segdist.errors import DataError, LabelError
 
@@ -25,7 +25,7 @@ _MASKS = (
 _IDS = ("sample_id", "image_id", "id", "file_name", "filename", "image_name", "name")
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The rows of a data set. With a limit only the beginning of each split is fetched, else the whole of it."""
     rows = open_rows(source, ask.revision, ask.subset, stream=ask.limit is not None)
     image, mask = _columns(rows, ask)
@@ -41,7 +41,7 @@ def find(source: str, ask: Ask) -> Found:
             splits[name] = pairs
     if "val" not in splits and "train" in splits:
         splits |= split_off(splits["train"], ask)
-    return Found(splits, _labels(rows.place), _licence(rows.place), _source(rows.place))
+    return ImportPlan(splits, _labels(rows.place), _licence(rows.place), _source(rows.place))
 
 
 def _pairs(table: pa.Table, image: str, mask: str, ids: list[str], place: Place, split: str) -> list[Pair]:
@@ -61,7 +61,7 @@ def _has(column: Any, row: int) -> bool:
     return cell.is_valid and (cell["bytes"].is_valid or cell["path"].is_valid)
 
 
-def _kept(rows: Rows, ask: Ask) -> dict[str, str]:
+def _kept(rows: Rows, ask: ImportOptions) -> dict[str, str]:
     """What each split is called here. An only split is divided, whatever its name."""
     found = {split: SPLIT_NAMES.get(split, split) for split in rows.splits}
     if len(found) == 1 and (only := next(iter(found))) != "train":
@@ -70,7 +70,7 @@ def _kept(rows: Rows, ask: Ask) -> dict[str, str]:
     return found
 
 
-def _num_rows(ask: Ask, has_val: bool) -> int | None:
+def _num_rows(ask: ImportOptions, has_val: bool) -> int | None:
     """How many rows of a split to take: the limit; or where train is still to be divided, nearly surely enough for both.
 
     Never so few that `split_off` would count them, as it may not have counted the whole.
@@ -80,7 +80,7 @@ def _num_rows(ask: Ask, has_val: bool) -> int | None:
     return max(FEW, math.ceil(2 * ask.limit / min(ask.val_share, 1 - ask.val_share)) + 16)
 
 
-def _columns(rows: Rows, ask: Ask) -> tuple[str, str]:
+def _columns(rows: Rows, ask: ImportOptions) -> tuple[str, str]:
     """The columns of images and masks: as asked, else by type and usual names. Raises DataError where that leaves a choice."""
     columns = [c for c, feature in rows.features.items() if _is_image(feature)]
     told = f"{rows.place.name}: its columns are {', '.join(rows.features)}; those of images: {', '.join(columns) or 'none'}"

@@ -23,7 +23,17 @@ from PIL import Image, ImageDraw
 from segdist import console, storage
 from segdist.data.importers import outlines
 from segdist.data.importers.files import IMAGE_SUFFIXES, Content, File, Rules, Text, open_picture
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Listing, Pair, Splits, split_off, splits_of
+from segdist.data.importers.layout import (
+    SPLIT_NAMES,
+    ImportOptions,
+    ImportPlan,
+    Layout,
+    Listing,
+    Pair,
+    Splits,
+    split_off,
+    splits_of,
+)
 from segdist.data.labels import Labels, plain
 from segdist.errors import DataError, LabelError
 from segdist.threads import ahead
@@ -66,14 +76,14 @@ class _Annotated:
     kinds: Counter[str]
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The images of all labelme files of SOURCE, in its train/ and val/ folders or split by the digest of their names."""
     listing = Listing(source, {".json", ".txt", *IMAGE_SUFFIXES})
     annotated = _read_all(listing)
     _tell(listing, annotated)
     names = listing.get(_LABELS)
     labels = _declared(names) if names else _discovered(annotated)
-    return Found(_splits(listing.source, annotated, ask), labels)
+    return ImportPlan(_splits(listing.source, annotated, ask), labels)
 
 
 def _read_all(listing: Listing) -> list[_Annotated]:
@@ -192,7 +202,7 @@ def _discovered(annotated: list[_Annotated]) -> Labels:
     return plain([_BACKGROUND[0], *names])
 
 
-def _splits(source: str, annotated: list[_Annotated], ask: Ask) -> Splits:
+def _splits(source: str, annotated: list[_Annotated], ask: ImportOptions) -> Splits:
     """By the folders train/, val/ and test/, if there are such, else by name.
 
     Raises DataError for files beside them, and for two folders of one split.

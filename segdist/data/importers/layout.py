@@ -46,7 +46,7 @@ def refuse(error: DataError) -> None:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ImportOptions:
     """What a person may ask of an importer."""
 
     val_share: float = 0.2
@@ -60,7 +60,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Found:
+class ImportPlan:
     """What an importer found. `labels` is the contract that the source declares, if it does."""
 
     splits: Splits
@@ -73,7 +73,7 @@ class Found:
 class Layout:
     """An importer, and what `segdist prepare --list` says of it."""
 
-    find: Callable[[str, Ask], Found]  # (source, what is asked)
+    find: Callable[[str, ImportOptions], ImportPlan]  # (source, what is asked)
     about: str
     expects: str  # the files it looks for
     licence: str = ""
@@ -88,7 +88,7 @@ class Listing:
         self._suffixes = set(suffixes)
         self._files = {
             e.name: File(storage.join(source, e.name), e.num_bytes, e.tag)
-            for e in storage.patiently(lambda: storage.walk(source), waiting)
+            for e in storage.with_retries(lambda: storage.walk(source), waiting)
             if PurePosixPath(e.name).suffix.lower() in self._suffixes and not PurePosixPath(e.name).name.startswith(".")
         }
         for name in self._files:
@@ -149,7 +149,7 @@ def _is_text(name: str) -> bool:
         return False
 
 
-def pair_up(source: Listing, images: str, masks: str, ask: Ask) -> list[Pair]:
+def pair_up(source: Listing, images: str, masks: str, ask: ImportOptions) -> list[Pair]:
     """Pairs of equal names (without suffix) below two folders, sorted. Tells ask.unpaired of what has no partner.
 
     Raises DataError when one of the folders is empty, or not there.
@@ -229,7 +229,7 @@ def tell_left(source: Listing, folders: Iterable[str]) -> None:
         console.say(f"{source.source}: {len(left)} images outside of {', '.join(taken)} are left out: {shown}")
 
 
-def split_off(pairs: list[Pair], ask: Ask) -> Splits:
+def split_off(pairs: list[Pair], ask: ImportOptions) -> Splits:
     """train and val by the digest of each name: those of the smallest digests are val, one at least and not all.
 
     Below 50 pairs val has its share of them, rounded. From there on it has the digests below a threshold, which meets the

@@ -7,13 +7,13 @@ trainval.txt is cut by the seed into train and val, as is usual, for the authors
 from __future__ import annotations
 
 from segdist import storage
-from segdist.data.importers.layout import Ask, Found, Layout, Listing, Splits, split_off
+from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, Splits, split_off
 from segdist.data.importers.release import SUFFIXES, check_disjoint, listed, pairs_of, root_of
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The pairs that annotations/{trainval,test}.txt name; images that they do not name are left alone."""
     listing = Listing(source, SUFFIXES)
     root = root_of(listing, ("annotations/trimaps",), "the layout of the Oxford-IIIT Pets")
@@ -33,7 +33,7 @@ def find(source: str, ask: Ask) -> Found:
         address = storage.join(source, f"{root}annotations/trainval.txt")
         raise DataError(f"{address}: this list is not there; unpack annotations.tar.gz again")
     check_disjoint(splits, source)
-    return Found(splits, CONTRACTS["pets"])
+    return ImportPlan(splits, CONTRACTS["pets"])
 
 
 PETS = Layout(

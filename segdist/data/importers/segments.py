@@ -19,7 +19,7 @@ import numpy as np
 from segdist import console, storage
 from segdist.data.importers import fetched
 from segdist.data.importers.files import Rules, open_picture, waiting
-from segdist.data.importers.layout import SPLIT_NAMES, Ask, Found, Layout, Pair, Splits, split_off
+from segdist.data.importers.layout import SPLIT_NAMES, ImportOptions, ImportPlan, Layout, Pair, Splits, split_off
 from segdist.data.labels import Class, Labels, color_of, generated_colors
 from segdist.errors import DataError, LabelError
 
@@ -28,10 +28,10 @@ _DONE = ("LABELED", "REVIEWED", "VERIFIED")
 _LABELSET = "ground-truth"
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The labelled samples of a release file; their images and bitmaps are fetched here, those beyond the limit are not."""
     release = _release(source)
-    name = storage.shown(source)
+    name = storage.redacted(source)
     try:
         data = release["dataset"]
         contract = _contract(data["task_attributes"]["categories"])
@@ -49,16 +49,16 @@ def find(source: str, ask: Ask) -> Found:
     files = [f for some in splits.values() for p in some for f in (p.image, p.mask) if isinstance(f, fetched.Fetched)]
     fetched.fetch(files)
     title = "/".join(part for part in identity[:2] if part)
-    return Found(splits, contract, source=f"Segments.ai {title}, release {release['name']} ({name})")
+    return ImportPlan(splits, contract, source=f"Segments.ai {title}, release {release['name']} ({name})")
 
 
 def _release(source: str) -> dict[str, Any]:
     """The release file. Raises DataError unless it is one of segmentation bitmaps."""
-    name = storage.shown(source)
+    name = storage.redacted(source)
     if storage.is_local(source) and storage.local_path(source).is_dir():
         raise DataError(f"{name}: a folder; give the release file that Segments.ai's Releases tab lets you download")
     try:
-        tree = json.loads(storage.patiently(lambda: storage.read(source), waiting))
+        tree = json.loads(storage.with_retries(lambda: storage.read(source), waiting))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{name}: not JSON ({error}); download the release file again") from None
     data = tree.get("dataset") if isinstance(tree, dict) else None
@@ -138,7 +138,7 @@ def _annotated(sample: str, annotations: list[dict[str, Any]], known: set[int]) 
     return categories
 
 
-def _splits(pairs: list[Pair], samples: list[dict[str, Any]], ask: Ask) -> Splits:
+def _splits(pairs: list[Pair], samples: list[dict[str, Any]], ask: ImportOptions) -> Splits:
     """By the metadata `split` of the samples where they have it (a custom of users, not of the format), else seeded."""
     said = {str(s["name"]): (s.get("metadata") or {}).get("split") for s in samples}
     without = [p.sample_id for p in pairs if said[p.sample_id] is None]

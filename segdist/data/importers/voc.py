@@ -11,7 +11,7 @@ import re
 from segdist import console, storage
 from segdist.data import names
 from segdist.data.importers.files import File
-from segdist.data.importers.layout import Ask, Found, Layout, Listing, Pair, split_off
+from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, Pair, split_off
 from segdist.data.importers.release import SUFFIXES, check_disjoint, listed, pairs_of, root_of
 from segdist.data.labels import Labels
 from segdist.data.presets import CONTRACTS
@@ -21,7 +21,7 @@ _LISTS = "ImageSets/Segmentation"
 _LABELMAP = "labelmap.txt"
 
 
-def find(source: str, ask: Ask) -> Found:
+def find(source: str, ask: ImportOptions) -> ImportPlan:
     """The pairs that ImageSets/Segmentation names, in the one VOC20xx that SOURCE is or holds."""
     listing = Listing(source, SUFFIXES)
     root = root_of(listing, ("JPEGImages", "SegmentationClass", _LISTS), "PASCAL VOC's layout")
@@ -48,7 +48,7 @@ def find(source: str, ask: Ask) -> Found:
             console.say("test is left out: its masks are not public (those of 2007 are)")
     check_disjoint(splits, source)
     labelmap = listing.get(root + _LABELMAP)
-    return Found(splits, _contract(labelmap) if labelmap else CONTRACTS["voc"])
+    return ImportPlan(splits, _contract(labelmap) if labelmap else CONTRACTS["voc"])
 
 
 def _contract(labelmap: File) -> Labels:
