@@ -1,6 +1,6 @@
-"""An S3 server on loopback, in memory (moto), for the demo and the tests: `with serving() as address:`.
+"""An in-memory S3 server on loopback (moto) for the demo and the tests: `with serving() as address:`.
 
-It runs in a process of its own, which ends with the one that started it. Any credentials will do.
+It runs in its own process, which ends with the process that started it. It accepts any credentials.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[str]:
-    """The address, http://127.0.0.1:PORT."""
+def serving(python: str = sys.executable, **environment: str) -> Iterator[str]:
+    """Start the server and yield its address, http://127.0.0.1:PORT."""
     process = subprocess.Popen(
-        [sys.executable, __file__],
+        [python, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
-        start_new_session=True,  # Ctrl-C is for the run, which still has to commit
+        start_new_session=True,  # Ctrl-C must not stop the server: the run still commits a checkpoint
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -33,7 +33,7 @@ def serving(**environment: str) -> Iterator[str]:
 
 
 def settings(address: str) -> dict[str, str]:
-    """The environment in which S3 is there."""
+    """Return the environment variables that point S3 clients to this server."""
     return {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "demo",
@@ -52,7 +52,7 @@ def main() -> None:
     server.start()
     host, port = server.get_host_and_port()
     print(f"http://{host}:{port}", flush=True)
-    sys.stdin.read()  # until the other end is closed, or its process dead
+    sys.stdin.read()  # until the parent closes the pipe or dies
     server.stop()
 
 

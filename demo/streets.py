@@ -1,6 +1,6 @@
-"""Draws street scenes with exact masks: things that occlude one another, thin and thick, and void where nobody knows.
+"""Draw street scenes with exact masks: thin and thick objects that occlude each other, and void regions.
 
-`python demo/streets.py FOLDER --num 200` leaves FOLDER/images, FOLDER/masks and FOLDER/names.txt.
+`python demo/streets.py FOLDER --num 200` writes FOLDER/images, FOLDER/masks and FOLDER/names.txt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Color = tuple[int, int, int]
 
 
 class Scene:
-    """An image and its mask, painted together from back to front."""
+    """An image and its mask, drawn together from back to front."""
 
     def __init__(self, width: int, height: int, rng: np.random.Generator) -> None:
         self.width, self.height, self.rng = width, height, rng
@@ -28,7 +28,7 @@ class Scene:
         self._on_image, self._on_mask = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
 
     def shape(self, kind: str, where: object, color: Color, value: int | None, outlined: bool = False) -> None:
-        """A polygon, rectangle or ellipse; value None paints a detail that does not change the class."""
+        """Draw a polygon, rectangle or ellipse. value None draws a detail on the image that leaves the mask unchanged."""
         getattr(self._on_image, kind)(where, fill=color)
         if value is not None:
             getattr(self._on_mask, kind)(where, fill=value, **({"outline": VOID} if outlined else {}))
@@ -42,7 +42,7 @@ class Scene:
 
 
 def draw(width: int, height: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """(RGB image, L mask with values 0..6 and 255)."""
+    """Return (RGB image, L mask with values 0..6 and 255)."""
     scene = Scene(width, height, rng)
     horizon = height * scene.between(0.42, 0.55)
     scene.shape("rectangle", (0, 0, width, height), scene.color(150, 190, 230), SKY)
@@ -52,7 +52,7 @@ def draw(width: int, height: int, rng: np.random.Generator) -> tuple[Image.Image
     _buildings(scene, horizon)
     _ground(scene, horizon)
     things = [_tree] * int(rng.integers(1, 4)) + [_car] * int(rng.integers(2, 5)) + [_person] * int(rng.integers(2, 5))
-    depths = np.sort(rng.uniform(0.12, 0.9, len(things)))  # far things first: nearer ones hide them
+    depths = np.sort(rng.uniform(0.12, 0.9, len(things)))  # far objects first: nearer ones occlude them
     for i, depth in zip(rng.permutation(len(things)), depths):
         things[i](scene, horizon, float(depth))
     hood = height * scene.between(0.93, 0.97)
@@ -90,7 +90,7 @@ def _ground(scene: Scene, horizon: float) -> None:
 
 
 def _foot(scene: Scene, horizon: float, depth: float, sides: bool) -> tuple[float, float, float]:
-    """(x, y, unit) of where a thing stands: on the road or beside it, smaller when farther."""
+    """Return (x, y, unit): where an object stands, on the road or beside it, and its size, smaller when farther away."""
     y = horizon + (scene.height - horizon) * depth
     off = scene.between(0.28, 0.48) if sides else scene.between(0, 0.24)
     x = scene.width * (0.5 + off * (0.35 + 0.65 * depth) * scene.rng.choice([-1, 1]))
@@ -135,7 +135,7 @@ def _person(scene: Scene, horizon: float, depth: float) -> None:
 
 
 def _photograph(scene: Scene) -> Image.Image:
-    """The painting as a camera would have it: soft, noisy, in some light."""
+    """Return the scene as a camera would record it: slightly blurred, noisy, under varying light."""
     soft = np.asarray(scene.image.filter(ImageFilter.GaussianBlur(0.5)), np.float32)
     light = scene.between(0.75, 1.15) * np.array([scene.between(0.93, 1.07) for _ in range(3)], np.float32)
     noise = scene.rng.normal(0, 6, soft.shape).astype(np.float32)
@@ -143,7 +143,7 @@ def _photograph(scene: Scene) -> Image.Image:
 
 
 def draw_folder(folder: Path, num: int, width: int = 192, height: int = 128, seed: int = 0) -> None:
-    """images/NNNN.jpg, masks/NNNN.png and names.txt."""
+    """Write images/NNNN.jpg, masks/NNNN.png and names.txt."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for i in range(num):

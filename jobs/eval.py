@@ -1,4 +1,4 @@
-"""`segdist evaluate` for `ray job submit`: one process, where the job's driver runs.
+"""Run `segdist evaluate` with `ray job submit`, in one process on the node of the job's driver.
 
 ray job submit --working-dir . --entrypoint-num-gpus 1 -- python jobs/eval.py s3://BUCKET/runs/photos --split val
 """

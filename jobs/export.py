@@ -1,4 +1,4 @@
-"""`segdist export` for `ray job submit`: one process, where the job's driver runs.
+"""Run `segdist export` with `ray job submit`, in one process on the node of the job's driver.
 
 ray job submit --working-dir . -- python jobs/export.py s3://BUCKET/runs/photos s3://BUCKET/exports/photos
 """

@@ -1,4 +1,4 @@
-"""`segdist prepare` for `ray job submit`: one process, where the job's driver runs.
+"""Run `segdist prepare` with `ray job submit`, in one process on the node of the job's driver.
 
 ray job submit --working-dir . -- python jobs/prepare.py s3://BUCKET/photos s3://BUCKET/data --names sky,road,car
 """

@@ -1,4 +1,4 @@
-"""`segdist push` for `ray job submit`: one process, where the job's driver runs. Its token: HF_TOKEN on that machine.
+"""Run `segdist push` with `ray job submit`, in one process on the node of the job's driver. That node needs HF_TOKEN.
 
 ray job submit --working-dir . -- python jobs/push.py s3://BUCKET/runs/photos OWNER/NAME
 """

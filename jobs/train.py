@@ -1,9 +1,9 @@
-"""`segdist train` for `ray job submit`: the ranks run on the cluster that the job was submitted to.
+"""Run `segdist train` with `ray job submit`. The ranks run on the job's cluster.
 
     ray job submit --working-dir . -- python jobs/train.py configs/camvid_segformer_b0.yaml \\
         data.uri=s3://BUCKET/data run.uri=s3://BUCKET/run scale.num_ranks=4
 
-The same command again continues the run. `ray job stop` commits a checkpoint first if it is given the time: submit with
+Submit the same command again to continue the run. To give `ray job stop` the time for a commit, submit with
 --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"}}'.
 """
 
@@ -15,6 +15,6 @@ arguments = sys.argv[1:]
 words = [i for i, word in enumerate(arguments) if not word.startswith("-")]
 if words:
     first = next((i for i in words if "=" in arguments[i]), len(arguments))
-    arguments.insert(first, "scale.launcher=ray")  # before the user's own overrides, which win
+    arguments.insert(first, "scale.launcher=ray")  # before the user's overrides, which take precedence
 sys.argv[1:] = ["train", *arguments]
 main()

@@ -1,7 +1,4 @@
-"""What a person and a machine learn of a run while it goes: one live line, metrics and log in segments, and run.json.
-
-Only rank 0 speaks; on other ranks a Logbook is silent. Everything written goes through the writer.
-"""
+"""Messages and progress for people, on stderr."""
 
 from __future__ import annotations
 
@@ -22,20 +19,20 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Screen(Protocol):
-    """Where people look."""
+    """Shows messages and progress to a person."""
 
     def say(self, text: str) -> None:
-        """One lasting message."""
+        """Print a message that stays."""
 
     def show(self, done: int, total: int, line: str) -> None:
-        """How far the run is."""
+        """Update the progress line."""
 
     def close(self) -> None:
-        """Nothing more moves."""
+        """End the progress line."""
 
 
 class Terminal:
-    """stderr: messages, and below them one live line; on something that is no terminal, a plain line each time."""
+    """Prints to stderr: messages, with one live line below them. If stderr is not a terminal, a plain line each time."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -71,11 +68,12 @@ def listen(listener: Callable[[str], None]) -> None:
 
 
 def unlisten(listener: Callable[[str], None]) -> None:
+    """Undo `listen`."""
     _listeners.remove(listener)
 
 
 def use(screen: Screen) -> None:
-    """Everything said in this process from now on goes there."""
+    """Replace the screen of this process."""
     global _screen
     _screen = screen
 
@@ -95,7 +93,7 @@ class Silent:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing is shown while it is open."""
+    """Show nothing while the context is open."""
     global _screen
     before, _screen = _screen, Silent()
     try:
@@ -105,7 +103,7 @@ def quiet() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One message for people."""
+    """Print one message."""
     _screen.say(text)
     for listener in _listeners:
         listener(text)
@@ -117,7 +115,7 @@ _counting = threading.Lock()
 
 @contextlib.contextmanager
 def limit_warnings() -> Iterator[None]:
-    """While it is open, `warn` says the first few of each kind in full; how many there were is said at its end."""
+    """Limit `warn` to the first few messages of each kind, and print how many there were at the end."""
     global _warned
     before, _warned = _warned, Counter()
     try:
@@ -130,7 +128,7 @@ def limit_warnings() -> Iterator[None]:
 
 
 def warn(kind: str, text: str) -> None:
-    """A message that may come for each of thousands of files; `kind` names those it is about. From any thread."""
+    """Print a warning that may be repeated for thousands of files. `kind` names what is counted. Thread-safe."""
     with _counting:
         if _warned is not None:
             _warned[kind] += 1
@@ -140,21 +138,21 @@ def warn(kind: str, text: str) -> None:
 
 
 def show(done: int, total: int, line: str) -> None:
-    """The progress of the run, for people."""
+    """Show the progress of the run."""
     _screen.show(done, total, line)
     for listener in _listeners:
         listener(f"step {done}/{total}  {line}")
 
 
 def close() -> None:
-    """The live line ends here."""
+    """End the progress line."""
     _screen.close()
 
 
 def bar(what: str, total: int | None, done: int = 0) -> tuple[Progress, Callable[[int], None]]:
-    """A progress bar (use it as a context) and the function that advances it, from `done` on.
+    """Return a progress bar (a context manager that starts at `done`) and the function that advances it.
 
-    Where stderr is no terminal, a line of progress every half minute instead.
+    If stderr is not a terminal, a line of progress is printed every half minute instead.
     """
     progress = Progress(
         TextColumn("{task.description}"),
@@ -179,7 +177,7 @@ def bar(what: str, total: int | None, done: int = 0) -> tuple[Progress, Callable
 
 
 def duration(seconds: float) -> str:
-    """m:ss, or h:mm:ss."""
+    """Return m:ss, or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

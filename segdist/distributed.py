@@ -1,7 +1,7 @@
-"""Who am I among the ranks, and the few collectives that a run needs.
+"""This process's rank, and the few collectives that a run needs.
 
-Under torchrun (or any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR) the process group is made here; where it was
-made already it is used; alone, every collective is the identity.
+Under torchrun, or any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR, `join` creates the process group, or uses the
+existing one. With a single process, every collective is the identity.
 """
 
 from __future__ import annotations
@@ -20,50 +20,55 @@ import torch.distributed as dist
 from segdist.errors import UserError
 
 T = TypeVar("T")
+TIMEOUT = timedelta(minutes=5)
+LONG_TIMEOUT = timedelta(
+    hours=2
+)  # for ranks that work independently for long, as in evaluation; a dead rank fails at once
 
 
 class SharedError(UserError):
-    """Rank 0 failed and says why; this rank only stops."""
-
-
-TIMEOUT = timedelta(minutes=5)
-LATE = timedelta(hours=2)  # for ranks that work alone for long, as in evaluation; one that dies is noticed at once
+    """Rank 0 failed and reports the error; this rank only stops."""
 
 
 @dataclass(frozen=True)
 class World:
+    """This process among the ranks of a run."""
+
     rank: int
     num_ranks: int
     device: torch.device
-    owns_group: bool = False  # whether `leave` ends the process group
-    launch: str = ""  # who started these ranks, where that one may start them again
-    patient: Any = None  # torch's group of the same ranks, with more time
+    owns_process_group: bool = False  # `leave` destroys the process group
+    launch: str = ""  # ID of the launcher, if it can restart these ranks
+    long_timeout_group: Any = None  # process group of the same ranks with LONG_TIMEOUT
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place. All ranks must call it."""
+        """Sum over ranks, in place. All ranks must call it."""
         if self.num_ranks > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def late_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `sum`, of a tensor on the CPU, where some ranks may come much later than others."""
+    def sum_long_timeout(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a CPU tensor over ranks, in place, with LONG_TIMEOUT. All ranks must call it."""
         if self.num_ranks > 1:
-            dist.all_reduce(tensor, group=self.patient)
+            dist.all_reduce(tensor, group=self.long_timeout_group)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The value of every rank, in their order. All ranks must call it."""
+        """Return the value of every rank, by rank. All ranks must call it."""
         values: list[T] = [value] * self.num_ranks
         if self.num_ranks > 1:
             dist.all_gather_object(values, value)
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """make() of rank 0, on every rank. What it raises is raised there, and stops the others with SharedError."""
+        """Return rank 0's make() on every rank. All ranks must call it.
+
+        An exception of make() is raised on rank 0; the other ranks raise SharedError.
+        """
         if self.num_ranks == 1:
             return make()
         box: list[object] = [None]
@@ -74,51 +79,51 @@ class World:
             return box[0]  # type: ignore[return-value]
         try:
             box = [make()]
-        except Exception as error:  # whatever it is, the others are waiting
+        except Exception as error:  # any exception: the other ranks are waiting
             dist.broadcast_object_list([SharedError(f"rank 0 failed: {error}")], src=0, device=torch.device("cpu"))
             raise
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]
 
     def share(self, num: int) -> range:
-        """This rank's contiguous part of range(num); the parts differ by one at most."""
+        """Return this rank's contiguous part of range(num). The parts differ in length by at most one."""
         return range(num * self.rank // self.num_ranks, num * (self.rank + 1) // self.num_ranks)
 
 
 def choose_device(wish: str, local_rank: int = 0) -> torch.device:
-    """The device for a config's scale.device. Raises UserError when it asks for a GPU that is not there."""
+    """Return the device for scale.device. Raises UserError if it asks for a GPU that does not exist."""
     if wish == "cuda" and not torch.cuda.is_available():
-        raise UserError("scale.device is cuda, but PyTorch sees no CUDA device; use scale.device=auto or cpu")
+        raise UserError("scale.device is cuda, but PyTorch finds no CUDA device. Set scale.device to auto or cpu")
     if wish == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; start fewer ranks"
+            f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}. Start fewer ranks"
         )
     return torch.device("cuda", local_rank)
 
 
 def backend(on_gpus: bool) -> str:
-    """What the ranks talk by: small counts and votes go by gloo on the CPU, so that no step waits for the device."""
+    """Return the backend of the process group. Small counts and votes use gloo on the CPU, so no step waits for the GPU."""
     return "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
 
 
 def join(device: str = "auto", own: torch.device | None = None, launch: str = "") -> World:
-    """This process's place among the ranks, as its environment tells it; `own` is the device that a launcher gave it."""
+    """Return this process's place among the ranks, from its environment. `own` is the device assigned by a launcher."""
     rank, num_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = own or choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    owns_group = num_ranks > 1 and not dist.is_initialized()
-    if owns_group:
+    owns_process_group = num_ranks > 1 and not dist.is_initialized()
+    if owns_process_group:
         dist.init_process_group(backend(chosen.type == "cuda"), timeout=TIMEOUT)
-    patient = dist.new_group(backend="gloo", timeout=LATE) if num_ranks > 1 else None
-    return World(rank, num_ranks, chosen, owns_group, launch, patient)
+    long_timeout_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT) if num_ranks > 1 else None
+    return World(rank, num_ranks, chosen, owns_process_group, launch, long_timeout_group)
 
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
-    """This process among the ranks of its launcher, if it has one, for as long as the context is open."""
+    """Join the ranks of the launcher, if any, and leave them at the end of the context."""
     world = join(device)
     try:
         yield world
@@ -129,9 +134,12 @@ def joined(device: str) -> Iterator[World]:
 
 
 def leave(world: World, together: bool = True) -> None:
-    """Ends what `join` began. `together`: all ranks got here, so none takes the group down while another still talks."""
-    if world.owns_group and dist.is_initialized():
+    """Destroy the process group that `join` created.
+
+    `together`: all ranks call it, so no rank destroys the group while another still uses it.
+    """
+    if world.owns_process_group and dist.is_initialized():
         if together:
-            gc.collect()  # DDP's reducers hold on to the group
+            gc.collect()  # DDP's reducers hold a reference to the group
             dist.barrier()
         dist.destroy_process_group()

@@ -1,20 +1,36 @@
-"""Mistakes that the user can mend. The command line prints their message and exits with their code; anything else is our bug.
+"""Errors that the user can fix. The command line prints their message and exits with their exit code.
 
-Every message names the thing (file, key, value) and the remedy.
+Any other exception is a bug in segdist. Every message names the file, key or value at fault and the remedy.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def first_few(items: Sequence[object], most: int = 5) -> str:
+    """Return the first `most` items joined by commas, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+def last_line(error: BaseException | str) -> str:
+    """Return the last line of an error's message, which in a remote traceback is the one that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else repr(error)
 
 
 class UserError(ValueError):
-    """The request, the data or the machine is at fault, and the message says how to mend it.
+    """The request, the data or the machine is at fault. The message says how to fix it.
 
-    `exit_code` is 75 where the same command goes on, once something around it is mended.
+    `exit_code` is 75 if the same command can be run again once the cause is fixed.
     """
 
     exit_code = 2
 
 
 class RanksError(Exception):
-    """The ranks of a run ended, more often than it allows; `exit_code` is 75 where the same command may do better."""
+    """The ranks of a run failed more often than allowed. `exit_code` is 75 if running the same command again may succeed."""
 
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text)
@@ -22,55 +38,55 @@ class RanksError(Exception):
 
 
 class ConfigError(UserError):
-    """A config is unreadable, unknown, of the wrong type, or contradicts itself or its run."""
+    """A config is unreadable, has an unknown key or a wrong type, or contradicts itself or its run."""
 
 
 class LabelError(UserError):
-    """A mask holds a value that the label contract does not name, or the contract itself is wrong."""
+    """A mask holds a value that the label contract does not name, or the label contract is invalid."""
 
 
 class DataError(UserError):
-    """A data set is missing, malformed, truncated or too small for what was asked."""
+    """A dataset is missing, malformed, truncated or too small."""
 
 
 class StorageError(UserError):
-    """A place cannot be read or written."""
+    """A URI cannot be read or written."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, or belongs to something else."""
+    """A checkpoint is missing, damaged or of another model."""
 
 
 class MissingError(StorageError):
-    """There is nothing at that URI."""
+    """Nothing exists at the URI."""
 
 
 class UnavailableError(StorageError):
-    """Storage does not answer, or not now; the same request may succeed later."""
+    """Storage does not answer. The same request may succeed later."""
 
 
 class UnwrittenError(StorageError):
-    """A run reached its end, and storage has not taken all of it."""
+    """A run is complete, but storage has not accepted all of its files."""
 
     exit_code = 75
 
 
 class DeviceMemoryError(UserError):
-    """The device's memory does not suffice."""
+    """The device is out of memory."""
 
 
-_LOST = (
-    "Connection closed by peer", "Connection reset by peer", "Read error [", "Write error [", "Timed out waiting",  # gloo's
-    "Application timeout caused pair closure", "Connection was likely closed",  # and its store's
-    "Connection closed by remote peer", "ncclRemoteError", "Watchdog caught collective operation timeout",  # NCCL's
+_LOST_RANK = (
+    "Connection closed by peer", "Connection reset by peer", "Read error [", "Write error [", "Timed out waiting",  # gloo
+    "Application timeout caused pair closure", "Connection was likely closed",  # gloo's store
+    "Connection closed by remote peer", "ncclRemoteError", "Watchdog caught collective operation timeout",  # NCCL
 )  # fmt: skip
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether this rank talked to one that has ended: gloo and NCCL say so in words alone."""
-    return not isinstance(error, UserError) and any(words in str(error) for words in _LOST)
+    """Return whether a collective failed because another rank ended. gloo and NCCL report it only in the message."""
+    return not isinstance(error, UserError) and any(text in str(error) for text in _LOST_RANK)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch had no memory left, on a GPU or (where it raises a plain RuntimeError) in the machine itself."""
+    """Return whether torch ran out of memory, on a GPU or on the CPU, where torch raises a plain RuntimeError."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""`MeanIoU`, the `mean_iou` metric of Hugging Face evaluate, exact and without the network; see evaluation/mean_iou.py."""
+"""`MeanIoU`: the `mean_iou` metric of Hugging Face evaluate, exact and without network. See evaluation/mean_iou.py."""
 
 from segdist.evaluation.mean_iou import MeanIoU
 

@@ -1,4 +1,4 @@
-"""Work in threads whose results come back in order."""
+"""An ordered map over a thread pool."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(
+def map_ahead(
     pool: ThreadPoolExecutor,
     work: Callable[[T], R],
     items: Iterable[T],
     depth: int,
     cost: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[R]:
-    """work(item) for every item, in order, with up to `depth` of them (or of what they `cost`) under way or waiting.
+    """Yield work(item) for every item, in order, while up to `depth` further items are computed or wait.
 
-    An exception of `work` is raised where its result would have come. Closing the iterator cancels what has not begun.
+    `depth` limits the sum of cost(item). An exception of `work` is raised in place of its result. Closing the iterator cancels
+    the items that have not started.
     """
     pending: deque[tuple[Future[R], int]] = deque()
     try:
         for item in items:
             pending.append((pool.submit(work, item), cost(item)))
-            while sum(price for _, price in pending) >= depth:
+            while sum(each for _, each in pending) >= depth:
                 yield pending.popleft()[0].result()
         while pending:
             yield pending.popleft()[0].result()

@@ -1,6 +1,6 @@
-"""The `segdist` command. Human output goes to stderr; with --json, one last line on stdout is for machines.
+"""The `segdist` command. Messages go to stderr. With --json, the last line on stdout is JSON.
 
-A user's mistake is one readable message and exit code 2. Heavy libraries are imported by the command that needs them.
+An error that the user can fix is one readable message and exit code 2. A command imports the heavy libraries that it needs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from segdist.cli import data, training  # isort: skip (each adds its commands, and --help keeps this order)
+from segdist.cli import data, training  # isort: skip (importing adds the commands; --help keeps this order)
 from segdist.cli import models  # isort: skip
 from segdist.cli import hub  # isort: skip
 from segdist.cli import cluster, kubernetes  # isort: skip
@@ -19,7 +19,7 @@ __all__ = ["app", "cluster", "data", "hub", "kubernetes", "main", "models", "tra
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command, and turn errors into a message and an exit code."""
     from rich.markup import escape
 
     from segdist.console import console
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if type(error).__name__ != "SharedError":  # rank 0 has said it
+        if type(error).__name__ != "SharedError":  # rank 0 has printed it
             console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         _exit(error.exit_code)
     except RanksError as error:
@@ -37,8 +37,8 @@ def main() -> None:
         if not is_lost_rank(error):
             raise
         console.print(
-            "[bold red]error:[/bold red] another rank has ended, and this one cannot go on alone; why, is said above or by "
-            "its launcher. The same command goes on from the newest checkpoint"
+            "[bold red]error:[/bold red] another rank has ended, so this one stopped too. See the error above or in the "
+            "launcher's output. Run the same command to continue from the newest checkpoint"
         )
         _exit(75)
     except SystemExit as end:
@@ -48,10 +48,10 @@ def main() -> None:
 
 
 def _exit(code: int) -> None:
-    """Ends the process. Among several ranks at once, without the interpreter's teardown.
+    """End the process. With several ranks, skip the interpreter's teardown.
 
-    There gloo's threads (torch 2.15) now and then abort the process, "terminate called without an active exception", and
-    torchrun would call a run failed that ended well. Everything of ours is written and closed by now.
+    In the teardown, gloo's threads (torch 2.15) sometimes abort the process ("terminate called without an active exception"),
+    and torchrun would report a successful run as failed. All our files are written and closed by now.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The command itself, and what its parts share: options, and how they speak to people and machines."""
+"""The Typer app, and the options and functions that several commands share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Look at a config.", no_args_is_help=True)
+config_app = typer.Typer(help="Inspect configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from segdist import __version__
 
@@ -29,29 +29,31 @@ def _tell_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _begin(
+def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout at the end.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto: CUDA when there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on stdout.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Device for the model. auto uses CUDA if there is a GPU.")
+]
 RunOrCheckpoint = Annotated[
-    str, typer.Argument(help="A run (its best checkpoint is taken) or one checkpoint folder; a path or URI.")
+    str, typer.Argument(help="A run, whose best checkpoint is used, or one checkpoint. A path or URI.")
 ]
 Raw = Annotated[
     bool,
     typer.Option(
-        "--raw", help="Take the weights that train on, where a run averages and scores others (optim.ema_decay)."
+        "--raw", help="Use the raw weights instead of the EMA weights. Matters only if the run sets optim.ema_decay."
     ),
 ]
 
 
 def config_of(uri: str, overrides: list[str] | None) -> Any:
-    """The config at a path or URI."""
+    """Load the config at a path or URI."""
     from segdist import config as configs
 
     if "://" not in uri:
@@ -62,26 +64,28 @@ def config_of(uri: str, overrides: list[str] | None) -> Any:
 
 
 def check_file(uri: str) -> None:
-    """Raises StorageError unless a file can be written there; what is there already stays as it is."""
+    """Raise StorageError if a file cannot be written at this path or URI. An existing file is not changed."""
     from segdist import storage
 
     storage.check_writable(uri.rpartition("/")[0] or ".")
 
 
 def check_png(option: str, uri: str) -> None:
-    """Raises UserError unless the option's value can be the name of a PNG that can be written."""
+    """Raise UserError if the option's value does not end in .png, StorageError if it cannot be written."""
     if not uri.lower().endswith(".png"):
-        raise UserError(f"{option} {uri}: it will be a PNG; name it so")
+        raise UserError(f"{option} {uri}: this file will be a PNG. Give it a name that ends in .png")
     check_file(uri)
 
 
 def say(text: str) -> None:
+    """Print a message for people."""
     from segdist.console import say
 
     say(text)
 
 
-def machine(wanted: bool, tree: Any) -> None:
+def print_json(wanted: bool, tree: Any) -> None:
+    """Print `tree` as one line of JSON on stdout if it is wanted."""
     from segdist.runs.record import to_json
 
     if wanted:
@@ -91,23 +95,25 @@ def machine(wanted: bool, tree: Any) -> None:
 def numbers(
     option: str, text: str | None, between: str, kind: type, example: str, num: int | None = None
 ) -> list[Any] | None:
-    """The numbers in an option's text, `num` of them where that is fixed."""
+    """Parse an option's numbers. Raise UserError if they are no numbers, or not `num` of them."""
     try:
         found = None if text is None else [kind(part) for part in text.lower().split(between)]
     except ValueError:
-        raise UserError(f"{option} {text!r}: give numbers such as {example}") from None
+        raise UserError(f"{option} {text!r}: not a list of numbers. Give for example {example}") from None
     if found is not None and num is not None and len(found) != num:
-        raise UserError(f"{option} {text!r}: give {num} numbers, such as {example}")
+        raise UserError(f"{option} {text!r}: {num} numbers are needed. Give for example {example}")
     return found
 
 
 def mask_values(text: str | None) -> list[int | tuple[int, int, int]] | None:
-    """The mask values, or colours, of a comma list."""
+    """Parse a comma-separated list of mask values or #rrggbb colours."""
     from segdist.data.labels import color_of
 
     if text is None:
         return None
     parts = [p.strip() for p in text.split(",") if p.strip()]
     if not all(p.isdigit() or p.startswith("#") for p in parts):
-        raise UserError(f"--void {text!r}: give mask values, for example --void 11,255, or colours as #rrggbb")
+        raise UserError(
+            f"--void {text!r}: not a list of mask values. Give for example --void 11,255, or colours as #rrggbb"
+        )
     return [color_of(p) if p.startswith("#") else int(p) for p in parts]

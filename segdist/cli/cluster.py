@@ -1,4 +1,4 @@
-"""Commands for clusters: send a job to one, and what its machines run beside Ray."""
+"""Commands for Ray clusters: submit a job, and prepare a node or the head for its removal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.main import get_command
 from segdist.cli.app import app, say
 from segdist.errors import UserError
 
-node_app = typer.Typer(help="For the machines of a cluster, beside Ray.", no_args_is_help=True)
+node_app = typer.Typer(help="Commands that run on the machines of a cluster.", no_args_is_help=True)
 app.add_typer(node_app, name="node")
 _NO_JOBS = ("submit", "k8s", "node", "config")
 
@@ -22,15 +22,14 @@ def submit(
     command: Annotated[
         list[str],
         typer.Argument(
-            help="What to do there: a config and overrides as `segdist train` takes them, or a command of segdist by its name, "
-            "and its arguments and options.",
+            help="A config and overrides, as for `segdist train`, or another segdist command with its arguments and options.",
             metavar="command",
         ),
     ],
     address: Annotated[
         str,
         typer.Option(
-            envvar="RAY_API_SERVER_ADDRESS", help="The dashboard of the cluster's head, such as http://127.0.0.1:8265."
+            envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the cluster's head. Example: http://127.0.0.1:8265."
         ),
     ],
     env: Annotated[
@@ -38,65 +37,79 @@ def submit(
         typer.Option(
             "--env",
             metavar="NAME",
-            help="Give the job this environment variable as it is here; more than once for several. Who has the cluster's "
-            "token can read it, and Ray's logs on the nodes hold it; where nodes have rights of their own (an instance "
-            "profile, a service account) none is needed.",
+            help="Pass this environment variable to the job. Repeatable. Everyone with access to the cluster can read it, and "
+            "Ray writes it to its logs. Nodes with an instance profile or a service account need no credentials.",
         ),
     ] = None,
     num_gpus: Annotated[
         float,
-        typer.Option("--num-gpus", min=0, help="GPUs for a command that is one process: evaluate, predict, export."),
+        typer.Option(
+            "--num-gpus", min=0, help="GPUs for a command that runs in one process: evaluate, predict, export."
+        ),
     ] = 0,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the log.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Submit the job and return, without following its log.")
+    ] = False,
 ) -> None:
-    """Run a command of segdist as a job on a Ray cluster, and follow its log.
+    """Run a segdist command as a job on a Ray cluster.
 
-    Example: `segdist submit --address http://127.0.0.1:8265 configs/camvid_unet_r34.yaml data.uri=s3://BUCKET/camvid
-    run.uri=s3://BUCKET/runs/camvid train.micro_batch_size=4 scale.num_ranks=4`
+    The command follows the job's log. Ctrl-C leaves the job running, and the same command shows its log again. `ray job stop`
+    lets the job commit a checkpoint, and the same command then continues the run. The exit code is that of the job's command:
+    75 means that it is not finished, so submit it again.
 
-    Others: `segdist submit tune SWEEP.yaml ...`, `segdist submit --num-gpus 1 evaluate s3://BUCKET/runs/camvid --json`.
+    \b
+    Examples:
+      segdist submit --address http://127.0.0.1:8265 \\
+        configs/camvid_unet_r34.yaml data.uri=s3://BUCKET/camvid \\
+        run.uri=s3://BUCKET/runs/camvid train.micro_batch_size=4 scale.num_ranks=4
+      segdist submit tune SWEEP.yaml uri=s3://BUCKET/sweep
+      segdist submit --num-gpus 1 evaluate s3://BUCKET/runs/camvid --json
 
-    The code of this machine and the files named in the command travel with the job; folders do not, so data and runs lie in
-    object storage. Ctrl-C leaves the job running, and the same command comes back to it. `ray job stop` lets it commit first;
-    afterwards the same command continues the run. The exit code is the command's own: 75 means not finished, submit again.
+    The job gets the segdist code of this machine and the files named in the command, but no folders. Keep data and runs in
+    object storage.
 
-    A cluster with tokens wants its token here too: in ~/.ray/auth_token, or in the file that RAY_AUTH_TOKEN_PATH names.
+    A cluster with token authentication needs its token on this machine too: in ~/.ray/auth_token, or in the file that
+    RAY_AUTH_TOKEN_PATH names.
     """
     from segdist import console
-    from segdist.cluster.submit import Cluster, job_of
+    from segdist.cluster.submit import JobClient, job_of
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     job = job_of(command, {name: one for name, one in commands.items() if name not in _NO_JOBS})
     if num_gpus and job.commits:
         raise UserError(
-            f"--num-gpus is for a command that is one process, and `{job.arguments[0]}` has ranks: say scale.gpus_per_rank"
+            f"--num-gpus is for commands that run in one process, but `{job.arguments[0]}` has ranks. "
+            "Use scale.gpus_per_rank instead"
         )
-    cluster = Cluster(address)
+    cluster = JobClient(address)
     id = cluster.submit(job, env or [], num_gpus)
-    leave = f"come back: the same command, or {cluster.by_ray('logs --follow', id)}"
-    stop = f"stop it{' (it commits first)' if job.commits else ''}: {cluster.by_ray('stop', id)}"
+    leave = f"to follow it again: the same command, or {cluster.ray_command('logs --follow', id)}"
+    stop = f"to stop it{' (it commits first)' if job.commits else ''}: {cluster.ray_command('stop', id)}"
     if no_wait:
         say(f"{leave}\n{stop}")
         return
-    say(f"Ctrl-C leaves it running; {stop}")
+    say(f"Ctrl-C leaves the job running\n{stop}")
     try:
         code = cluster.follow(id)
     except KeyboardInterrupt:
         console.close()
-        say(f"left: job {id} goes on\n{leave}\n{stop}")
+        say(f"job {id} keeps running\n{leave}\n{stop}")
         sys.stdout.flush()
-        os._exit(130)  # at once: an answer may be on its way still, in a thread that the interpreter's teardown meets
+        os._exit(130)  # at once: the interpreter's teardown would wait for a request that is still in flight
     raise typer.Exit(code)
 
 
 @node_app.command()
 def watch() -> None:
-    """On a spot machine of EC2: wait for the notice that it will be taken away, and drain its node of Ray in time.
+    """Drain an EC2 spot machine when it is about to be reclaimed.
 
-    Example: `segdist node watch &`, after `ray start`.
+    The command waits for the interruption notice and then drains the machine's Ray node. The ranks there commit a checkpoint
+    and restart on other machines. On a machine that is not a spot instance, the command ends at once. `cluster.yaml` starts it
+    on every worker.
 
-    The ranks on it commit a checkpoint, and start again elsewhere. It ends at once on a machine that is not spot.
-    `cluster.yaml` starts it on every worker.
+    \b
+    Example, after `ray start`:
+      segdist node watch &
     """
     from segdist.cluster import node
 
@@ -107,40 +120,48 @@ def watch() -> None:
 def drain(
     seconds: Annotated[
         float,
-        typer.Option(min=1, help="After which this machine goes; its ranks are to have left some seconds before."),
+        typer.Option(min=1, help="Seconds until this machine goes away."),
     ] = 110,
-    why: Annotated[str, typer.Option(help="What Ray's records will say.")] = "asked to go",
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Only tell Ray.")] = False,
+    why: Annotated[str, typer.Option(help="Reason to record in Ray.")] = "drain requested",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return without waiting for the work to leave.")] = False,
 ) -> None:
-    """Tell Ray that this machine goes, and wait until ranks, trials and jobs have left it. For the preStop hook of a pod.
+    """Drain this machine before it is removed.
 
-    Example: `segdist node drain --seconds 110`, before you take a machine out of a cluster.
+    Ray is told that the machine goes away, and the command waits until ranks, trials and jobs have left it. Use it before you
+    remove a machine from a cluster, and as the preStop hook of a pod.
 
-    It concerns every node of Ray on this machine, or those of the cluster at RAY_ADDRESS alone. Ranks commit at once, train on,
-    commit again shortly before the time is over, and start again on other machines. Afterwards Ray gives this machine no more
-    work until it is started anew on it (`ray stop`, `ray start ...`); where it is the head, or the only one, no work goes on.
+    \b
+    Example:
+      segdist node drain --seconds 110
 
-    Exit code 0 when they have left, 75 when the time was too short for them.
+    All Ray nodes on this machine are drained, or with RAY_ADDRESS only those of that cluster. Ranks commit at once, continue
+    training, commit again shortly before the time is up, and restart on other machines. Ray places no more work on this machine
+    until Ray is restarted there (`ray stop`, `ray start ...`). If it is the head or the only machine, no work continues.
+
+    Exit code 0 means that all work has left the machine, 75 that the time was too short.
     """
     from segdist.cluster import node
 
     if not no_wait:
-        raise typer.Exit(node.leave(seconds, why))
-    say(f"{node.drain(seconds, why)} node(s) of Ray on this machine drain, within {seconds:g} s")
+        raise typer.Exit(node.drain_and_wait(seconds, why))
+    say(f"draining {node.drain(seconds, why)} Ray node(s) on this machine within {seconds:g} s")
 
 
 @node_app.command()
 def stop_drivers(
-    seconds: Annotated[float, typer.Option(min=1, help="How long they may take.")] = 100,
-    dashboard: Annotated[str, typer.Option(help="Address of the head's dashboard.")] = "http://127.0.0.1:8265",
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds to wait for the drivers.")] = 100,
+    dashboard: Annotated[str, typer.Option(help="URL of the head's dashboard.")] = "http://127.0.0.1:8265",
 ) -> None:
-    """Let the commands that run beside this head of Ray commit and end. What the head's pod calls before it goes.
+    """Let the jobs on this head commit and end.
 
-    Example: `segdist node stop-drivers --seconds 100 --dashboard http://127.0.0.1:8265`
+    The head's pod calls this before it is removed. It sends SIGTERM to the drivers of submitted jobs that run on this machine
+    and use Ray. A training run or a sweep commits and ends with exit code 75. Evaluations and predictions do not use Ray and
+    are not stopped.
 
-    It concerns the submitted jobs of that dashboard whose drivers run on this machine and have joined Ray: each gets SIGTERM,
-    and a training or a sweep ends with 75. An evaluation or predictions, which commit nothing, do not join it.
+    \b
+    Example:
+      segdist node stop-drivers --seconds 100 --dashboard http://127.0.0.1:8265
     """
     from segdist.cluster import drivers
 
-    say(f"{drivers.stop_drivers(seconds, dashboard)} driver(s) asked to end")
+    say(f"{drivers.stop_drivers(seconds, dashboard)} driver(s) asked to stop")

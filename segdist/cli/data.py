@@ -6,44 +6,57 @@ from typing import Annotated
 
 import typer
 
-from segdist.cli.app import Json, app, machine, mask_values, say
+from segdist.cli.app import Json, app, mask_values, print_json, say
 
-# What a source is and means: options of prepare, and of doctor for a folder.
-Format = Annotated[str, typer.Option(help="Layout of the source; `segdist prepare --list` explains them.")]
+# Options of `prepare`, and of `doctor` for a folder.
+Format = Annotated[str, typer.Option(help="Layout of SOURCE. `segdist prepare --list` explains all layouts.")]
 Names = Annotated[
     str | None,
     typer.Option(
-        help="Class names in order of mask values (sky,road), or name=value pairs (road=7,car=26), or for masks of "
-        "colours name=#rrggbb; a .txt, .json or .yaml file (path or URI); a Hub data set OWNER/NAME with an "
-        "id2label.json; or a preset (ade20k, camvid, cityscapes, pets, pets-binary, voc)."
+        help="Class names: in the order of the mask values (sky,road), with their values (road=7,car=26), or for RGB masks "
+        "with their colours (road=#804080). Or a .txt, .json or .yaml file (path or URI), a dataset OWNER/NAME on the Hub "
+        "with an id2label.json, or a preset: ade20k, camvid, cityscapes, pets, pets-binary, voc."
     ),
 ]
 Void = Annotated[
     str | None,
-    typer.Option(help="Mask values (or #rrggbb colours) that count for nothing; '' for none. [default: 255]"),
+    typer.Option(
+        help="Mask values (or #rrggbb colours) to ignore in training and scores. Example: 11,255. '' for none. "
+        "[default: 255]"
+    ),
 ]
 First = Annotated[
-    int, typer.Option(min=0, help="Mask value of the first name; values below it are void. 1 for ADE20K's way.")
+    int,
+    typer.Option(min=0, help="Mask value of the first name. Lower values are void. Example: 1 for ADE20K."),
 ]
 ColorTolerance = Annotated[
-    int, typer.Option(min=0, max=255, help="Take the nearest declared colour, if each channel is at most this far.")
+    int,
+    typer.Option(
+        min=0,
+        max=255,
+        help="For RGB masks with compression noise: use the nearest declared colour if no channel differs by more than this.",
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first so many images of each split.")]
-Revision = Annotated[str | None, typer.Option(help="hub: commit, branch or tag.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first images of each split, up to this many.")]
+Revision = Annotated[str | None, typer.Option(help="With --format hub: commit, branch or tag of the dataset.")]
 Subset = Annotated[
     str | None,
     typer.Option(
-        help="hub: configuration of the data set. coco: panoptic, instances, stuff, stuffthingmaps or pixelmaps. "
-        "segments: labelset."
+        help="Part of SOURCE. With --format hub: the dataset's configuration. coco: panoptic, instances, stuff, "
+        "stuffthingmaps or pixelmaps. segments: the labelset."
     ),
 ]
-ImageColumn = Annotated[str | None, typer.Option(help="hub: column of images. [default: found by type]")]
-MaskColumn = Annotated[str | None, typer.Option(help="hub: column of masks. [default: found by name]")]
-MaxMegapixels = Annotated[int, typer.Option(min=1, help="Refuse larger images.")]
+ImageColumn = Annotated[
+    str | None, typer.Option(help="With --format hub: column of the images. [default: found by type]")
+]
+MaskColumn = Annotated[
+    str | None, typer.Option(help="With --format hub: column of the masks. [default: found by name]")
+]
+MaxMegapixels = Annotated[int, typer.Option(min=1, help="Refuse images with more megapixels than this.")]
 
 
 def _list_layouts(wanted: bool) -> None:
-    """What `--list` prints."""
+    """Print the layouts for `--list`."""
     if not wanted:
         return
     from segdist.cli.tables import layouts
@@ -59,19 +72,28 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder with images and masks (path, s3:// or hf://), or what --format expects (a file, a URL, a Hub id)."
+            help="Folder with images and masks (path, s3:// or hf://), or what --format expects: a file, a URL or a Hub ID."
         ),
     ],
-    dest: Annotated[str, typer.Argument(help="Where the prepared data set goes (path or s3://).")],
+    dest: Annotated[str, typer.Argument(help="Folder for the prepared dataset (path or s3://).")],
     list_layouts: Annotated[
-        bool, typer.Option("--list", callback=_list_layouts, is_eager=True, help="Explain all formats, and end.")
+        bool,
+        typer.Option(
+            "--list",
+            callback=_list_layouts,
+            is_eager=True,
+            help="Explain the layouts that --format can read, and exit.",
+        ),
     ] = False,
     format: Format = "folder",
     names: Names = None,
     void: Void = None,
     first: First = 0,
     palette: Annotated[
-        str | None, typer.Option(help="Display colours of the classes: ade20k, cityscapes, voc or generated.")
+        str | None,
+        typer.Option(
+            help="Display colours of the classes: ade20k, cityscapes, voc or generated. [default: as in SOURCE or the preset]"
+        ),
     ] = None,
     color_tolerance: ColorTolerance = 0,
     val_share: Annotated[
@@ -79,43 +101,46 @@ def prepare(
         typer.Option(
             min=0.01,
             max=0.9,
-            help="Share of images for validation, where SOURCE has no splits; chosen by name. From 50 images on it is met "
-            "on average, so that adding images later moves no other.",
+            help="Share of images for validation if SOURCE has no splits. Images are chosen by name. From 50 images on, each "
+            "image is chosen on its own, so adding images later moves no other image to another split.",
         ),
     ] = 0.2,
-    seed: Annotated[int, typer.Option(help="Seed of that split and of the order of training rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random split and of the order of training rows.")] = 0,
     limit: Limit = None,
     revision: Revision = None,
     subset: Subset = None,
     image_column: ImageColumn = None,
     mask_column: MaskColumn = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what DEST holds.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing dataset in DEST.")] = False,
     max_megapixels: MaxMegapixels = 200,
     push: Annotated[
-        str | None, typer.Option(help="Then put it on the Hugging Face Hub, too: OWNER/NAME; see `segdist push`.")
+        str | None, typer.Option(help="Also push the dataset to this repository OWNER/NAME on the Hugging Face Hub.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody sees it there, where --push creates it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="If --push creates the repository, make it public.")] = False,
     json: Json = False,
 ) -> None:
-    """Check images and masks, and pack them into shards that training can stream.
+    """Check images and masks, and pack them for training.
 
-    Example: `segdist prepare photos/ data/photos --names background=0,crack=1`
+    Images and masks are packed into Parquet shards that training streams. A dataset is complete once its index.json is written.
+    If the command is interrupted, run it again.
 
-    Safe to interrupt and to repeat: DEST counts as prepared once its index.json is there.
+    \b
+    Example:
+      segdist prepare photos/ data/photos --names background=0,crack=1
     """
     from segdist.data.importers.layout import ImportOptions
-    from segdist.data.prepare import Declared
+    from segdist.data.label_options import LabelOptions
     from segdist.data.prepare import prepare as run
 
-    ask = ImportOptions(val_share, seed, limit, revision, subset, image_column, mask_column)
-    declared = Declared(names, mask_values(void), first, palette, color_tolerance)
+    options = ImportOptions(val_share, seed, limit, revision, subset, image_column, mask_column)
+    declared = LabelOptions(names, mask_values(void), first, palette, color_tolerance)
     if push:
         from segdist.publish.hub import Repo
 
-        repo = Repo(push, "dataset")  # before the work
+        repo = Repo(push, "dataset")  # fails before the work if it cannot be written
         repo.open(not public)
-        repo.mark()
-    summary = run(source, dest, format, declared, ask, overwrite, max_megapixels)
+        repo.manifest()
+    summary = run(source, dest, format, declared, options, overwrite, max_megapixels)
     for name, split in summary["splits"].items():
         say(f"{name}: {split['samples']} samples in {split['shards']} shard(s), {split['bytes'] / 1e6:.1f} MB")
     say(f"prepared: {summary['uri']}")
@@ -123,18 +148,20 @@ def prepare(
         from segdist.publish.push_data import push_data
 
         summary["pushed"] = push_data(dest, push, not public)
-        say(f"pushed: {summary['pushed']['url']}; to train on it: data.uri=hf://datasets/{push}")
-    machine(json, summary)
+        say(f"pushed: {summary['pushed']['url']}. To train on it: data.uri=hf://datasets/{push}")
+    print_json(json, summary)
 
 
 @app.command()
 def doctor(
     target: Annotated[
-        str, typer.Argument(help="A YAML config, a prepared data set, or a folder of images and masks (paths or URIs).")
+        str, typer.Argument(help="A YAML config, a prepared dataset, or a folder of images and masks (path or URI).")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="With a config: section.field=value ...")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Look at every sample, not at some.")] = False,
-    sample: Annotated[int, typer.Option(min=1, help="About how many samples per split to look at.")] = 200,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Fields to change if TARGET is a config, as section.field=value.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Inspect every sample.")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="About how many samples per split to inspect.")] = 200,
     format: Format = "folder",
     names: Names = None,
     void: Void = None,
@@ -148,49 +175,61 @@ def doctor(
     max_megapixels: MaxMegapixels = 200,
     json: Json = False,
 ) -> None:
-    """Look for what would waste a run: data, labels, leaks, storage, device; and rehearse two steps of it.
+    """Find problems that would waste a run.
 
-    Examples: `segdist doctor configs/demo.yaml data.uri=data/photos run.uri=runs/photos`, `segdist doctor data/photos --all`,
-    `segdist doctor photos/ --names background=0,crack=1`
+    With a config, check its data, labels, storage and device, and rehearse two training steps. With a prepared dataset, check
+    classes, duplicates and leaks between splits. With a folder of images and masks, also list every file that `prepare` would
+    refuse. --format and the options below it describe such a folder.
 
-    Exit code 2 when something would waste a run; warnings alone leave 0. --format and what follows it are for a folder that is
-    not prepared yet.
+    \b
+    Examples:
+      segdist doctor configs/demo.yaml data.uri=data/photos run.uri=runs/photos
+      segdist doctor data/photos --all
+      segdist doctor photos/ --names background=0,crack=1
+
+    Exit code 2 means that at least one error was found. Warnings alone leave it at 0.
     """
     from segdist.cli.tables import findings
     from segdist.console import console
     from segdist.data.importers.layout import ImportOptions
-    from segdist.data.prepare import Declared
+    from segdist.data.label_options import LabelOptions
     from segdist.doctor import examine
 
     most = None if everything else sample
-    declared = Declared(names, mask_values(void), first, None, color_tolerance)
-    ask = ImportOptions(
+    declared = LabelOptions(names, mask_values(void), first, None, color_tolerance)
+    options = ImportOptions(
         limit=limit, revision=revision, subset=subset, image_column=image_column, mask_column=mask_column
     )
-    found = examine(target, overrides or [], most, format, declared, ask, max_megapixels)
+    found = examine(target, overrides or [], most, format, declared, options, max_megapixels)
     console.print(findings(f"segdist doctor {target}", found))
     errors = [f for f in found if f.severity == "error"]
     warned = sum(f.severity == "warning" for f in found)
-    say(f"{len(errors)} error(s), {warned} warning(s)" + ("" if errors or warned else ": nothing stands in the way"))
-    machine(json, {"target": target, "healthy": not errors, "findings": [f.to_json() for f in found]})
+    say(f"{len(errors)} error(s), {warned} warning(s)" + ("" if errors or warned else ": no problem was found"))
+    print_json(json, {"target": target, "healthy": not errors, "findings": [f.to_json() for f in found]})
     if errors:
         raise typer.Exit(2)
 
 
 @app.command()
 def stats(
-    data: Annotated[str, typer.Argument(help="Prepared data set (path or URI).")],
+    data: Annotated[str, typer.Argument(help="Prepared dataset (path or URI).")],
     split: Annotated[str, typer.Option(help="Split to count.")] = "train",
     everything: Annotated[
-        bool, typer.Option("--all", help="Read every sample, not some, for mean, std and samples.")
+        bool, typer.Option("--all", help="Read every sample for the mean, the std and the sample counts.")
     ] = False,
-    sample: Annotated[int, typer.Option(min=1, help="About how many samples to read.")] = 500,
-    out: Annotated[str | None, typer.Option(help="Folder for stats.yaml and stats.png (path or s3://).")] = None,
+    sample: Annotated[int, typer.Option(min=1, help="About how many samples to read without --all.")] = 500,
+    out: Annotated[
+        str | None, typer.Option(help="Also write stats.yaml and a chart, stats.png, into this folder (path or s3://).")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Pixels and samples by class, sizes, mean and deviation, and class weights for the loss.
+    """Count pixels and samples per class.
 
-    Example: `segdist stats data/photos --out stats/` writes them as YAML and as a chart, too.
+    Also show image sizes, mean and standard deviation per channel, and class weights for the loss.
+
+    \b
+    Example:
+      segdist stats data/photos --out stats/
     """
     from segdist import storage
     from segdist.cli.tables import shares
@@ -201,10 +240,10 @@ def stats(
 
     if out:
         storage.check_writable(out)
-    found = statistics.stats(data, split, None if everything else sample)
+    found = statistics.compute_stats(data, split, None if everything else sample)
     console.print(shares(found))
     if out:
         storage.write(storage.join(out, "stats.yaml"), statistics.to_yaml(found).encode())
         storage.write(storage.join(out, "stats.png"), png(statistics.chart(found, indices.load(data))))
         say(f"written: {storage.join(out, 'stats.yaml')} and stats.png")
-    machine(json, found)
+    print_json(json, found)

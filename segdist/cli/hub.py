@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segdist.cli.app import Json, app, machine, say
+from segdist.cli.app import Json, app, print_json, say
 
 
 @app.command()
@@ -14,39 +14,45 @@ def push(
     source: Annotated[
         str,
         typer.Argument(
-            help="A run (its best checkpoint is taken), one checkpoint, or a prepared data set; a path or URI."
+            help="A run, whose best checkpoint is used, one checkpoint, or a prepared dataset. A path or URI."
         ),
     ],
-    repo_id: Annotated[
-        str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub; created where it does not exist.")
-    ],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub. Created if it does not exist.")],
     private: Annotated[
-        bool, typer.Option("--private/--public", help="Who sees a repository that is created now.")
+        bool, typer.Option("--private/--public", help="Visibility of the repository if it is created now.")
     ] = True,
     samples: Annotated[
         bool | None,
         typer.Option(
             "--samples/--no-samples",
-            help="Show validation images in the card, with truth and prediction. [default: where the repository is private]",
+            help="Show validation images with mask and prediction in the card. [default: only if the repository is private]",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the model of another run, or another data set.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the model of another run, or another dataset.")] = False,
     licence: Annotated[
         str | None,
         typer.Option(
-            help="Licence that the card states, such as cc-by-4.0. [default: that of the weights it began from, or of the data]"
+            help="Licence in the card, for example cc-by-4.0. [default: the licence of the initial weights, or of the dataset]"
         ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option(help="First have the model's library load it in another process, and compare its logits.")
+        bool,
+        typer.Option(
+            help="Before pushing, load the model with its own library in another process, and compare the logits."
+        ),
     ] = True,
     json: Json = False,
 ) -> None:
-    """Put a run's best model, or a data set, on the Hugging Face Hub, with a card that tells how it was made.
+    """Push a model or a dataset to the Hugging Face Hub.
 
-    Example: `segdist push runs/photos me/photos`, with a token that may write in HF_TOKEN, or given to `hf auth login`
+    The repository gets a card that says how the model or dataset was made. It is private unless you give --public. The command
+    needs a token with write access, in HF_TOKEN or from `hf auth login`.
 
-    The repository is private unless you say `--public`. `hub.repo_id=me/photos` in a config does the same while a run trains.
+    \b
+    Example:
+      segdist push runs/photos me/photos
+
+    To push the best model during training, set hub.repo_id in the config.
     """
     from segdist import storage
     from segdist.data.index import NAME
@@ -57,15 +63,15 @@ def push(
 
         with terminable():
             summary = push_data(source, repo_id, private, overwrite, licence)
-        say(f"{_done(summary)} {source}: {summary['url']}; to train on it: data.uri=hf://datasets/{repo_id}")
+        say(f"{_done(summary)} {source}: {summary['url']}. To train on it: data.uri=hf://datasets/{repo_id}")
     else:
         from segdist.publish.push import push as run
 
         with terminable():
             summary = run(source, repo_id, private, samples, overwrite, verify, licence)
         say(f"{_done(summary)} {summary['checkpoint']}: {summary['url']}")
-    machine(json, summary)
+    print_json(json, summary)
 
 
 def _done(summary: dict[str, Any]) -> str:
-    return "pushed" if summary["changed"] else "nothing changed: the Hub holds all of"
+    return "pushed" if summary["changed"] else "unchanged on the Hub:"

@@ -7,36 +7,40 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from segdist.cli.app import Device, Json, Raw, RunOrCheckpoint, app, check_file, machine, numbers, say
+from segdist.cli.app import Device, Json, Raw, RunOrCheckpoint, app, check_file, check_png, numbers, print_json, say
 from segdist.errors import UserError
 
-# How a model looks at images: options of evaluate and predict.
+# Inference settings: options of `evaluate` and `predict`.
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Images, or windows, per forward pass. [default: the run's own]")
+    int | None, typer.Option(min=1, help="Images (or windows) per forward pass. [default: as in the run]")
 ]
 Mode = Annotated[
     Literal["whole", "sliding"] | None,
-    typer.Option(help="See an image at once, or in overlapping windows. [default: the run's own]"),
+    typer.Option(help="Process an image at once, or in overlapping windows. [default: as in the run]"),
 ]
 Window = Annotated[
-    str | None, typer.Option(help="Sliding window, HEIGHTxWIDTH px. [default: the run's own, or its training crop]")
+    str | None,
+    typer.Option(
+        help="Size of a sliding window in px, HEIGHTxWIDTH. Example: 512x512. [default: as in the run, or its training crop]"
+    ),
 ]
 Overlap = Annotated[
     float | None,
-    typer.Option(help="Share of a window that the next one covers again, 0 to 0.95. [default: the run's own]"),
+    typer.Option(help="Overlap of neighbouring windows, from 0 to 0.95. Example: 0.5. [default: as in the run]"),
 ]
 Scales = Annotated[
-    str | None, typer.Option(help="Average over these scales, such as 0.5,1,1.5. [default: the run's own]")
+    str | None,
+    typer.Option(help="Average the predictions over these scales. Example: 0.5,1,1.5. [default: as in the run]"),
 ]
 Flip = Annotated[
-    bool | None, typer.Option("--flip/--no-flip", help="Average with mirrored images. [default: the run's own]")
+    bool | None, typer.Option("--flip/--no-flip", help="Average with the flipped image. [default: as in the run]")
 ]
 
 
-def looking(
+def inference_overrides(
     mode: str | None, window: str | None, overlap: float | None, scales: str | None, flip: bool | None
 ) -> dict[str, Any]:
-    """Fields of `eval` that the options change."""
+    """Return the fields of `eval` that the options change."""
     given = {
         "mode": mode,
         "window_size": numbers("--window", window, "x", int, "512x512", 2),
@@ -50,7 +54,9 @@ def looking(
 @app.command()
 def evaluate(
     checkpoint: RunOrCheckpoint,
-    data: Annotated[str | None, typer.Option(help="Prepared data set. [default: the one it was trained on]")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Prepared dataset (path or URI). [default: the one the model was trained on]")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     batch_size: BatchSize = None,
     mode: Mode = None,
@@ -60,30 +66,47 @@ def evaluate(
     flip: Flip = None,
     pictures: Annotated[
         bool,
-        typer.Option(help="Count by sample: an interval for the mIoU, and what `segdist compare` needs, in the JSON."),
+        typer.Option(
+            help="Also count per image. This gives the mIoU a 95 % interval, and lets `segdist compare` do the same for a "
+            "difference."
+        ),
     ] = False,
-    boundary: Annotated[bool, typer.Option(help="Boundary IoU (Cheng et al. 2021), too; it costs some time.")] = False,
+    boundary: Annotated[
+        bool, typer.Option(help="Also compute boundary IoU (Cheng et al. 2021). It takes more time.")
+    ] = False,
     confusion: Annotated[
-        str | None, typer.Option(help="Draw the confusion matrix into this PNG (path or URI).")
+        str | None, typer.Option(help="Plot the confusion matrix into this PNG file (path or URI).")
     ] = None,
     previews: Annotated[
-        str | None, typer.Option(help="Draw samples into this PNG: image, truth and prediction side by side.")
+        str | None,
+        typer.Option(help="Draw samples into this PNG file (path or URI): image, mask and prediction side by side."),
     ] = None,
-    num_previews: Annotated[int, typer.Option(min=1, max=64, help="How many, spread over the split.")] = 4,
-    preview_ids: Annotated[str | None, typer.Option(help="Which instead, as a comma list of sample ids.")] = None,
+    num_previews: Annotated[
+        int, typer.Option(min=1, max=64, help="Number of samples for --previews, spread over the split.")
+    ] = 4,
+    preview_ids: Annotated[
+        str | None, typer.Option(help="Sample IDs for --previews, separated by commas. Replaces --num-previews.")
+    ] = None,
     raw: Raw = False,
     device: Device = "auto",
     out: Annotated[
-        str | None, typer.Option(help="Also write the JSON, with the confusion matrix, to this file.")
+        str | None,
+        typer.Option(help="Also write the result with the confusion matrix as JSON to this file (path or URI)."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score a model on a split: every sample once, at its mask's own size.
+    """Score a model on a split of a dataset.
 
-    Example: `segdist evaluate runs/photos --data data/photos --split val`
+    Every sample is counted once, at the mask's own size, on any number of ranks.
 
-    Large images: `--mode sliding --window 512x512 --overlap 0.5`. Several ranks share the samples:
-    `torchrun --nproc-per-node 4 -m segdist evaluate RUN`.
+    \b
+    Example:
+      segdist evaluate runs/photos --data data/photos --split val
+
+    \b
+    Large images, and several GPUs:
+      segdist evaluate runs/photos --mode sliding --window 512x512 --overlap 0.5
+      torchrun --nproc-per-node 4 -m segdist evaluate runs/photos
     """
     from segdist import storage
     from segdist.cli.tables import scores
@@ -91,16 +114,16 @@ def evaluate(
     from segdist.evaluation.report import evaluate_checkpoint
     from segdist.runs.record import to_json
 
-    changes = looking(mode, window, overlap, scales, flip)
+    changes = inference_overrides(mode, window, overlap, scales, flip)
     is_first = os.environ.get("RANK", "0") == "0"
-    for option, file in (("--confusion", confusion), ("--previews", previews)):
-        if file and not file.lower().endswith(".png"):
-            raise UserError(f"{option} {file}: it will be a PNG; name it so")
     if preview_ids and not previews:
-        raise UserError("--preview-ids needs --previews FILE.png, where they are drawn")
-    for file in filter(None, (out, confusion, previews)):
-        if is_first:
-            check_file(file)  # before the work
+        raise UserError("--preview-ids has no effect without --previews. Add --previews FILE.png")
+    if is_first:  # before the work
+        for option, file in (("--confusion", confusion), ("--previews", previews)):
+            if file:
+                check_png(option, file)
+        if out:
+            check_file(out)
     ids = preview_ids and [one.strip() for one in preview_ids.split(",") if one.strip()]
     result = evaluate_checkpoint(
         checkpoint, data, split, batch_size, device, changes, per_sample=pictures, boundary=boundary, raw=raw,
@@ -112,7 +135,7 @@ def evaluate(
     if out:
         storage.write(out, to_json(result, indent=1).encode())
         say(f"written: {out}")
-    machine(json, result)
+    print_json(json, result)
     if confusion:
         from segdist.evaluation import figures
 
@@ -123,17 +146,21 @@ def evaluate(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="Report of the first model: what `segdist evaluate --out` wrote.")],
-    b: Annotated[str, typer.Argument(help="Report of the second model, on the same data.")],
+    a: Annotated[str, typer.Argument(help="Report of model A, written by `segdist evaluate --out` (path or URI).")],
+    b: Annotated[str, typer.Argument(help="Report of model B, on the same data (path or URI).")],
     json: Json = False,
 ) -> None:
-    """Say which of two evaluations is better, class by class, and whether that is more than the choice of samples.
+    """Compare the scores of two models.
 
-    Example: `segdist compare before.json after.json`
+    The scores are compared class by class. If both reports were made with `--pictures`, the difference in mIoU has a 95 %
+    interval: a paired bootstrap over the images. Boundary IoU is compared if both reports were made with `--boundary`.
+    Reports on different data, splits, classes or protocols cannot be compared.
 
-    With `segdist evaluate ... --pictures --out FILE` for both, the difference comes with a 95 % interval (bootstrap over
-    samples, both models on the same ones). Boundary IoU is compared where both have it (`segdist evaluate ... --boundary`).
-    Reports of other data, splits, classes or protocols are refused.
+    \b
+    Example:
+      segdist evaluate runs/a --pictures --out a.json
+      segdist evaluate runs/b --pictures --out b.json
+      segdist compare a.json b.json
     """
     from segdist.cli.tables import comparison
     from segdist.console import console
@@ -142,33 +169,42 @@ def compare(
     result = run(a, b)
     console.print(comparison(result))
     say(result["sentence"])
-    machine(json, result)
+    print_json(json, result)
 
 
 @app.command()
 def models(
-    names: Annotated[list[str] | None, typer.Argument(help="Show these in full. [default: list all]")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Show these models in full. [default: list all models]")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List what can be trained: size, stride, resize rule, images, exports that verify, and known weights with licences.
+    """List the models that can be trained.
 
-    Example: `segdist models`, and `segdist models segformer unet` for more on these two
+    The list has the number of parameters, the stride, the export formats and the pretrained weights with their licences.
+
+    \b
+    Examples:
+      segdist models
+      segdist models segformer unet
     """
     from dataclasses import asdict
 
     from segdist.cli.tables import catalogue, model
-    from segdist.config.models import MODELS, refusal
+    from segdist.config.models import MODELS, unsupported_reason
     from segdist.console import console
 
     if unknown := [name for name in names or [] if name not in MODELS]:
-        raise UserError(refusal(unknown[0]) or f"{unknown[0]!r} is no model.name; `segdist models` lists all")
+        raise UserError(
+            unsupported_reason(unknown[0]) or f"{unknown[0]!r} is not a model.name. `segdist models` lists all models"
+        )
 
     from segdist.models.catalogue import entries
 
     found = entries(names or ())
     for part in [model(entry) for entry in found] if names else [catalogue(found)]:
         console.print(part)
-    machine(json, [asdict(entry) for entry in found])
+    print_json(json, [asdict(entry) for entry in found])
 
 
 @app.command()
@@ -179,40 +215,43 @@ def export(
         Literal["native", "onnx", "torch"],
         typer.Option(
             "--format",
-            help="native: the layout of the model's own library. onnx: model.onnx, for onnxruntime, TensorRT, OpenVINO and "
+            help="native: the layout of the model's own library. onnx: model.onnx, for ONNX Runtime, TensorRT, OpenVINO and "
             "others. torch: model.pt2, for torch.export.load.",
         ),
     ] = "native",
     size: Annotated[
         str | None,
         typer.Option(
-            help="Of onnx and torch: for images of HEIGHTxWIDTH px alone. [default: of any size where that verifies, else "
-            "the run's data.image_size or training crop]"
+            help="For onnx and torch: accept only images of HEIGHTxWIDTH px. Example: 512x512. [default: any size, or the "
+            "run's data.image_size or training crop if the model cannot be exported for any size]"
         ),
     ] = None,
     argmax: Annotated[
         bool,
         typer.Option(
-            "--argmax", help="Of onnx and torch: put out a uint8 class map of the image's size in place of logits."
+            "--argmax", help="For onnx and torch: return a uint8 class map of the image's size instead of logits."
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace the export of another run.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing export of another run.")] = False,
     verify: Annotated[
         bool,
         typer.Option(
-            help="Have it read and run in another process without segdist, and compare what it gives with ours."
+            help="Load and run the export in a process without segdist, and compare its output with the original model."
         ),
     ] = True,
     raw: Raw = False,
     json: Json = False,
 ) -> None:
-    """Write a model for where segdist is not installed: in its library's own layout, as ONNX, or traced by torch.
+    """Export a model for use without segdist.
 
-    native: `transformers.pipeline("image-segmentation", model=DEST)`, or `smp.from_pretrained(DEST)` for models of
-    segmentation-models-pytorch. A graph (onnx, torch) takes `images`, float32 (B, 3, H, W), RGB in 0..255: normalisation
-    and padding are inside. segdist.json, and the ONNX file's own metadata, say class names, colours, sizes and scores.
+    A native export loads with `transformers.pipeline("image-segmentation", model=DEST)`, or with `smp.from_pretrained(DEST)`
+    for models of segmentation-models-pytorch. An onnx or torch export takes `images`: float32 (B, 3, H, W), RGB, 0 to 255. It
+    does normalisation and padding itself. Class names, colours, sizes and scores are in segdist.json and in the ONNX metadata.
 
-    Example: `segdist export runs/photos exports/photos`, or `segdist export runs/photos exports/onnx --format onnx --argmax`
+    \b
+    Examples:
+      segdist export runs/photos exports/photos
+      segdist export runs/photos exports/onnx --format onnx --argmax
     """
     import torch
 
@@ -221,14 +260,14 @@ def export(
 
     fixed = numbers("--size", size, "x", int, "512x512", 2)
     if fixed and min(fixed) < 1:
-        raise UserError(f"--size {size!r}: give px, such as 512x512")
+        raise UserError(f"--size {size!r}: sizes must be at least 1 px. Give for example 512x512")
     trained = load_trained(checkpoint, torch.device("cpu"), raw)
     summary = run(trained, dest, overwrite, verify, form, (fixed[0], fixed[1]) if fixed else None, argmax)
     takes = f", for {summary['sides']}" if "sides" in summary else ""
     say(f"exported {trained.uri} ({trained.weights} weights) for {summary['layout']}{takes}: {dest}")
     if verify:
         say(f"verified: {summary['layout']} alone gives {summary['verified']}")
-    machine(json, summary)
+    print_json(json, summary)
 
 
 @app.command()
@@ -236,21 +275,23 @@ def predict(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A run (its best checkpoint is taken), a checkpoint or an export; a path or URI, or an export on the Hugging "
-            "Face Hub: OWNER/NAME, hf://OWNER/NAME@REVISION."
+            help="A run, whose best checkpoint is used, a checkpoint, or an export. A path or URI, or an export on the Hugging "
+            "Face Hub: OWNER/NAME or hf://OWNER/NAME@REVISION."
         ),
     ],
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders, or patterns such as `s3://BUCKET/day1/*.jpg` and `'photos/**/*.jpg'` (paths or URIs)."
+            help="Image files, folders or patterns (paths or URIs). Examples: photos/, 'photos/**/*.jpg', "
+            "'s3://BUCKET/day1/*.jpg'."
         ),
     ],
-    out: Annotated[str, typer.Option(help="Folder for masks and overlays (path or s3://).")],
+    out: Annotated[str, typer.Option(help="Folder for the masks and overlays (path or s3://).")],
     save: Annotated[
         str,
         typer.Option(
-            help="What to write beside each index mask: overlay, color, probabilities, several (color,overlay), or ''."
+            help="What to write in addition to each index mask: overlay, color, probabilities, several of them "
+            "(color,overlay), or '' for nothing."
         ),
     ] = "overlay",
     batch_size: BatchSize = None,
@@ -259,46 +300,51 @@ def predict(
     overlap: Overlap = None,
     scales: Scales = None,
     flip: Flip = None,
-    overwrite: Annotated[bool, typer.Option(help="Make anew what is there already.")] = False,
-    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 200,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing results.")] = False,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse images with more megapixels than this.")] = 200,
     raw: Raw = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Write an index mask (PNG with palette) and an overlay for each image, and the share of each class in shares.csv.
+    """Predict masks for images.
 
-    shares.jsonl has the same as JSON, one image per line. `--save probabilities` writes NAME_probabilities.npz for numpy:
-    `probabilities`, float16 (classes, height, width) at the image's size, and `names`; no image's may exceed 2 GB.
+    For each image, write an index mask (a PNG with palette) and an overlay. A mask holds class numbers, 0 for the first class,
+    whatever values the training masks had. The share of each class per image is in shares.csv, and as JSON in shares.jsonl.
 
-    A mask holds class numbers, 0 for the first class and so on, whatever values the masks of the training had.
+    With `--save probabilities`, NAME_probabilities.npz holds `probabilities`, float16 (classes, height, width) at the image's
+    size, and `names`. The limit is 2 GB per image.
 
-    Example: `segdist predict runs/photos holiday/ --out predictions/`
+    \b
+    Example:
+      segdist predict runs/photos holiday/ --out predictions/
 
-    Results lie in OUT as the images do in their folders: NAME.png for NAME.jpg, and for images that differ in their suffix
-    alone NAME.jpg.png. OUT may not lie where images are looked for.
+    OUT keeps the folders of the images: NAME.jpg becomes NAME.png. If two images differ only in their suffix, NAME.jpg becomes
+    NAME.jpg.png. OUT must not be inside a folder of images.
 
-    The same command again goes on where it stopped (Ctrl-C: exit code 130), and makes anew what has changed. Other images may
-    join those in OUT, but one of the same name is refused unless --overwrite. A bad image does not stop the others: such are
-    listed at the end, with exit code 2.
+    If the command is interrupted, run it again: it continues, and repeats images that have changed. You can add other images to
+    OUT, but an image of the same name needs --overwrite. Unreadable images are skipped and listed at the end, with exit
+    code 2. Ctrl-C ends with exit code 130.
     """
     from dataclasses import replace
 
     from segdist.distributed import choose_device
-    from segdist.evaluation.report import with_changes
+    from segdist.evaluation.report import override_eval
     from segdist.launch.stop import terminable
-    from segdist.predict.files import ENDS, predict_files
+    from segdist.predict.files import SUFFIXES, predict_files
     from segdist.publish.exported import load_model
 
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
-    if unknown := [kind for kind in kinds if kind not in ENDS]:
-        raise UserError(f"--save {unknown[0]}: give {', '.join(ENDS)}")
-    changes = looking(mode, window, overlap, scales, flip) | ({"batch_size": batch_size} if batch_size else {})
+    if unknown := [kind for kind in kinds if kind not in SUFFIXES]:
+        raise UserError(f"--save {unknown[0]}: unknown output. Choose from {', '.join(SUFFIXES)}")
+    changes = inference_overrides(mode, window, overlap, scales, flip) | (
+        {"batch_size": batch_size} if batch_size else {}
+    )
     trained = load_model(checkpoint, choose_device(device), raw)
-    trained = replace(trained, cfg=with_changes(trained.cfg, changes))
+    trained = replace(trained, cfg=override_eval(trained.cfg, changes))
     try:
         with terminable():
             done = predict_files(trained, images, out, max_megapixels, kinds, overwrite)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None  # it has said how far it came
+        raise typer.Exit(130) from None  # the progress has been printed
     say(f"{len(done)} image(s): {out}")
-    machine(json, {"out": out, "images": done})
+    print_json(json, {"out": out, "images": done})

@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables that the commands print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LAPTOP = 15_000_000  # parameters
 
 
 def scores(result: dict[str, Any]) -> Table:
-    """The report of an evaluation, class by class."""
+    """Return the table of an evaluation, a row per class."""
     table = Table(
         title=Text(f"{result['data']}, {result['split']}: {result['num_samples']} samples"),
         caption=Text(
@@ -45,11 +45,11 @@ def scores(result: dict[str, Any]) -> Table:
 
 
 def _means(result: dict[str, Any]) -> str:
-    """The scores over all classes, in two lines."""
+    """Return the scores over all classes, in two lines."""
     interval = result.get("miou_interval")
-    between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95 % over samples" if interval else ""
-    few = f", few: {result['num_samples']}, so likely too narrow" if interval and result["num_samples"] < 30 else ""
-    between += few
+    between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95 % interval over images" if interval else ""
+    if interval and result["num_samples"] < 30:
+        between += f" (only {result['num_samples']} images: likely too narrow)"
     boundary = f"   mean boundary IoU {result['mean_boundary_iou']:.4f}" if "mean_boundary_iou" in result else ""
     return (
         f"mIoU {result['miou']:.4f}{between}   mean accuracy {result['mean_accuracy']:.4f}   "
@@ -60,23 +60,23 @@ def _means(result: dict[str, Any]) -> str:
 
 
 def history(run: str, rows: list[dict[str, Any]]) -> Table:
-    """A run's history as far as 80 columns hold it, a row per evaluation or record; the best mIoU stands out."""
+    """Return the main columns of a run's history, which fit into 80 characters. The row with the best mIoU is bold."""
     table = Table(title=Text(run))
     best = max((row["miou"] for row in rows if row["miou"] is not None), default=None)
-    shown = {
+    columns = {
         "step": ("step", ","), "epoch": ("epoch", ".1f"), "lr": ("lr", ".2e"), "loss": ("loss", ".4f"),
         "val_loss": ("val loss", ".4f"), "accuracy": ("accuracy", ".4f"), "f1": ("F1", ".4f"), "miou": ("mIoU", ".4f"),
     }  # fmt: skip
-    for heading, _ in shown.values():
+    for heading, _ in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        cells = ["" if row[key] is None else format(row[key], form) for key, (_, form) in shown.items()]
+        cells = ["" if row[key] is None else format(row[key], form) for key, (_, form) in columns.items()]
         table.add_row(*cells, style="bold" if best is not None and row["miou"] == best else None)
     return table
 
 
 def findings(title: str, found: list[Finding]) -> Table:
-    """What the doctor found, the worst first."""
+    """Return the doctor's findings, errors first, each with its remedy."""
     table = Table(title=Text(title), title_justify="left")
     for column in ("", "what", "finding"):
         table.add_column(column)
@@ -90,14 +90,14 @@ def findings(title: str, found: list[Finding]) -> Table:
 
 
 def shares(found: dict[str, Any]) -> Table:
-    """Pixels and weights, class by class."""
+    """Return pixel counts and class weights, a row per class."""
     table = Table(
         title=Text(
             f"{found['data']}, {found['split']}: {found['num_samples']} samples, {found['num_samples_read']} read"
         ),
-        caption=f"mean {_triple(found['mean'])}   std {_triple(found['std'])} (of 0..1)\nsizes "
+        caption=f"mean {_triple(found['mean'])}   std {_triple(found['std'])} (images scaled to 0..1)\nsizes "
         + " to ".join("x".join(map(str, found["size_px"][k])) for k in ("smallest", "largest"))
-        + " px (height x width)\nthe last columns are weights for loss.class_weights",
+        + " px (height x width)\nthe last columns are class weights, for loss.class_weights",
         caption_justify="left",
     )
     table.add_column("class")
@@ -116,17 +116,17 @@ def _triple(values: list[float]) -> str:
 
 
 def layouts(known: dict[str, Layout]) -> Table:
-    """What `segdist prepare --format` can read."""
+    """Return the layouts that `segdist prepare --format` can read."""
     table = Table(title="segdist prepare SOURCE DEST --format ...", show_lines=True)
     for column in ("format", "what it is", "what SOURCE holds", "licence"):
-        table.add_column(column, overflow="fold")  # a path that is cut helps nobody
+        table.add_column(column, overflow="fold")  # do not cut paths
     for name, layout in known.items():
         table.add_row(name, Text(layout.about), Text(layout.expects), Text(layout.licence))
     return table
 
 
 def catalogue(entries: list[Entry]) -> Group:
-    """What `model.name` can be, library by library, in 80 columns."""
+    """Return the values of `model.name`, a table per library, within 80 characters."""
     parts: list[Any] = []
     for package in dict.fromkeys(entry.package for entry in entries):
         some = [entry for entry in entries if entry.package == package]
@@ -142,42 +142,42 @@ def catalogue(entries: list[Entry]) -> Group:
             row += ["; ".join(dict.fromkeys(_licence(w, short=True) for w in entry.weights))] if entry.weights else []
             table.add_row(*map(Text, row))
         parts += [table, Text(_common(some), style="italic")]
-    return Group(*parts, Text("\nOne in full, with a line for a config and its weights: segdist models NAME"))
+    return Group(*parts, Text("\nTo show a model in full, with a config line and its weights: segdist models NAME"))
 
 
 def _common(entries: list[Entry]) -> str:
-    """What holds for all models of a library."""
+    """Return what all models of a library have in common."""
     corners = {entry.align_corners for entry in entries}
     fixed = [entry.name for entry in entries if entry.one_size]
-    only = f"; graphs of {', '.join(fixed)} are for one size of image" if fixed else ""
+    only = f". Exports of {', '.join(fixed)} accept one image size" if fixed else ""
     lines = [
-        "* needs two images or more in a micro-batch",
-        f"stride: px per logit; logits are {_resize(corners.pop())}",
-        f"exports that verify: {', '.join(entries[0].exports)}{only}",
+        "* needs at least two images per micro-batch",
+        f"stride: px per logit. Logits are {_resize(corners.pop())}",
+        f"exports: {', '.join(entries[0].exports)}{only}",
     ]
     if not entries[0].weights:
         encoders = ", ".join(dict.fromkeys(name for entry in entries for name in entry.parameters))
-        lines.insert(0, f"parameters: with the encoder {encoders}; any of smp's, or timm's as tu-NAME")
+        lines.insert(0, f"parameters: with the encoder {encoders}. Any encoder of smp works, and of timm as tu-NAME")
         lines.append(
-            "weights: imagenet, for the encoder alone; its page has the licence (mit_b0 to mit_b5, of NVIDIA: research only)"
+            "weights: ImageNet, for the encoder only. See its page for the licence (mit_b0 to mit_b5 by NVIDIA: research only)"
         )
     return "\n".join(lines)
 
 
 def model(entry: Entry) -> Group:
-    """One value of `model.name`, in full."""
+    """Return one model in full."""
     sizes = ", ".join(f"{_sizes([count])} ({name})" for name, count in entry.parameters.items())
     facts = {
         "config": f"model: {entry.example}",
         "source": f"{entry.source}, through {entry.package}",
         "parameters": sizes,
         "smallest": _smallest(entry),
-        "logits": f"one per {entry.stride}x{entry.stride} px; {_resize(entry.align_corners)}",
-        "images": entry.images + ("; two or more in a micro-batch" if entry.needs_pairs else ""),
-        "aux head": "model.aux_head=true adds one" if entry.aux_head else "none",
-        "exports": ", ".join(entry.exports) + ("; graphs for one size of image" if entry.one_size else ""),
+        "logits": f"one per {entry.stride}x{entry.stride} px, {_resize(entry.align_corners)}",
+        "images": entry.images + (", at least two per micro-batch" if entry.needs_pairs else ""),
+        "aux head": "optional (model.aux_head=true)" if entry.aux_head else "none",
+        "exports": ", ".join(entry.exports) + (" (onnx and torch for one image size)" if entry.one_size else ""),
         "weights": "\n".join(f"{w['repo']}: {_licence(w)}" for w in entry.weights)
-        or "imagenet, for the encoder; see the encoder's page for its licence",
+        or "ImageNet, for the encoder only. See the encoder's page for its licence",
     }
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -188,19 +188,19 @@ def model(entry: Entry) -> Group:
 
 
 def _smallest(entry: Entry) -> str:
-    """The smallest one, and whether a laptop trains it."""
+    """Return the smallest version, and whether a laptop can train it."""
     text = f"model: {entry.smallest}, {_sizes([entry.smallest_parameters])}"
     if entry.smallest_parameters <= _LAPTOP:
-        return f"{text}; a laptop trains it, on a CPU too, with small crops"
-    return f"{text}; more than a laptop trains in an evening: begin with segformer (b0) or unet (mobilenet_v2)"
+        return f"{text}. A laptop can train it with small crops, even without a GPU"
+    return f"{text}. Too large for a laptop: start with segformer (b0) or unet (mobilenet_v2)"
 
 
 def _resize(align_corners: bool) -> str:
-    return f"resized bilinearly, align_corners={str(align_corners).lower()}"
+    return f"resized bilinearly with align_corners={str(align_corners).lower()}"
 
 
 def _sizes(counts: list[int]) -> str:
-    """Millions, from the smallest to the largest."""
+    """Format parameter counts in millions, as a range."""
     ends = [f"{count / 1e6:.1f}" for count in dict.fromkeys((min(counts), max(counts)))]
     return f"{' to '.join(ends)} M"
 
@@ -216,7 +216,7 @@ def _licence(weights: dict[str, Any], short: bool = False) -> str:
 
 
 def comparison(result: dict[str, Any]) -> Table:
-    """Two evaluations side by side, class by class."""
+    """Return two evaluations side by side, a row per class."""
     table = Table(
         title=Text(f"{result['data']}, {result['split']}: {result['num_samples']} samples"),
         caption=Text(f"A {result['a']['checkpoint']}\nB {result['b']['checkpoint']}\n{result['protocol']}"),
@@ -224,14 +224,14 @@ def comparison(result: dict[str, Any]) -> Table:
     )
     table.add_column("class")
     scores = {"IoU": ("iou", "miou"), "boundary": ("boundary_iou", "mean_boundary_iou")}
-    shown = [(heading, *keys) for heading, keys in scores.items() if keys[0] in result]
-    for heading, _, _ in shown:
+    columns = [(heading, *keys) for heading, keys in scores.items() if keys[0] in result]
+    for heading, _, _ in columns:
         for column in (f"{heading} A", f"{heading} B", "B - A"):
             table.add_column(column, justify="right", no_wrap=True)
     for name in result["iou"]:
-        table.add_row(Text(name), *[cell for _, key, _ in shown for cell in _compared(result[key][name])])
+        table.add_row(Text(name), *[cell for _, key, _ in columns for cell in _compared(result[key][name])])
     table.add_section()
-    table.add_row("mean", *[cell for _, _, key in shown for cell in _compared(result[key])], style="bold")
+    table.add_row("mean", *[cell for _, _, key in columns for cell in _compared(result[key])], style="bold")
     return table
 
 

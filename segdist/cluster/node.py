@@ -1,10 +1,10 @@
-"""This machine as a node that is to go: the notice of its cloud, or of its pod, becomes a drain of Ray's.
+"""Drain the Ray nodes of this machine before it goes away, because of a spot notice or because its pod is evicted.
 
-Ray tells the ranks of a node that is drained; they commit, train on until its deadline, and start again elsewhere. But nobody
-tells Ray: to its launcher for clouds a spot machine is there until it is gone. So a spot machine runs `segdist node watch`
-beside Ray, and a pod that may be evicted has `segdist node drain` as its preStop hook.
+When a node is drained, Ray tells its ranks. They commit, train on until the deadline, and restart elsewhere. But nothing tells
+Ray: its cluster launcher does not know that a spot machine will go until it has gone. Therefore a spot machine runs
+`segdist node watch` beside Ray, and a pod that may be evicted runs `segdist node drain` as its preStop hook.
 
-The notice of EC2 comes two minutes before the end, by the instance metadata service, version 2:
+EC2 gives notice two minutes ahead, through the instance metadata service, version 2:
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 """
 
@@ -29,11 +29,11 @@ from segdist.errors import UserError
 from segdist.launch.ray_cluster import present_token
 
 _EC2 = "http://169.254.169.254"
-_EVERY_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
-_DRAIN_SECONDS = 30.0  # for asking Ray, which takes two seconds to import
-_LEAVE_SECONDS = 10.0  # that ranks need to end once Ray's deadline is there, until which they train on
-_START_SECONDS = 60.0  # in which the service may begin to answer
-_WORK = {  # what processes are, by the names that Ray gives them
+_POLL_SECONDS, _ANSWER_SECONDS, _TOKEN_SECONDS = 5.0, 2.0, 21600
+_DRAIN_SECONDS = 30.0  # for the drain request to Ray, whose import alone takes two seconds
+_LEAVE_SECONDS = 10.0  # that ranks need to end after Ray's deadline, until which they train
+_START_SECONDS = 60.0  # in which the metadata service must answer for the first time
+_WORK = {  # kind of work of a process, by the title that Ray gives it
     "ray::RayTrainWorker": "rank",
     "ray::TrialProcess": "trial",
     "ray::_Inner": "trial",
@@ -48,83 +48,92 @@ class Notice:
 
 
 class Metadata:
-    """EC2's instance metadata service. AWS_EC2_METADATA_SERVICE_ENDPOINT may name another place, as for AWS's own tools."""
+    """EC2's instance metadata service. AWS_EC2_METADATA_SERVICE_ENDPOINT overrides its address, as for AWS's own tools."""
 
     def __init__(self) -> None:
         self.address = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _EC2).rstrip("/")
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # it is never behind a proxy
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # never through a proxy
         self._token = ""
 
     def get(self, name: str) -> str | None:
-        """What it has under this name; None where there is nothing. Raises OSError when it does not answer."""
+        """Return the value of this name, or None if there is none. Raises OSError if the service does not answer."""
         for _ in range(2):
             if not self._token:
-                wish = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
-                self._token = self._ask("PUT", "api/token", wish)
+                ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
+                self._token = self._request("PUT", "api/token", ttl)
             try:
-                return self._ask("GET", f"meta-data/{name}", {"X-aws-ec2-metadata-token": self._token})
+                return self._request("GET", f"meta-data/{name}", {"X-aws-ec2-metadata-token": self._token})
             except urllib.error.HTTPError as error:
                 if error.code == 404:
                     return None
                 if error.code != 401:
                     raise
-                self._token = ""  # it has expired
-        raise OSError(f"{self.address} takes no token of its own")
+                self._token = ""  # expired
+        raise OSError(f"{self.address} rejects the token that it has just issued")
 
     def notice(self) -> Notice | None:
-        """That this machine will be taken away; None while nobody has said so. Raises OSError as `get`."""
+        """Return the notice that this machine will be taken away, or None if there is none yet. Raises OSError like `get`."""
         text = self.get("spot/instance-action")
         if text is None:
             return None
         found = json.loads(text)
         return Notice(str(found["action"]), datetime.fromisoformat(found["time"]).timestamp())
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> str:
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
         request = urllib.request.Request(f"{self.address}/latest/{path}", headers=headers, method=method)
         with self._open(request, timeout=_ANSWER_SECONDS) as answer:
             return str(answer.read(1 << 16).decode())
 
 
 def watch() -> None:
-    """Waits for the notice, and drains this node when it comes. Raises UserError on a machine without the service."""
+    """Wait for a spot notice, then drain this machine. Returns at once unless it is a spot machine.
+
+    Raises UserError if the metadata service does not answer.
+    """
     metadata = Metadata()
-    console.say(f"asking EC2's metadata service, {metadata.address}, for up to {_START_SECONDS:g} s")
-    kind = _kind(metadata)
-    if kind != "spot":
-        console.say(f"this machine is {kind}: it gets no notice, and nothing is to be watched")
+    console.say(f"contacting the EC2 metadata service at {metadata.address} (for up to {_START_SECONDS:g} s)")
+    lifecycle = _lifecycle(metadata)
+    if lifecycle != "spot":
+        console.say(f"this machine is {lifecycle}. Only spot machines get a notice, so there is nothing to watch.")
         return
-    console.say(f"watching for a spot notice, every {_EVERY_SECONDS:g} s")
-    silent = False
+    console.say(f"checking for a spot notice every {_POLL_SECONDS:g} s")
+    is_failing = False
     while True:
-        time.sleep(_EVERY_SECONDS)
+        time.sleep(_POLL_SECONDS)
         try:
-            notice, silent = metadata.notice(), False
+            notice, is_failing = metadata.notice(), False
         except (OSError, ValueError, KeyError) as error:
-            if not silent:
-                console.say(f"warning: the metadata service gives no answer ({error}); it is asked again")
-            notice, silent = None, True
+            if not is_failing:
+                console.say(f"warning: no answer from the EC2 metadata service ({error}). Retrying.")
+            notice, is_failing = None, True
         if notice is None:
             continue
         left = notice.when - time.time()
-        console.say(f"notice: {notice.action} in {left:.0f} s")
-        if left <= 0 or _drain_apart(left, f"spot notice: {notice.action}"):
-            return  # else Ray may be about to start, or its head may come back
+        console.say(f"spot notice: {notice.action} in {left:.0f} s")
+        if left <= 0 or _drain_in_subprocess(left, f"spot notice: {notice.action}"):
+            return  # otherwise try again: Ray may be about to start, or its head may come back
 
 
-def _drain_apart(seconds: float, why: str) -> bool:
-    """`drain` in another process, since Ray's client ends the one that it is in when the head does not answer."""
-    asked = ["--no-wait", "--seconds", f"{max(1, round(seconds))}", "--why", why]
-    command = [sys.executable, "-m", "segdist", "node", "drain", *asked]
+def _drain_in_subprocess(seconds: float, reason: str) -> bool:
+    """Call `drain` in another process, and return whether it succeeded.
+
+    Ray's client ends the process that it runs in if the head does not answer.
+    """
+    options = ["--no-wait", "--seconds", f"{max(1, round(seconds))}", "--why", reason]
+    command = [sys.executable, "-m", "segdist", "node", "drain", *options]
     try:
         return subprocess.run(command, timeout=_DRAIN_SECONDS).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
-def drain(seconds: float, why: str) -> int:
-    """Tells Ray that it loses what nodes it has on this machine in so many seconds; their number. Raises UserError."""
+def drain(seconds: float, reason: str) -> int:
+    """Tell Ray that its nodes on this machine go away in `seconds`, and return how many there are.
+
+    Raises UserError if there is none, or if Ray cannot be told.
+    """
     present_token()
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # of the two minutes that there may be
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")  # there may be only two minutes in all
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as `ray drain-node` does it
     from ray.core.generated import autoscaler_pb2
     from ray.exceptions import RayError
@@ -132,22 +141,24 @@ def drain(seconds: float, why: str) -> int:
     preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     found = nodes_here()
     if not found:
-        raise UserError("no node of Ray runs on this machine, or not the one at RAY_ADDRESS; there is nothing to drain")
+        address = os.environ.get("RAY_ADDRESS")
+        which = f" of the cluster at RAY_ADDRESS={address}" if address else ""
+        raise UserError(f"no Ray node{which} runs on this machine, so there is nothing to drain")
     for node in found:
         deadline = int((time.time() + seconds) * 1000)
         try:
-            accepted, refusal = GcsClient(address=node.cluster).drain_node(node.id, preemption, why, deadline)
+            accepted, refusal = GcsClient(address=node.cluster).drain_node(node.id, preemption, reason, deadline)
         except RayError as error:
-            told = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{node.cluster} is not told that node {node.id} goes: {told}") from None
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"cannot tell {node.cluster} to drain node {node.id}: {first}") from None
         if not accepted:
-            raise UserError(f"{node.cluster} does not drain node {node.id}: {refusal}")
+            raise UserError(f"{node.cluster} refused to drain node {node.id}: {refusal}")
     return len(found)
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of Ray on this machine: its id, the address of its cluster, and the process that its workers are children of."""
+    """A Ray node on this machine. `cluster` is the address of its cluster, `pid` the parent process of its workers."""
 
     id: str
     cluster: str
@@ -155,75 +166,77 @@ class Node:
 
 
 def nodes_here() -> list[Node]:
-    """Where RAY_ADDRESS names a cluster (HOST:PORT), those of that one alone."""
+    """Return the Ray nodes on this machine. If RAY_ADDRESS is HOST:PORT, only those of that cluster."""
     address = os.environ.get("RAY_ADDRESS", "")
-    port = address.rpartition(":")[2] if "://" not in address else ""  # else that of the dashboard, or of Ray's client
+    port = (
+        address.rpartition(":")[2] if "://" not in address else ""
+    )  # a URL has the port of the dashboard or Ray Client
     found = []
     for pid, _, words in _processes():
         if os.path.basename(words[0]) == "raylet":
-            said = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
-            if not port.isdigit() or said["gcs-address"].endswith(f":{port}"):
-                found.append(Node(said["node_id"], said["gcs-address"], pid))
+            options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+            if not port.isdigit() or options["gcs-address"].endswith(f":{port}"):
+                found.append(Node(options["node_id"], options["gcs-address"], pid))
     return found
 
 
-def leave(seconds: float, why: str) -> int:
-    """Tells Ray that this machine goes, and waits for what works here: 0 when it has left, 75 when the time was too short.
+def drain_and_wait(seconds: float, reason: str) -> int:
+    """Drain this machine and wait until all work has left it.
 
-    Where a whole cluster is taken away, nobody may be left to tell; but whoever did that has asked the ranks to commit, and
-    they need the time all the same. 2 when Ray could not be told and nothing works here.
+    Returns 0 if it has, 75 if the time was too short, and 2 if Ray could not be told and no work runs here. When a whole
+    cluster is deleted, no head may be left to tell. Its ranks have been asked to commit by other means and still need the time.
     """
     until = time.monotonic() + seconds
-    if not _drain_apart(max(1.0, seconds - _LEAVE_SECONDS), why):
-        if not _works_here():
+    if not _drain_in_subprocess(max(1.0, seconds - _LEAVE_SECONDS), reason):
+        if not _work_here():
             return 2
-        console.say("warning: Ray could not be told that this machine goes; its work is waited for all the same")
+        console.say("warning: cannot tell Ray to drain this machine. Waiting for its work to end all the same.")
     if wait_for_work(until - time.monotonic()):
-        console.say("nothing works here any more; Ray gives this machine no more work until it is started anew on it")
+        console.say("all work has left this machine. Ray places no more work on it until Ray is restarted here.")
         return 0
-    left = ", ".join(f"{num} {kind}(s)" for kind, num in Counter(_works_here()).items())
+    left = ", ".join(f"{num} {kind}(s)" for kind, num in Counter(_work_here()).items())
     console.say(
-        f"after {seconds:g} s there are still {left or 'none'} here; what they did since their newest checkpoint will be lost"
+        f"still running here after {seconds:g} s: {left or 'none'}. Progress since the newest checkpoint will be lost."
     )
     return 75
 
 
 def wait_for_work(seconds: float) -> bool:
-    """Whether all ranks, trials and submitted commands have left this machine within so many seconds."""
+    """Wait up to `seconds` until no rank, trial or submitted job runs on this machine, and return whether that is so."""
     until = time.monotonic() + seconds
-    while _works_here():
+    while _work_here():
         if time.monotonic() > until:
             return False
         time.sleep(0.5)
     return True
 
 
-def _kind(metadata: Metadata) -> str:
-    """How this machine was bought: spot or on-demand."""
+def _lifecycle(metadata: Metadata) -> str:
+    """Return "spot" or "on-demand". Raises UserError if the metadata service does not answer."""
     until = time.monotonic() + _START_SECONDS
     while True:
         try:
-            return metadata.get("instance-life-cycle") or "of an unknown kind"
+            return metadata.get("instance-life-cycle") or "of unknown type"
         except OSError as error:
             if time.monotonic() > until or not isinstance(error, TimeoutError | urllib.error.URLError):
                 raise UserError(
-                    f"no metadata service of EC2 answers ({error}). In a container it takes host networking, or "
-                    "HttpPutResponseHopLimit 2 in the instance's MetadataOptions"
+                    f"no EC2 metadata service answers at {metadata.address} ({error}). In a container, use host networking, or "
+                    "set HttpPutResponseHopLimit to 2 in the instance's MetadataOptions."
                 ) from None
         time.sleep(1)
 
 
-def _works_here() -> list[str]:
-    """What kind of work each of the processes of these nodes is that does some."""
+def _work_here() -> list[str]:
+    """Return the kind of work of every process that works for a Ray node on this machine."""
     nodes = {node.pid for node in nodes_here()}
-    found = [words[0] for _, parent, words in _processes() if parent in nodes]
-    return [kind for title in found for name, kind in _WORK.items() if title.startswith(name)]
+    titles = [words[0] for _, parent, words in _processes() if parent in nodes]
+    return [kind for title in titles for name, kind in _WORK.items() if title.startswith(name)]
 
 
 def _processes() -> Iterator[tuple[int, int, list[str]]]:
-    """(id, that of the parent, command line) of all that run here."""
+    """Yield (pid, parent's pid, command line) of every process on this machine."""
     for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             parent = int((path / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
             if text := (path / "cmdline").read_bytes():
                 yield int(path.name), parent, text.decode(errors="replace").rstrip("\0").split("\0")

@@ -1,24 +1,24 @@
-"""The run as a tree of strict, frozen classes, read from one YAML and the command line."""
+"""The config of a run: a tree of strict, frozen classes, read from one YAML and the command line."""
 
 from segdist.config.fields import Section, Size, fields, identity_of, is_identity, to_tree
-from segdist.config.models import NEEDS_PAIRS, Model, Segformer, Smp, Transformers
+from segdist.config.models import NEEDS_TWO_IMAGES, Model, Segformer, Smp, Transformers
 from segdist.config.reading import (
-    changed,
     explain,
     from_tree,
     holds_credential,
-    is_place,
+    is_path_or_uri,
     load,
     loads,
-    places,
     published,
+    update_section,
+    uris,
 )
 from segdist.config.recipe import Data, Loss, Optim, Train
 from segdist.config.tree import DEFAULTS, Checkpoint, Config, Eval, Hub, Io, Log, Run, Scale
 
 __all__ = [
     "DEFAULTS",
-    "NEEDS_PAIRS",
+    "NEEDS_TWO_IMAGES",
     "Checkpoint",
     "Config",
     "Data",
@@ -37,20 +37,20 @@ __all__ = [
     "Smp",
     "Train",
     "Transformers",
-    "changed",
     "explain",
     "fields",
     "from_tree",
     "holds_credential",
     "identity_of",
     "is_identity",
-    "is_place",
+    "is_path_or_uri",
     "load",
     "loads",
     "models",
-    "places",
     "published",
     "reading",
     "sweep",
     "to_tree",
-]  # fmt: skip
+    "update_section",
+    "uris",
+]

@@ -1,6 +1,6 @@
-"""Strict, frozen classes whose every field is *identity* (it decides the weights) or *free* (where and how it runs).
+"""Strict, frozen classes. Every field is *identity* (it decides the weights) or *free* (where and how the run executes).
 
-Only a changed identity refuses to continue a run. The data set's identity is its index digest, not its address.
+Only a change of an identity field refuses to continue a run. The identity of a dataset is the digest of its index, not its URI.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pydantic.fields import FieldInfo
 
 
 def identity(default: Any = ..., help: str = "", **rules: Any) -> Any:
-    """A field that decides the weights."""
+    """Declare a field that decides the weights."""
     return Field(default, description=help, json_schema_extra={"identity": True}, **rules)
 
 
 def free(default: Any = ..., help: str = "", **rules: Any) -> Any:
-    """A field that may change between two attempts at one run."""
+    """Declare a field that may change between two attempts of one run."""
     return Field(default, description=help, json_schema_extra={"identity": False}, **rules)
 
 
@@ -28,18 +28,16 @@ class Section(BaseModel):
 
 
 Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 def to_tree(cfg: BaseModel) -> dict[str, Any]:
-    """The config as plain JSON-able data."""
+    """Return the config as JSON-able data."""
     return cfg.model_dump(mode="json")
 
 
 def fields(cfg: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
-    """(dotted key, value, field) of every leaf, in order."""
+    """Yield (dotted key, value, field) of every leaf, in order."""
     for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
         if isinstance(value, Section):
@@ -49,17 +47,17 @@ def fields(cfg: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, FieldIn
 
 
 def is_identity(field: FieldInfo) -> bool:
-    """Whether a change of this field makes another run."""
+    """Return whether changing this field makes a different run."""
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra["identity"])
 
 
 def identity_of(cfg: BaseModel) -> dict[str, Any]:
-    """Dotted key -> plain value of all identity fields."""
+    """Return {dotted key: JSON-able value} of all identity fields."""
     return {key: json.loads(json.dumps(value)) for key, value, field in fields(cfg) if is_identity(field)}
 
 
 def defaults_of(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> plain default of all identity fields that have one."""
+    """Return {dotted key: JSON-able default} of all identity fields that have a default."""
     found: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):

@@ -1,4 +1,4 @@
-"""Samples: what their masks mean (labels), where they are stored (index, source), their order, and the stream."""
+"""Prepared datasets: label contract, storage format, order of samples and streams, and preparation from other layouts."""
 
 __all__ = [
     "augment",
@@ -8,6 +8,7 @@ __all__ = [
     "health",
     "importers",
     "index",
+    "label_options",
     "labels",
     "order",
     "prepare",

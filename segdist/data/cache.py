@@ -1,7 +1,6 @@
-"""Row groups of remote data sets on this machine's disk, by the sha256 of their bytes.
+"""Disk cache of row groups of remote datasets, keyed by the sha256 of their bytes.
 
-All runs and trials of a user on a machine share it: what one has fetched, the others need not, and a digest cannot mean two
-things. A cache is a convenience: whatever the disk does, the stream goes on without it.
+All runs and trials of a user on one machine share it. A disk error never stops the stream: it then reads from storage.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from pathlib import Path
 from segdist import console, storage
 from segdist.config import Io
 
-_ROOM = 0.9  # of the limit, after the oldest have gone
-_SURVEYS = 20  # the folder is surveyed each time that a part of the limit, so small, was written
+_EVICT_TO = 0.9  # share of the limit that eviction leaves
+_SCANS = 20  # the folder is scanned each time that 1/20 of the limit was written
 
 
 class Cache:
-    """Files by digest, `most_bytes` in all, the ones used longest ago deleted first. Safe for threads and processes."""
+    """Least-recently-used cache of files by digest, up to `max_bytes` in total. Safe for threads and processes."""
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
-        self._folder, self._most = folder, most_bytes
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
         self._lock = threading.Lock()
-        self._fresh = most_bytes  # bytes written since the last survey; surveyed at the first
+        self._bytes_since_scan = max_bytes  # the first write scans
         self._warned = False
 
     def get(self, digest: str) -> bytes | None:
-        """The bytes of that sha256; None where they are not here. A damaged file is deleted."""
+        """Return the bytes with this sha256, or None if they are not cached. Deletes a damaged file."""
         path = self._path(digest)
         try:
             data = path.read_bytes()
@@ -43,41 +42,42 @@ class Cache:
         return None
 
     def put(self, digest: str, data: bytes) -> None:
-        """Keeps these bytes, whose sha256 is the digest."""
+        """Store these bytes, whose sha256 is `digest`."""
         path = self._path(digest)
         temporary = path.with_name(f".{digest}-{uuid.uuid4().hex[:8]}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
             os.replace(temporary, path)
-            self._count(len(data))
+            self._evict(len(data))
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             if not self._warned:
                 self._warned = True
                 console.say(
-                    f"warning: the data cache {self._folder} takes nothing ({error}); the data is streamed without it"
+                    f"warning: cannot write to the data cache {self._folder} ({error}). Continuing without the cache"
                 )
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
 
-    def _count(self, num_bytes: int) -> None:
+    def _evict(self, num_written: int) -> None:
+        """Delete the least recently used files if the cache exceeds its limit."""
         with self._lock:
-            self._fresh += num_bytes
-            if self._fresh < self._most / _SURVEYS:
+            self._bytes_since_scan += num_written
+            if self._bytes_since_scan < self._max_bytes / _SCANS:
                 return
-            self._fresh = 0
-            found = []
+            self._bytes_since_scan = 0
+            files = []
             for path in self._folder.glob("??/*"):
                 with contextlib.suppress(OSError):
-                    about = path.stat()
-                    found.append((about.st_mtime, about.st_size, path))
-            excess = sum(size for _, size, _ in found) - _ROOM * self._most
-            if excess <= (1 - _ROOM) * self._most:
+                    stat = path.stat()
+                    files.append((stat.st_mtime, stat.st_size, path))
+            excess = sum(size for _, size, _ in files) - _EVICT_TO * self._max_bytes
+            if excess <= (1 - _EVICT_TO) * self._max_bytes:
                 return
-            for _, size, path in sorted(found):
+            for _, size, path in sorted(files):
                 if excess <= 0:
                     return
                 with contextlib.suppress(OSError):
@@ -85,8 +85,8 @@ class Cache:
                     excess -= size
 
 
-def cache_of(uri: str, io: Io) -> Cache | None:
-    """The cache for a data set; None where it lies on a disk already, or none is wanted."""
+def open_cache(uri: str, io: Io) -> Cache | None:
+    """Return the cache for a dataset, or None if the dataset is local or the cache is off (io.cache_gb=0)."""
     if io.cache_gb == 0 or storage.is_local(uri):
         return None
     return Cache(Path(io.cache_dir).expanduser(), int(io.cache_gb * 1e9))

@@ -1,4 +1,4 @@
-"""Class weights of the loss, from how many pixels each class has."""
+"""Class weights of the loss, from the pixel count of each class."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from segdist.errors import ConfigError
 
 
 def class_weights(cfg: Loss, class_pixels: Sequence[int]) -> torch.Tensor | None:
-    """float32 (K,) weights, or None for none. Raises ConfigError when a list does not fit the classes.
+    """Return float32 (K,) weights, or None without weights.
 
     `enet` is 1 / ln(1.02 + share of pixels), between 1.4 and 50 (Paszke et al. 2016, arXiv:1606.02147, section 5.2).
+    Raises ConfigError if a list has another length than the classes.
     """
     if cfg.class_weights is None:
         return None
@@ -22,7 +23,7 @@ def class_weights(cfg: Loss, class_pixels: Sequence[int]) -> torch.Tensor | None
         return (1 / torch.log(1.02 + pixels / pixels.sum().clamp(min=1))).float()
     if len(cfg.class_weights) != len(class_pixels):
         raise ConfigError(
-            f"loss.class_weights has {len(cfg.class_weights)} numbers for {len(class_pixels)} classes; give one "
-            "for each, in their order (`segdist stats DATA` shows it)"
+            f"loss.class_weights has {len(cfg.class_weights)} numbers, but the dataset has {len(class_pixels)} classes. "
+            "Give one number per class, in the order that `segdist stats DATA` shows"
         )
     return torch.tensor(cfg.class_weights, dtype=torch.float32)

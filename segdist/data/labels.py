@@ -1,7 +1,7 @@
-"""The label contract: what the raw integers in a data set's masks mean, declared once and applied by one lookup table.
+"""The label contract: the meaning of the raw integers in a dataset's masks, declared once and applied by one lookup table.
 
-Masks at rest hold the source's integers; where the source's masks hold colours, the position of each colour in the
-contract. Everything behind `Labels.table` sees 0..K-1 and IGNORE.
+Stored masks hold the source's integers, or the position of each colour in the contract if the source's masks hold
+colours. Everything after `Labels.table` sees 0..K-1 and IGNORE.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from segdist.errors import LabelError
 from segdist.ops import IGNORE
 
 MAX_CLASSES = 255
-_CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control, half a character, ends of lines and paragraphs
-_BLOCK_PIXELS = 1 << 20  # counted at a time
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control, surrogate, line and paragraph separators
+_BLOCK_PIXELS = 1 << 20  # pixels counted at a time
 
 Color = tuple[int, int, int]  # R, G, B in 0..255
 
@@ -38,9 +38,9 @@ class Class:
 
 @dataclass(frozen=True)
 class Labels:
-    """The contract of a data set: its classes in order, and the raw values that are void.
+    """The label contract of a dataset: its classes in order, and the raw values that are void.
 
-    With `rgb`, the source's masks hold colours, and raw value i stands for the colour rgb[i].
+    With `rgb`, the source's masks hold colours, and raw value i means the colour rgb[i].
     """
 
     classes: tuple[Class, ...]
@@ -50,25 +50,25 @@ class Labels:
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= MAX_CLASSES:
             raise LabelError(
-                f"a data set has 2 to {MAX_CLASSES} classes, this one declares {len(self.classes)}; "
-                "for one kind of object declare two classes, for example background=0,object=1"
+                f"a dataset has 2 to {MAX_CLASSES} classes, but the contract declares {len(self.classes)}. "
+                "For one kind of object declare two classes, for example background=0,object=1"
             )
         names = [c.name for c in self.classes]
         if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise LabelError(f"class name {twice[0]!r} is declared twice; give every class its own name")
-        if odd := [n for n in names if any(unicodedata.category(c) in _CONTROL for c in n)]:
-            raise LabelError(f"class name {odd[0]!a} holds a control character; names go into tables, remove it")
+            raise LabelError(f"class name {twice[0]!r} is declared twice. Give every class its own name")
+        if invalid := [n for n in names if any(unicodedata.category(c) in _CONTROL for c in n)]:
+            raise LabelError(f"class name {invalid[0]!a} contains a control character. Remove it")
         values = [(v, c.name) for c in self.classes for v in c.raw] + [(v, "void") for v in self.void]
         owners: dict[int, str] = {}
         for value, name in values:
             if not 0 <= value <= 65535:
                 raise LabelError(f"raw value {value} of {name!r} is outside 0..65535")
             if value in owners:
-                shown = hex_of(self.rgb[value]) if value < len(self.rgb) else f"raw value {value}"
-                raise LabelError(f"{shown} is declared twice: {owners[value]!r} and {name!r}")
+                what = hex_of(self.rgb[value]) if value < len(self.rgb) else f"raw value {value}"
+                raise LabelError(f"{what} is declared twice: {owners[value]!r} and {name!r}")
             owners[value] = name
         if self.rgb and set(owners) != set(range(len(self.rgb))):
-            raise LabelError("a contract by colours gives every class its colours, and every colour a class or void")
+            raise LabelError("in a contract by colours, every class needs a colour, and every colour a class or void")
 
     @property
     def num_classes(self) -> int:
@@ -79,14 +79,14 @@ class Labels:
         return [c.name for c in self.classes]
 
     @property
-    def known(self) -> set[int]:
-        """All raw values that the contract names."""
+    def known_values(self) -> set[int]:
+        """Return all raw values that the contract names, void included."""
         return {v for c in self.classes for v in c.raw} | set(self.void)
 
     def table(self, dtype: np.dtype | type) -> np.ndarray:
-        """uint8 lookup table for masks of this dtype (uint8 or uint16): raw value -> 0..K-1, or 255 for void.
+        """Return the uint8 lookup table for masks of this dtype (uint8 or uint16): raw value -> 0..K-1, or 255 for void.
 
-        Values the contract does not name map to 255 as well; `check` has refused them before.
+        Values that the contract does not name also map to 255. `unknown_values.check` rejects them during preparation.
         """
         table = np.full(np.iinfo(dtype).max + 1, IGNORE, np.uint8)
         for k, c in enumerate(self.classes):
@@ -96,17 +96,17 @@ class Labels:
         return table
 
     def palette(self) -> np.ndarray:
-        """uint8 (256, 3) display colours by class; void is black."""
+        """Return the display colours by class, uint8 (256, 3). Void is black."""
         palette = np.zeros((256, 3), np.uint8)
         palette[: self.num_classes] = [c.color for c in self.classes]
         return palette
 
     def colored(self, colors: Sequence[Color]) -> Labels:
-        """The same contract with these display colours, class by class."""
+        """Return the same contract with these display colours, one per class."""
         return replace(self, classes=tuple(replace(c, color=color) for c, color in zip(self.classes, colors)))
 
     def meaning(self) -> str:
-        """sha256 of what each raw value means: the values of each class in order, void, and colours; not names."""
+        """Return the sha256 of the meaning of raw values: each class's values in order, void and rgb, but not names."""
         tree = [[c.raw for c in self.classes], self.void, self.rgb]
         return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
@@ -119,23 +119,23 @@ class Labels:
 
     @classmethod
     def from_json(cls, tree: Any) -> Labels:
-        """Raises LabelError when the tree is not a contract."""
+        """Read a contract from parsed JSON. Raises LabelError if the tree is not a contract."""
         try:
-            classes = [Class(_text(c["name"]), _numbers(c["raw"]), color_of(c["color"])) for c in tree["classes"]]
+            classes = [Class(_name(c["name"]), _raw_values(c["raw"]), color_of(c["color"])) for c in tree["classes"]]
             rgb = tuple(color_of(c) for c in tree.get("rgb", ()))
             if empty := [c.name for c in classes if not c.raw]:
-                raise LabelError(f"class {empty[0]!r} has no raw value; give it one, or leave it out")
-            return cls(tuple(classes), _numbers(tree["void"]), rgb)
+                raise LabelError(f"class {empty[0]!r} has no raw value. Give it one, or leave the class out")
+            return cls(tuple(classes), _raw_values(tree["void"]), rgb)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, LabelError):
                 raise
-            raise LabelError(f"not a label contract (classes with name, raw, color; and void): {error!r}") from None
+            raise LabelError(f"not a label contract (classes with name, raw and color, and void): {error!r}") from None
 
 
 def plain(names: Sequence[str], void: Iterable[int] = (IGNORE,), raw: Sequence[int] | None = None) -> Labels:
-    """A contract with one raw value per class (0..K-1 unless given) and generated colours.
+    """Return a contract with one raw value per class (default 0..K-1) and generated colours.
 
-    255 is void unless it is a class; any other value of `void` must not be one.
+    255 in `void` is ignored if 255 is a class. No other value may be both void and a class.
     """
     values = list(range(len(names))) if raw is None else list(raw)
     colors = generated_colors(len(names))
@@ -144,16 +144,16 @@ def plain(names: Sequence[str], void: Iterable[int] = (IGNORE,), raw: Sequence[i
 
 
 def histogram(mask: np.ndarray) -> np.ndarray:
-    """int64 pixel count of every raw value of a uint8 or uint16 mask."""
+    """Return the int64 pixel count of every raw value of a uint8 or uint16 mask."""
     flat, num_values = mask.ravel(), np.iinfo(mask.dtype).max + 1
     counts = np.zeros(num_values, np.int64)
-    for start in range(0, flat.size, _BLOCK_PIXELS):  # bincount makes 8 bytes of each value first
+    for start in range(0, flat.size, _BLOCK_PIXELS):  # in blocks, since bincount first converts each value to 8 bytes
         counts += np.bincount(flat[start : start + _BLOCK_PIXELS], minlength=num_values)
     return counts
 
 
 def generated_colors(n: int) -> list[Color]:
-    """n display colours that differ clearly: hues by the golden ratio, three levels of lightness."""
+    """Return n distinct display colours: hues spaced by the golden ratio, at three levels of lightness."""
     colors = []
     for i in range(n):
         r, g, b = colorsys.hls_to_rgb((0.58 + i * 0.61803398875) % 1.0, (0.45, 0.62, 0.34)[i % 3], 0.72)
@@ -161,30 +161,30 @@ def generated_colors(n: int) -> list[Color]:
     return colors
 
 
-def _text(value: Any) -> str:
+def _name(value: Any) -> str:
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
-        raise ValueError(f"{reprlib.repr(value)} is no name")
+        raise ValueError(f"{reprlib.repr(value)} is not a class name")
     return str(value)
 
 
-def _numbers(values: Any) -> tuple[int, ...]:
-    """Raw values as they stand: nothing is rounded, and "12" is not 1 and 2."""
+def _raw_values(values: Any) -> tuple[int, ...]:
+    """Check that `values` is a list of integers. Floats, booleans and strings are errors."""
     if not isinstance(values, list | tuple) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{reprlib.repr(values)} is no list of whole numbers")
+        raise ValueError(f"{reprlib.repr(values)} is not a list of integers")
     return tuple(values)
 
 
 def color_of(value: Any) -> Color:
-    """A colour written as [R, G, B] or #RRGGBB. Raises LabelError for anything else."""
+    """Parse a colour written as [R, G, B] or #RRGGBB. Raises LabelError for anything else."""
     try:
-        r, g, b = bytes.fromhex(value[1:]) if isinstance(value, str) and value[:1] == "#" else _numbers(value)
+        r, g, b = bytes.fromhex(value[1:]) if isinstance(value, str) and value[:1] == "#" else _raw_values(value)
     except (TypeError, ValueError):
-        raise LabelError(f"colour {reprlib.repr(value)} is not understood; write '#8040a0' or [128, 64, 160]") from None
+        raise LabelError(f"invalid colour {reprlib.repr(value)}. Write '#8040a0' or [128, 64, 160]") from None
     if not all(0 <= c <= 255 for c in (r, g, b)):
         raise LabelError(f"colour {list(value)} is outside 0..255")
     return r, g, b
 
 
 def hex_of(color: Sequence[int]) -> str:
-    """#rrggbb."""
+    """Return the colour as #rrggbb."""
     return "#" + bytes(int(c) for c in color[:3]).hex()

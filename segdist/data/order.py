@@ -1,13 +1,13 @@
-"""Which samples stand in global batch t: a pure function of (row-group sizes, seed, t, global batch size, lanes).
+"""The samples of global batch t: a pure function of (row-group sizes, seed, t, global batch size, lanes).
 
-Ranks, threads, restarts and cluster size do not appear in it, so the whole state of the stream is the integer t.
-An epoch permutes the row groups and joins them into one sequence of rows, rotated by a seeded offset; the sequence is
-cut into lanes of T rows, and slot s of the batch walks its lanes. A batch thus mixes as many row groups as it has
-slots without a shuffle buffer. Rows are permuted inside their group too.
+The order does not depend on ranks, threads, restarts or cluster size, so the integer t is the whole state of the stream.
+An epoch permutes the row groups and joins them into one sequence of rows, rotated by a seeded offset. The sequence is cut
+into lanes of T rows, and slot s of the batch walks its lanes. A batch thus mixes as many row groups as it has slots,
+without a shuffle buffer. Rows are also permuted within their row group.
 
-The permutations are our own arithmetic (a Feistel network on splitmix64), since numpy's may change between versions.
-Nothing here has a table as long as the data set: the first row of a group follows from the number of odd-sized groups
-before it, and only those are placed, by the inverse permutation.
+The permutations are implemented here (a Feistel network on splitmix64), since numpy's may change between versions.
+No table is as long as the dataset: the first row of a row group follows from the number of odd-sized row groups before it,
+and the inverse permutation gives the positions of these.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 
 from segdist.errors import DataError
 
-VERSION = 1  # of the order: a checkpoint remembers it, so that a change of this file is never silent
+VERSION = 1  # of the order; checkpoints store it, so a run never continues with another order unnoticed
 
 _ROUNDS = 8
 _U = np.uint64
 
 
 def mix(x: Any) -> Any:
-    """The splitmix64 finaliser (Steele et al. 2014, "Fast splittable pseudorandom number generators"), on uint64."""
+    """Apply the splitmix64 finaliser to uint64 (Steele et al. 2014, "Fast splittable pseudorandom number generators")."""
     with np.errstate(over="ignore"):
         x = np.asarray(x, dtype=_U) + _U(0x9E3779B97F4A7C15)
         x = (x ^ (x >> _U(30))) * _U(0xBF58476D1CE4E5B9)
@@ -34,7 +34,7 @@ def mix(x: Any) -> Any:
 
 
 def key(*parts: Any) -> Any:
-    """One uint64 from integers (or broadcastable arrays of them), each mixed in turn."""
+    """Hash integers, or broadcastable arrays of integers, to one uint64 each."""
     state: Any = _U(0)
     for part in parts:
         state = mix(state ^ np.asarray(part).astype(_U))
@@ -42,7 +42,7 @@ def key(*parts: Any) -> Any:
 
 
 class Permutation:
-    """A seeded bijection of range(n): a Feistel network of 8 rounds, with cycle walking down to n."""
+    """A seeded bijection of range(n): a Feistel network of 8 rounds, with cycle walking to stay below n."""
 
     def __init__(self, n: int, seed: Any) -> None:
         self.n = n
@@ -51,11 +51,11 @@ class Permutation:
         self._keys = [key(seed, i) for i in range(_ROUNDS)]
 
     def __call__(self, x: Any) -> np.ndarray:
-        """Where each of x goes."""
+        """Map each x to its new position."""
         return self._walk(x, self._forward)
 
     def inverse(self, y: Any) -> np.ndarray:
-        """What goes to each of y."""
+        """Map each position y back to the x that maps to it."""
         return self._walk(y, self._backward)
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
@@ -80,78 +80,82 @@ class Permutation:
 
 
 class Epoch:
-    """The row sequence of one epoch: finds (group, row) at any position of it in O(log number of odd groups)."""
+    """The row sequence of one epoch. Finds the (row group, row) at any position in O(log number of odd row groups)."""
 
     def __init__(self, sizes: np.ndarray, odd: np.ndarray, rows_per_group: int, seed: int, epoch: int) -> None:
         self._sizes, self._rows, self._seed, self._epoch = sizes, rows_per_group, seed, epoch
         self._num_rows = int(rows_per_group) * (len(sizes) - len(odd)) + int(sizes[odd].sum())
-        self._groups = Permutation(len(sizes), key(seed, epoch, 1))
+        self._permutation = Permutation(len(sizes), key(seed, epoch, 1))
         self._offset = int(key(seed, epoch, 2) % _U(self._num_rows))
-        # The rotation makes the rows that an epoch leaves out uniform over rows; without it they are uniform over
-        # groups, and a row of a small group is left out more often.
-        place = self._groups.inverse(odd) if len(odd) else np.zeros(0, np.int64)
+        # The rotation makes the rows that an epoch leaves out uniform over rows. Without it they would be uniform over
+        # row groups, and the rows of a small row group would be left out more often.
+        place = self._permutation.inverse(odd) if len(odd) else np.zeros(0, np.int64)
         self._place = np.sort(place)
         self._odd_sizes = sizes[odd][np.argsort(place)]
         deficit = np.cumsum(rows_per_group - self._odd_sizes) - (rows_per_group - self._odd_sizes)
-        self._start = rows_per_group * self._place - deficit  # first row of each odd group
+        self._start = rows_per_group * self._place - deficit  # first row of each odd row group
 
     def locate(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(group, row in group) of each position in the sequence."""
+        """Return the (row group, row in it) at each position of the sequence."""
         position = (position + self._offset) % self._num_rows
         place, row = position // self._rows, position % self._rows
         if len(self._place):
-            i = np.searchsorted(self._start, position, "right") - 1  # the last odd group that starts here or before
+            i = np.searchsorted(self._start, position, "right") - 1  # the last odd row group that starts here or before
             first, at, size = self._start[i], self._place[i], self._odd_sizes[i]
             beyond = position - (first + size)
             inside = (i >= 0) & (beyond < 0)
             after = (i >= 0) & (beyond >= 0)
             place = np.where(inside, at, np.where(after, at + 1 + beyond // self._rows, place))
             row = np.where(inside, position - first, np.where(after, beyond % self._rows, row))
-        group = self._groups(place)
-        return group, self._shuffle_rows(group, row)
+        row_group = self._permutation(place)
+        return row_group, self._shuffle_rows(row_group, row)
 
-    def _shuffle_rows(self, group: np.ndarray, row: np.ndarray) -> np.ndarray:
+    def _shuffle_rows(self, row_group: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Permute rows within their row group by sorting hashes. Rows past the end of a row group sort last."""
         rows = np.arange(self._rows)
-        rank = key(self._seed, self._epoch, 3, group[:, None], rows[None, :])
-        rank[rows[None, :] >= self._sizes[group][:, None]] = np.iinfo(np.uint64).max
-        order = np.argsort(rank, axis=1, kind="stable")
+        hashes = key(self._seed, self._epoch, 3, row_group[:, None], rows[None, :])
+        hashes[rows[None, :] >= self._sizes[row_group][:, None]] = np.iinfo(np.uint64).max
+        order = np.argsort(hashes, axis=1, kind="stable")
         return order[np.arange(len(row)), row]
 
 
 class Order:
     """The samples of every global batch of a run.
 
-    `sizes` are the rows of every row group of the split, in the order of the index; nearly all equal.
-    Raises DataError when the split is too small for one batch.
+    `sizes` are the rows of every row group of the split, in the order of the index. Nearly all are equal.
+    Raises DataError if the split is too small for one batch.
     """
 
     def __init__(self, sizes: np.ndarray, seed: int, global_batch_size: int, lanes_per_slot: int = 1) -> None:
         self.sizes = np.asarray(sizes, dtype=np.int64)
-        assert len(self.sizes) and self.sizes.min() > 0, "zero-row groups are dropped by the index"
+        assert len(self.sizes) and self.sizes.min() > 0, "the index has no empty row groups"
         self.num_samples = int(self.sizes.sum())
         self.seed, self.global_batch_size, self.lanes = seed, global_batch_size, lanes_per_slot
-        self._rows_per_group = int(self.sizes.max())  # the writer cuts equal groups and one short tail per shard
+        self._rows_per_group = int(self.sizes.max())  # ShardWriter cuts equal row groups and one short tail per shard
         self._odd = np.flatnonzero(self.sizes != self._rows_per_group)
         self.lane_steps = self.num_samples // (global_batch_size * lanes_per_slot)
         if self.lane_steps == 0:
             raise DataError(
                 f"the training split has {self.num_samples} samples, fewer than one batch "
-                f"(train.global_batch_size {global_batch_size} x data.lanes_per_slot {lanes_per_slot}); lower the batch, "
+                f"(train.global_batch_size {global_batch_size} x {lanes_per_slot} lane(s)). Lower the batch size, "
                 "for example train.global_batch_size=4 train.micro_batch_size=4"
             )
         self._epoch: tuple[int, Epoch] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; fewer than one batch per lane is left out, other samples each epoch."""
+        """Return the full batches in an epoch. Less than one batch per lane is left out, with other samples each epoch."""
         return self.lane_steps * self.lanes
 
     def batch(self, step: int, slots: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-        """(epoch, row group of each slot, row in the group of each slot) of the given slots of global batch `step`."""
+        """Locate the samples of some slots of global batch `step`.
+
+        Returns (epoch, row group of each slot, row within the row group of each slot).
+        """
         number, u = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != number:
             self._epoch = number, Epoch(self.sizes, self._odd, self._rows_per_group, self.seed, number)
         slots = np.asarray(slots, dtype=np.int64)
         lane = slots * self.lanes + (u + slots) % self.lanes  # + slots: neighbours change lanes at different steps
-        group, row = self._epoch[1].locate(lane * self.lane_steps + u // self.lanes)
-        return number, group, row
+        row_group, row = self._epoch[1].locate(lane * self.lane_steps + u // self.lanes)
+        return number, row_group, row

@@ -1,4 +1,4 @@
-"""Contracts and palettes of the data sets that everybody knows, by name: facts of their authors, looked up and not guessed."""
+"""Label contracts and palettes of public datasets, as their authors published them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from segdist.data.labels import Class, Color, Labels, generated_colors
 
 # -- palettes: display colours by class number ------------------------------------------------------------------------
 
-_ADE20K = (  # of the authors' toolkit, classes 0..149, RRGGBB
+_ADE20K = (  # from the authors' toolkit: classes 0..149 as RRGGBB
     "787878b4787806e6e650323204c8037878508c8c8ccc05ffe6e6e604fa07e005ffebff0796053d78784608ff33ff0652"
     "8fff8cccff04ff3307cc46030066c83de6faff06330b66ffff0747ff09e00907e6dcdcdcff095c7009ff08ffd607ffe0"
     "ffb8060aff47ff290a07ffffe0ff086608ffff3d06ffc207ff7a0800ff14ff0829ff05990633ffeb0cffa0961400a3ff"
@@ -29,7 +29,7 @@ def _colors(hex_digits: str) -> list[Color]:
 
 
 def voc_colors(n: int) -> list[Color]:
-    """PASCAL VOC's colour map: the bits of the class number, dealt to red, green and blue from the highest bit down."""
+    """Return PASCAL VOC's colour map. It deals the bits of the class number to red, green and blue, highest bit first."""
     return [
         tuple(sum(((k >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))  # type: ignore[misc]
         for k in range(n)
@@ -63,7 +63,7 @@ _VOC_NAMES = (
     "potted plant,sheep,sofa,train,tv monitor"
 ).split(",")
 
-_CITYSCAPES_IDS = {  # the 19 of the benchmark, by labelId; the other ids of 0..33 are void there
+_CITYSCAPES_IDS = {  # labelId of the benchmark's 19 classes; the other IDs of 0..33 are void
     "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19,
     "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
     "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,

@@ -1,4 +1,4 @@
-"""The statistics of a prepared data set: pixels and samples by class, sizes, mean and deviation, and weights to train with."""
+"""Statistics of a prepared dataset: pixels and samples per class, sizes, mean and standard deviation, class weights."""
 
 from __future__ import annotations
 
@@ -18,75 +18,76 @@ from segdist.data.survey import Survey
 from segdist.errors import DataError
 
 
-def stats(uri: str, split: str, sample: int | None) -> dict[str, Any]:
-    """The statistics of a split, as plain data; those that need images are of about `sample` samples (None: all).
+def compute_stats(uri: str, split: str, sample: int | None) -> dict[str, Any]:
+    """Return the statistics of a split as plain data.
 
-    Pixel counts are exact, from the index. Raises DataError when a sample cannot be read.
+    Pixel counts are exact, from the index. Statistics of images use about `sample` samples (None: all).
+    Raises DataError if a sample cannot be read.
     """
     index = indices.load(uri)
-    most = index.split(split).num_samples
-    progress, advance = console.bar(f"looking at {split}", min(most, sample or most))
+    num_samples = index.split(split).num_samples
+    progress, advance = console.bar(f"reading {split}", min(num_samples, sample or num_samples))
     with progress:
-        survey = surveys.of_split(uri, index, split, sample, advance)
+        survey = surveys.survey_split(uri, index, split, sample, advance)
     if survey.broken:
-        raise DataError(f"{uri}: {survey.broken[0]}; `segdist doctor {uri} --all` lists all")
+        raise DataError(f"{uri}: {survey.broken[0]}. Run `segdist doctor {uri} --all` to list all damaged samples")
     pixels, names = index.split(split).class_pixels, index.labels.names
-    seen = (survey.class_pixels()[:, :-1] > 0).sum(0).tolist()
+    samples_with_class = (survey.class_pixels()[:, :-1] > 0).sum(0).tolist()
     mean, std = survey.mean_std()
     return {
         "data": uri,
         "split": split,
-        "num_samples": most,
+        "num_samples": num_samples,
         "num_samples_read": len(survey.facts),
         "pixels": dict(zip(names, pixels)) | {"void": index.split(split).void_pixels},
         "share": {name: n / max(1, sum(pixels)) for name, n in zip(names, pixels)},
-        "samples": dict(zip(names, seen)),  # of those read, how many show the class
+        "samples": dict(zip(names, samples_with_class)),  # of the samples read
         "size_px": {"smallest": list(index.split(split).smallest), "largest": list(index.split(split).largest)},
         "mean": mean,
         "std": std,
-        "class_weights": weights(index, survey),
+        "class_weights": suggest_class_weights(index, survey),
     }
 
 
-def weights(index: Index, survey: Survey) -> dict[str, list[float]]:
-    """Three usual choices of loss.class_weights; a class without pixels weighs 0, as it does nothing.
+def suggest_class_weights(index: Index, survey: Survey) -> dict[str, list[float]]:
+    """Return three common choices of loss.class_weights. Classes without pixels get weight 0.
 
-    `median` is left out when a class was in none of the images that were read.
-
-    inverse: 1 / share, scaled to a mean of 1. median: median of all frequencies / own, where a frequency is among the pixels
-    of images that show the class (Eigen & Fergus 2015, arXiv:1411.4734, section 6.3.2). enet: see loss.class_weights.
+    - inverse: 1 / share of pixels, scaled to a mean of 1
+    - enet: see loss.class_weights
+    - median: median frequency / frequency, where a frequency counts only images with the class (Eigen & Fergus 2015,
+      arXiv:1411.4734, section 6.3.2). Left out if none of the surveyed images has some class
     """
     pixels = np.array(index.split(survey.split).class_pixels, np.float64)
-    there = pixels > 0
+    present = pixels > 0
     counts = survey.class_pixels()[:, :-1].astype(np.float64)
-    around = ((counts > 0) * counts.sum(1, keepdims=True)).sum(0)
-    frequency = np.divide(counts.sum(0), around, where=around > 0, out=np.zeros(len(pixels)))
-    inverse = np.divide(pixels.sum(), pixels, where=there, out=np.zeros(len(pixels)))
+    pixels_of_images = ((counts > 0) * counts.sum(1, keepdims=True)).sum(0)  # all pixels of the images with each class
+    frequency = np.divide(counts.sum(0), pixels_of_images, where=pixels_of_images > 0, out=np.zeros(len(pixels)))
+    inverse = np.divide(pixels.sum(), pixels, where=present, out=np.zeros(len(pixels)))
     median = np.median(frequency[frequency > 0])
     enet = class_weights(Loss(class_weights="enet"), pixels.tolist())
     assert enet is not None
-    found = {"inverse": inverse / inverse[there].mean(), "enet": enet.double().numpy() * there}
-    if (frequency[there] > 0).all():
-        found["median"] = np.divide(median, frequency, where=there, out=np.zeros(len(pixels)))
-    return {name: [float(f"{w:.4g}") for w in values] for name, values in found.items()}
+    weights = {"inverse": inverse / inverse[present].mean(), "enet": enet.double().numpy() * present}
+    if (frequency[present] > 0).all():
+        weights["median"] = np.divide(median, frequency, where=present, out=np.zeros(len(pixels)))
+    return {name: [float(f"{w:.4g}") for w in values] for name, values in weights.items()}
 
 
-def to_yaml(found: dict[str, Any]) -> str:
-    """The statistics as YAML, with the lines that a config would take over."""
-    text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    lines = [f"# loss: {{class_weights: {weights}}}  # {name}" for name, weights in found["class_weights"].items()]
-    return "\n".join([f"{text}# To train with weights, put one of these lines into a config:", *lines, ""])
+def to_yaml(statistics: dict[str, Any]) -> str:
+    """Return the statistics as YAML, with class weights as comments to copy into a config."""
+    text = yaml.safe_dump(statistics, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    lines = [f"# loss: {{class_weights: {weights}}}  # {name}" for name, weights in statistics["class_weights"].items()]
+    return "\n".join([f"{text}# To use class weights, copy one of these lines into a config:", *lines, ""])
 
 
-def chart(found: dict[str, Any], index: Index) -> Image.Image:
-    """Share of pixels by class, as bars on a logarithmic scale, in the classes' own colours; rare ones at the bottom."""
-    shares = sorted(zip(found["share"].items(), index.labels.classes), key=lambda pair: -pair[0][1])
+def chart(statistics: dict[str, Any], index: Index) -> Image.Image:
+    """Draw the share of pixels per class as bars on a logarithmic scale, most frequent first, in the classes' colours."""
+    shares = sorted(zip(statistics["share"].items(), index.labels.classes), key=lambda pair: -pair[0][1])
     size, left, width = 18, 220, 620
     font, small = ImageFont.load_default(size), ImageFont.load_default(13)
     canvas = Image.new("RGB", (left + width + 240, size * 2 * (len(shares) + 2)), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text(
-        (12, 10), f"{index.name}, {found['split']}: share of pixels by class (logarithmic)", fill="black", font=font
+        (12, 10), f"{index.name}, {statistics['split']}: share of pixels by class (log scale)", fill="black", font=font
     )
     decades = 5  # from 0.001 % to 100 %
     for d in range(decades + 1):
@@ -97,22 +98,16 @@ def chart(found: dict[str, Any], index: Index) -> Image.Image:
         )
     for i, ((name, share), c) in enumerate(shares):
         y = 2 * size * (i + 1) + 8
-        draw.text((left - 10, y + size // 2), _short(name, font, left - 24), fill="black", font=font, anchor="rm")
+        draw.text((left - 10, y + size // 2), _shorten(name, font, left - 24), fill="black", font=font, anchor="rm")
         length = 0.0 if share == 0 else max(2.0, width * (1 + np.log10(max(share, 1e-9)) / decades))
         draw.rectangle([left, y, left + length, y + size], fill=c.color, outline="#444444")
-        count = found["samples"][name]
-        draw.text(
-            (left + length + 8, y + size // 2),
-            f"{share:.3%} in {count} samples",
-            fill="#333333",
-            font=small,
-            anchor="lm",
-        )
+        note = f"{share:.3%} in {statistics['samples'][name]} samples"
+        draw.text((left + length + 8, y + size // 2), note, fill="#333333", font=small, anchor="lm")
     return canvas
 
 
-def _short(text: str, font: Any, width: int) -> str:
-    """The text, cut to fit."""
+def _shorten(text: str, font: Any, width: int) -> str:
+    """Cut the text to `width` px."""
     while font.getlength(text) > width:
         text = text[:-2] + "…"
     return text

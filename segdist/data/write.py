@@ -1,7 +1,7 @@
-"""Samples into Parquet shards: equal row groups, one ranged read each, with the digest of every byte that is read.
+"""Writing of Parquet shards with equal row groups, one ranged read each, and the sha256 of every row group and footer.
 
-Shards bear their digest in their name: a data set prepared anew is whole at every moment, since the new index.json replaces
-the old one in a single step, after its shards are there and before the old ones go.
+Shard names contain their digest. So preparing a dataset again never breaks it: the new shards are written next to the old
+ones, then index.json is replaced in one step, then the old shards are deleted.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SCHEMA = pa.schema(
     ]
 )
 DIGESTS = "segdist.row_group_sha256"  # footer metadata: JSON list of hex digests
-GROUP_BYTES = 4 << 20
+ROW_GROUP_BYTES = 4 << 20
 SHARD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample at rest; `counts` are the pixels of each raw mask value, sparse."""
+    """One sample to store. `counts` are the pixels of each raw value that the mask holds."""
 
     sample_id: str
     image: bytes
@@ -48,18 +48,21 @@ class Row:
 
 
 def rows_per_group(largest_bytes: int, num_samples: int, shuffled: bool) -> int:
-    """Rows in a row group: at most 4 MB and 32; where batches mix groups, fewer in a small split, so that there are many."""
-    most = max(1, num_samples // 32) if shuffled else 32
-    return max(1, min(32, most, GROUP_BYTES // max(largest_bytes, 1)))
+    """Return the number of rows in a row group: at most 32 rows and 4 MB.
+
+    A shuffled split has at least 32 row groups if it has the samples, since a batch mixes row groups.
+    """
+    limit = max(1, num_samples // 32) if shuffled else 32
+    return max(1, min(32, limit, ROW_GROUP_BYTES // max(largest_bytes, 1)))
 
 
 class ShardWriter:
-    """Takes rows in their final order and leaves shards behind; `close` writes the last one."""
+    """Writes rows, given in their final order, to shards. `close` writes the last one."""
 
     def __init__(
         self, put: Callable[[str, bytes], object], split: str, rows_per_group: int, shard_bytes: int = SHARD_BYTES
     ) -> None:
-        """`put` is given each shard's name, below the data set, and its bytes."""
+        """`put(name, data)` stores a shard under a name relative to the dataset."""
         self._put, self._split, self._rows_per_group, self._shard_bytes = put, split, rows_per_group, shard_bytes
         self._rows: list[Row] = []
         self.shards: list[Shard] = []
@@ -68,19 +71,19 @@ class ShardWriter:
     def add(self, row: Row) -> None:
         self._rows.append(row)
         if len(self._rows) == self._rows_per_group:
-            self._write_group()
+            self._write_row_group()
             if self._sink.tell() >= self._shard_bytes:
                 self._close_shard()
                 self._open()
 
     def close(self) -> None:
         if self._rows:
-            self._write_group()
+            self._write_row_group()
         if self._digests:
             self._close_shard()
 
     def _open(self) -> None:
-        self._sink = io.BytesIO()  # one shard in memory: the digests need the bytes, and the name needs the digests
+        self._sink = io.BytesIO()  # one shard in memory: its name contains a digest of its content
         self._writer = pq.ParquetWriter(
             self._sink, SCHEMA, compression="none", use_dictionary=["mask_codec"], write_statistics=False
         )
@@ -88,7 +91,7 @@ class ShardWriter:
         self._pixels: list[int] = []
         self._num_rows = 0
 
-    def _write_group(self) -> None:
+    def _write_row_group(self) -> None:
         start = self._sink.tell()
         columns = [[getattr(row, name) for row in self._rows] for name in SCHEMA.names]
         self._writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=len(self._rows))
@@ -119,8 +122,8 @@ class ShardWriter:
         )
 
 
-def below(uri: str) -> Callable[[str, bytes], None]:
-    """What puts shards below a URI."""
+def shard_uploader(uri: str) -> Callable[[str, bytes], None]:
+    """Return a function that writes shards below a URI, for `ShardWriter(put=...)`."""
 
     def put(name: str, data: bytes) -> None:
         address = storage.join(uri, name)
@@ -130,5 +133,5 @@ def below(uri: str) -> Callable[[str, bytes], None]:
 
 
 def sparse_counts(counts: np.ndarray) -> dict[int, int]:
-    """{raw value: pixels} of a histogram."""
+    """Return the non-zero counts of a histogram as {raw value: pixels}."""
     return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}

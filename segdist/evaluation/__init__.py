@@ -1,4 +1,4 @@
-"""From a checkpoint and a split to a number: inference, the confusion matrix, scores, reports, comparisons and figures."""
+"""Evaluation of models: inference, confusion matrices, scores, reports, comparisons and figures."""
 
 __all__ = [
     "bootstrap",

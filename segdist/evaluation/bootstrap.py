@@ -1,4 +1,4 @@
-"""Confidence intervals of the mIoU, by resampling images."""
+"""Bootstrap confidence intervals of the mIoU, by resampling images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from segdist.evaluation.scores import class_iou
 
-_CHUNK_BYTES = 32 << 20  # of resampling weights held at once
+_CHUNK_BYTES = 32 << 20  # resampling weights held at a time
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval: of all resamples, the share `level` lies between `low` and `high`."""
+    """A percentile interval: the share `level` of all resamples lies between `low` and `high`."""
 
     low: float
     high: float
@@ -24,12 +24,13 @@ class Interval:
 
 
 def bootstrap_miou(counts: np.ndarray, num_resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
-    """The interval of the mIoU when images are drawn again, with replacement, as many as there are.
+    """Return the percentile bootstrap interval of the mIoU over images, resampled N of N with replacement.
 
-    `counts` int64 (N, 3, K): `class_counts` of every image. A class that a resample does not hold leaves its mean. It
-    covers the choice of images, not that of training seeds. Images are drawn one by one: where they come in groups
-    (frames of a video), give the summed counts of each group, or the interval is too narrow. Percentile bootstrap: Efron
-    and Tibshirani, An Introduction to the Bootstrap, chapter 13; with fewer than some 30 images it tends to be too narrow.
+    `counts`: int64 (N, 3, K), `class_counts` of every image. A class without pixels in a resample leaves that resample's
+    mean. The interval covers the choice of images, not the choice of training seed. Images are resampled independently. If
+    they come in clusters (frames of a video), pass the summed counts of each cluster; otherwise the interval is too narrow.
+    It also tends to be too narrow with fewer than about 30 images. Source: Efron and Tibshirani, An Introduction to the
+    Bootstrap, chapter 13.
     """
     weights = _resamples(len(counts), num_resamples, seed)
     return _percentiles(np.concatenate([_mious(w, counts) for w in weights]), level)
@@ -38,9 +39,10 @@ def bootstrap_miou(counts: np.ndarray, num_resamples: int = 1000, level: float =
 def bootstrap_difference(
     a: np.ndarray, b: np.ndarray, num_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The interval of mIoU(b) - mIoU(a), two models on the same images in the same order: int64 (N, 3, K) each.
+    """Return the interval of mIoU(b) - mIoU(a) for two models on the same images in the same order, int64 (N, 3, K) each.
 
-    Both are scored on the same resamples, so what makes an image hard for both cancels: narrower than two intervals.
+    Both models are scored on the same resamples. Differences in image difficulty cancel, so the interval is narrower than a
+    comparison of two separate intervals.
     """
     assert a.shape == b.shape
     weights = _resamples(len(a), num_resamples, seed)
@@ -48,7 +50,7 @@ def bootstrap_difference(
 
 
 def _resamples(num_images: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """float64 (chunk, N) how often each image is in each resample; each row sums to N. Chunks bound the memory."""
+    """Yield float64 (chunk, N): how often each image is in each resample. Rows sum to N. Chunks bound the memory."""
     assert num_images >= 1 and num_resamples >= 1
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_BYTES // (8 * num_images))
@@ -59,9 +61,9 @@ def _resamples(num_images: int, num_resamples: int, seed: int) -> Iterator[np.nd
 
 
 def _mious(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """float64 (resamples,) mIoU of each resample; NaN where it holds no class at all."""
+    """Return float64 (resamples,): the mIoU of each resample, NaN if it has no class at all."""
     num_images, _, num_classes = counts.shape
-    sums = weights @ counts.reshape(num_images, -1).astype(np.float64)  # whole numbers below 2^53: exact in any order
+    sums = weights @ counts.reshape(num_images, -1).astype(np.float64)  # integers below 2^53: exact in any order
     iou = class_iou(sums.reshape(-1, 3, num_classes))
     present = ~np.isnan(iou)
     with np.errstate(invalid="ignore"):

@@ -1,28 +1,27 @@
-"""Pixels near a class contour, counted for the Boundary IoU."""
+"""Boundary IoU: counts of the pixels near class contours (Cheng et al. 2021)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from segdist.evaluation.confusion import NUM_VALUES
 from segdist.ops import IGNORE
+from segdist.ops.windows import window_max, window_min
 
 
 def boundary_counts(pred: torch.Tensor, mask: torch.Tensor, num_classes: int, ratio: float = 0.02) -> np.ndarray:
-    """int64 (3, K) of one image: intersection, true and predicted pixels of every class within d px of its contour.
+    """Return int64 (3, K): intersection, true and predicted pixels of every class within d px of its contour, of one image.
 
-    uint8 (H, W) each. Counts add over images, and `class_iou` of the sum is the Boundary IoU of each class (Cheng et al.
-    2021, Boundary IoU: Improving Object-Centric Image Segmentation Evaluation): d is `ratio` of the image's diagonal,
-    rounded, at least 1 px; a pixel is on its class's boundary when the (2d+1)^2 px window around it holds another class or
-    leaves the image, just as in the paper's code, which erodes the mask d times by 3x3 px, padded with 0.
+    `pred` and `mask` are uint8 (H, W). Counts add over images, and `class_iou` of the sum is the Boundary IoU of each class
+    (Cheng et al. 2021, Boundary IoU: Improving Object-Centric Image Segmentation Evaluation). d is `ratio` of the image's
+    diagonal, rounded, at least 1 px. A pixel is on its class's boundary if the (2d+1)^2 px window around it contains another
+    class or leaves the image. The paper's code, which erodes the mask d times by 3x3 px with zero padding, gives the same.
 
-    Void is as if it were not there: such pixels count nowhere, prediction included, and are no other class either, so the
-    rim of an unlabelled area is nobody's contour. (The paper has no void.) Across a void seam narrower than d, the class
-    on its other side still makes a contour.
+    The paper has no void. Here, void pixels count nowhere, in the prediction either, and are not another class, so the edge
+    of an unlabelled area is not a contour. Across a void gap narrower than d, the class on the other side makes a contour.
     """
     assert pred.dtype == mask.dtype == torch.uint8 and pred.shape == mask.shape and pred.ndim == 2
     reach = boundary_width_px(mask.shape[0], mask.shape[1], ratio)
@@ -35,34 +34,18 @@ def boundary_counts(pred: torch.Tensor, mask: torch.Tensor, num_classes: int, ra
 
 
 def boundary_width_px(height: int, width: int, ratio: float = 0.02) -> int:
-    """How many px from its contour a pixel still counts as boundary."""
+    """Return d: the largest distance in px from a contour at which a pixel counts as boundary."""
     return max(1, round(ratio * math.sqrt(height**2 + width**2)))
 
 
 def _on_boundary(classes: torch.Tensor, reach: int) -> torch.Tensor:
-    """bool (H, W): the window of `reach` px around the pixel holds another class than its own, or leaves the image.
+    """Return bool (H, W): whether the window of `reach` px around the pixel holds another class or leaves the image.
 
-    Of void pixels it says nothing. Void is 255, so it is never the least value of a window that holds a class, and once it
-    is written as 0 it is never the greatest.
+    The result is meaningless for void pixels. Void is 255, so it is never the minimum of a window that holds a class; once it
+    is replaced by 0 it is never the maximum.
     """
-    least = _window(classes, reach, torch.minimum, IGNORE)
-    greatest = _window(classes.masked_fill(classes == IGNORE, 0), reach, torch.maximum, 0)
+    least = window_min(classes, reach)
+    greatest = window_max(classes.masked_fill(classes == IGNORE, 0), reach)
     edge = torch.ones_like(classes, dtype=torch.bool)
     edge[reach:-reach, reach:-reach] = False
     return (least != greatest) | edge
-
-
-def _window(x: torch.Tensor, reach: int, extreme: Callable[..., torch.Tensor], neutral: int) -> torch.Tensor:
-    """The minimum (or maximum) over the (2 reach + 1)^2 px around each pixel; beyond the image all is `neutral`.
-
-    Windows are doubled until they are wide enough, so a pixel costs log2(reach) operations a side.
-    """
-    x = torch.nn.functional.pad(x, (reach, reach, reach, reach), value=neutral)
-    for axis in (0, 1):
-        size, wanted = 1, 2 * reach + 1
-        while size < wanted:
-            step = min(size, wanted - size)
-            length = x.shape[axis] - step
-            x = extreme(x.narrow(axis, 0, length), x.narrow(axis, step, length))
-            size += step
-    return x

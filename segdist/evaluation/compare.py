@@ -1,7 +1,7 @@
-"""Compares two evaluations: who is better, and is the difference more than the choice of samples?
+"""Compare two evaluations: which model is better, and is the difference larger than sampling noise?
 
-Reads the JSON that `segdist evaluate --out` writes. Two numbers compare when both were made from the same rows of the same
-data set, with the same classes, by the same protocol; everything else is refused.
+Reads the JSON reports of `segdist evaluate --out`. Two scores are comparable only if both were made on the same rows of the
+same dataset, with the same classes and the same protocol. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _PerSample(_Part):
 
 
 class Report(_Part):
-    """What of an evaluation's report a comparison needs; null is NaN."""
+    """The fields of an evaluation report that a comparison needs. null means NaN."""
 
     miou: float | None
     iou: dict[str, float | None]
@@ -52,62 +52,63 @@ class Report(_Part):
 
 
 def load(uri: str) -> Report:
-    """The report at a path or URI. Raises UserError when there is no whole one."""
+    """Read the report at a path or URI. Raises UserError if it is missing, incomplete or invalid."""
     try:
         report = Report.model_validate(json.loads(storage.read(uri)))
     except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise UserError(
-                f"{error}. It takes reports: `segdist evaluate RUN --pictures --out FILE` makes one"
+                f"{str(error).rstrip('.')}. Create a report with `segdist evaluate RUN --pictures --out FILE`."
             ) from None
-        missing = error.errors()[0] if isinstance(error, ValidationError) else None
-        why = f"{'.'.join(map(str, missing['loc']))}: {missing['msg']}" if missing else f"no JSON ({error})"
+        invalid = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"{'.'.join(map(str, invalid['loc']))}: {invalid['msg']}" if invalid else f"invalid JSON ({error})"
         raise UserError(
-            f"{storage.redacted(uri)}: not a report of `segdist evaluate CHECKPOINT --out FILE`, or from an older segdist: {why}. "
-            "Evaluate again"
+            f"{storage.redacted(uri)}: not a report of `segdist evaluate`, or from an older segdist ({why}). Run "
+            "`segdist evaluate CHECKPOINT --out FILE` again."
         ) from None
     if report.miou is None:
         raise UserError(
-            f"{storage.redacted(uri)}: its mIoU is empty, as no pixel of split {report.split!r} counted: nothing to compare"
+            f"{storage.redacted(uri)}: there is nothing to compare, because no pixel of split {report.split!r} was scored (its "
+            "mIoU is empty)."
         )
     _check_boundary(uri, report)
     return report
 
 
 def _check_boundary(uri: str, report: Report) -> None:
-    """Raises UserError when the Boundary IoU is not of the report's classes, or not what its mean was made of."""
+    """Raise UserError if the Boundary IoU does not match the report's classes or its own mean."""
     if report.boundary_iou is None:
         return
     values = [value for value in report.boundary_iou.values() if value is not None]
     mean = float(np.mean(values)) if values else 0.0
-    right = math.isclose(mean, report.mean_boundary_iou or 0.0, abs_tol=1e-9)
-    if list(report.boundary_iou) != list(report.iou) or not right:
+    mean_matches = math.isclose(mean, report.mean_boundary_iou or 0.0, abs_tol=1e-9)
+    if list(report.boundary_iou) != list(report.iou) or not mean_matches:
         raise UserError(
-            f"{storage.redacted(uri)}: its Boundary IoU does not fit its classes or its mean; the file is damaged or was edited. "
-            "Evaluate again"
+            f"{storage.redacted(uri)}: its Boundary IoU does not match its classes or its mean. The file is damaged or was "
+            "edited. Evaluate again."
         )
 
 
 def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
-    """What `segdist compare` prints: B against A per class and in mIoU, with a 95 % interval where both counted by sample.
+    """Compare the reports B and A, per class and in mIoU, with a 95 % interval if both have per-sample counts.
 
-    Boundary IoU, too, where both have it; verdict and interval are of the mIoU alone.
-    `verdict` is "A", "B", "none" (no clear difference) or "unknown" (no counts by sample, so no interval).
+    Boundary IoU is compared if both reports have it. Verdict and interval concern the mIoU only. `verdict` is "A", "B", "none"
+    (no clear difference) or "unknown" (no per-sample counts, so no interval). Raises UserError if the two are not comparable.
     """
     a, b = load(uri_a), load(uri_b)
     uri_a, uri_b = storage.redacted(uri_a), storage.redacted(uri_b)
-    _check(uri_a, a, uri_b, b)
+    _check_comparable(uri_a, a, uri_b, b)
     counts = _counts(uri_a, a), _counts(uri_b, b)
     interval = None
     if counts[0] is not None and counts[1] is not None:
-        order = _matched(uri_a, a, uri_b, b)
+        order = _sample_order(uri_a, a, uri_b, b)
         interval = bootstrap_difference(counts[0], counts[1][order], NUM_RESAMPLES)
     miou = _pair(a.miou, b.miou)
     verdict, sentence = _verdict(miou["difference"], interval, a.num_samples)
     if a.checkpoint_digest == b.checkpoint_digest:
         same = a.weights == b.weights
-        sentence += (
-            " (both are the same checkpoint)" if same else f" (one checkpoint: {a.weights} weights, then {b.weights})"
+        sentence += " Both are the same checkpoint" + (
+            "." if same else f", A with {a.weights} and B with {b.weights} weights."
         )
     boundary: dict[str, Any] = {}
     if a.boundary_iou is not None and b.boundary_iou is not None:
@@ -129,32 +130,32 @@ def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
     }
 
 
-def _check(uri_a: str, a: Report, uri_b: str, b: Report) -> None:
-    """Raises UserError, naming the first difference, when the two numbers do not compare."""
+def _check_comparable(uri_a: str, a: Report, uri_b: str, b: Report) -> None:
+    """Raise UserError, naming the first difference, if the scores are not comparable."""
     if list(a.iou) != list(b.iou):
         first = next((x for x in [*a.iou, *b.iou] if (x in a.iou) != (x in b.iou)), "their order")
         raise UserError(
-            f"{uri_a} has {len(a.iou)} classes and {uri_b} has {len(b.iou)}; they differ in {first!r}. A mean over other "
-            "classes is another number; evaluate both on one data set"
+            f"{uri_a} has {len(a.iou)} classes and {uri_b} has {len(b.iou)}. They differ in {first!r}. Means over different "
+            "classes are not comparable. Evaluate both on the same dataset."
         )
     if a.split != b.split:
         raise UserError(
-            f"{uri_a} scored split {a.split!r} and {uri_b} split {b.split!r}; evaluate both on one, with --split"
+            f"{uri_a} scored split {a.split!r} and {uri_b} scored split {b.split!r}. Evaluate both on the same --split."
         )
     if a.data_digest != b.data_digest:
         raise UserError(
-            f"{uri_a} scored {a.data} and {uri_b} {b.data}, whose rows or labels differ (data digests {a.data_digest[:12]} and "
-            f"{b.data_digest[:12]}); evaluate both on one data set, with --data"
+            f"{uri_a} scored {a.data} and {uri_b} scored {b.data}. Their rows or labels differ (data digests "
+            f"{a.data_digest[:12]} and {b.data_digest[:12]}). Evaluate both on the same dataset, with --data."
         )
     if a.protocol != b.protocol:
         raise UserError(
-            f"the protocols differ, so the numbers do not compare. {uri_a}: {a.protocol}. {uri_b}: {b.protocol}. "
-            "Evaluate both in the same way"
+            f"The protocols differ, so the scores are not comparable. {uri_a}: {a.protocol}. {uri_b}: {b.protocol}. "
+            "Evaluate both with the same settings."
         )
 
 
 def _counts(uri: str, report: Report) -> np.ndarray | None:
-    """int64 (N, 3, K) counts by sample. Raises UserError when they are not what its mIoU was made of."""
+    """Return the per-sample counts, int64 (N, 3, K), or None. Raises UserError if they do not add up to the report's mIoU."""
     if report.pictures is None:
         return None
     ids, rows = report.pictures.sample_ids, report.pictures.counts
@@ -167,19 +168,19 @@ def _counts(uri: str, report: Report) -> np.ndarray | None:
         if not np.isnan(iou).all() and math.isclose(float(np.nanmean(iou)), report.miou or 0.0, abs_tol=1e-9):
             return counts
     raise UserError(
-        f"{uri}: its counts by sample do not add up to its mIoU; the file is damaged or was edited, so evaluate again"
+        f"{uri}: its per-sample counts do not add up to its mIoU. The file is damaged or was edited. Evaluate again."
     )
 
 
-def _matched(uri_a: str, a: Report, uri_b: str, b: Report) -> list[int]:
-    """Where each sample of A is in B. Raises UserError when they are not the same samples."""
+def _sample_order(uri_a: str, a: Report, uri_b: str, b: Report) -> list[int]:
+    """Return the index in B of each sample of A. Raises UserError if the samples differ."""
     assert a.pictures is not None and b.pictures is not None
-    place = {sample_id: i for i, sample_id in enumerate(b.pictures.sample_ids)}
-    if alone := set(a.pictures.sample_ids) ^ set(place):
+    position = {sample_id: i for i, sample_id in enumerate(b.pictures.sample_ids)}
+    if unmatched := set(a.pictures.sample_ids) ^ set(position):
         raise UserError(
-            f"sample {min(alone)!r} is in only one of {uri_a} and {uri_b}; evaluate both on the same samples"
+            f"Sample {min(unmatched)!r} is in only one of {uri_a} and {uri_b}. Evaluate both on the same samples."
         )
-    return [place[sample_id] for sample_id in a.pictures.sample_ids]
+    return [position[sample_id] for sample_id in a.pictures.sample_ids]
 
 
 def _pair(a: float | None, b: float | None) -> dict[str, float]:
@@ -188,23 +189,24 @@ def _pair(a: float | None, b: float | None) -> dict[str, float]:
 
 
 def _verdict(difference: float, interval: Interval | None, num_samples: int) -> tuple[str, str]:
-    """The verdict, and a plain sentence that says it."""
+    """Return the verdict, and a sentence that states it."""
     if interval is None:
-        who = (
-            f"{'B' if difference > 0 else 'A'}'s mIoU is higher by {abs(difference):.4f}"
+        comparison = (
+            f"{'B' if difference > 0 else 'A'}'s mIoU is higher by {abs(difference):.4f}."
             if difference
-            else "The mIoUs are equal"
+            else "The mIoUs are equal."
         )
         return "unknown", (
-            f"{who}; whether that is more than the choice of samples, the reports cannot say: evaluate both with --pictures"
+            f"{comparison} Without per-sample counts its significance is unknown. Evaluate both with --pictures."
         )
     low, high, level = interval.low, interval.high, f"{interval.level:.0%}".replace("%", " %")
     if low > 0:
-        verdict, said = "B", f"B is better by {difference:.4f} [{low:.4f}, {high:.4f}], {level}"
+        verdict, sentence = "B", f"B is better by {difference:.4f} ({level} interval {low:.4f} to {high:.4f})."
     elif high < 0:
-        verdict, said = "A", f"A is better by {-difference:.4f} [{-high:.4f}, {-low:.4f}], {level}"
+        verdict, sentence = "A", f"A is better by {-difference:.4f} ({level} interval {-high:.4f} to {-low:.4f})."
     else:
-        verdict, said = "none", f"No clear difference: B - A is {difference:.4f} [{low:.4f}, {high:.4f}], {level}"
+        verdict = "none"
+        sentence = f"No clear difference: B - A is {difference:.4f} ({level} interval {low:.4f} to {high:.4f})."
     if num_samples < FEW_SAMPLES:
-        said += f"; with only {num_samples} samples, such an interval tends to be too narrow"
-    return verdict, said
+        sentence += f" With only {num_samples} samples, the interval tends to be too narrow."
+    return verdict, sentence

@@ -1,11 +1,15 @@
-"""Figures for people: masks with a palette, overlays and curves that need no explanation, confusion matrices."""
+"""Figures: masks and overlays (PIL), learning curves and confusion matrices (matplotlib).
+
+Charts use matplotlib's object-oriented API, so they neither need a display nor touch pyplot's global state. matplotlib is
+imported inside the functions that draw, because the import takes about a second.
+"""
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,39 +17,46 @@ from PIL import Image, ImageDraw, ImageFont
 from segdist.data.labels import Labels
 from segdist.errors import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _OPACITY = 0.55
-_THICK_PX = 5  # odd; what is thinner has no border, which would hide it
-_RIGHT, _WRONG, _ABSENT, _GREY = (8, 69, 148), (178, 24, 43), (225, 225, 225), (110, 110, 110)
-_NAME_PX = 12  # the smallest cell whose row can bear a class name
-_NUM_CONFUSIONS, _HEADINGS = 15, 4  # lines beside a confusion matrix
-_BAND_ROWS = 256  # blended at a time: it takes some sixty bytes a pixel
+_THICK_PX = 5  # odd; a border would hide regions thinner than this
+_BAND_ROWS = 256  # blended at a time: blending takes about sixty bytes per pixel
+
+DPI = 100
+GREY, LIGHT = "#6e6e6e", "#e1e1e1"  # of secondary text, and of grid lines
+_RIGHT, _WRONG, _ABSENT = (8, 69, 148), (178, 24, 43), (225, 225, 225)
+_MATRIX_PX, _CELL_PX = 640, (5, 90)  # side of a confusion matrix; smallest and largest cell
+_NAME_PX, _PERCENT_PX = 12, 24  # the smallest cells whose row has a class name, and that hold a number
+_NUM_CONFUSIONS = 15  # listed below a confusion matrix
 
 
 def index_mask(classes: np.ndarray, labels: Labels) -> Image.Image:
-    """Palette image of uint8 (H, W) classes: its values are the class numbers, its colours the contract's."""
+    """Return uint8 (H, W) classes as a palette image: the values are class numbers, the palette holds the class colours."""
     image = Image.fromarray(classes)
-    image.putpalette(labels.palette().tobytes())  # turns it into mode P; the values stay
+    image.putpalette(labels.palette().tobytes())  # converts to mode P and keeps the values
     return image
 
 
 def png(image: Image.Image) -> bytes:
-    """The image as a PNG file's bytes."""
+    """Encode the image as PNG."""
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
 
 
 def overlay(image: np.ndarray, classes: np.ndarray, labels: Labels) -> Image.Image:
-    """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn, and beside it a legend.
+    """Draw uint8 (H, W) classes over a uint8 (H, W, 3) image, with borders, and a legend beside it.
 
-    The legend has the classes that occur, largest first: one of the contract that is nowhere in the image explains nothing
-    that can be seen.
+    The legend lists only the classes that occur in the image, largest first.
     """
     return _with_legend(Image.fromarray(blended(image, classes, labels)), classes, labels)
 
 
 def blended(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray:
-    """The uint8 (H, W, 3) image under its uint8 (H, W) classes, borders drawn."""
+    """Return uint8 (H, W, 3): the image with its uint8 (H, W) classes blended over it and white borders between regions."""
     blend = np.empty_like(image)
     for first in range(0, len(image), _BAND_ROWS):
         band = slice(first, first + _BAND_ROWS)
@@ -55,16 +66,16 @@ def blended(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarra
 
 
 def _blend(image: np.ndarray, classes: np.ndarray, labels: Labels) -> np.ndarray:
-    """The colours of the classes over the image in grey, so that they look as they do in the legend; void as it is."""
+    """Blend class colours over the grey image, so that colours match the legend. Void and black classes show the image."""
     grey = image.mean(2, keepdims=True)
     palette = labels.palette()
-    plain = (palette == 0).all(1)  # void, and black, which is what backgrounds are given: the image as it is
+    plain = (palette == 0).all(1)  # void, and black, the usual colour of background
     mixed = (1 - _OPACITY) * grey + _OPACITY * palette[classes]
     return np.where(plain[classes][..., None], image, mixed).round().astype(np.uint8)
 
 
 def _borders(classes: np.ndarray) -> np.ndarray:
-    """bool (H, W): pixels whose lower or right neighbour is of another class, where neither belongs to something thin."""
+    """Return bool (H, W): pixels whose lower or right neighbour has another class, unless one of the two regions is thin."""
     edge, thick = np.zeros(classes.shape, bool), _thick(classes)
     edge[:-1] |= (classes[:-1] != classes[1:]) & thick[:-1] & thick[1:]
     edge[:, :-1] |= (classes[:, :-1] != classes[:, 1:]) & thick[:, :-1] & thick[:, 1:]
@@ -72,32 +83,28 @@ def _borders(classes: np.ndarray) -> np.ndarray:
 
 
 def _thick(classes: np.ndarray) -> np.ndarray:
-    """bool (H, W): pixels in some square of _THICK_PX that is all of one class; beyond the rim, all goes on as it ends."""
-    middles = _window(classes, np.minimum) == _window(classes, np.maximum)
-    return _window(middles, np.maximum)
+    """Return bool (H, W): pixels inside some _THICK_PX square of a single class; the image is extended by its edge pixels."""
+    import torch  # here, because charts do not need it
 
+    from segdist.ops.windows import window_max, window_min
 
-def _window(x: np.ndarray, extreme: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """The extreme over the square of _THICK_PX around each pixel of (H, W)."""
-    reach = _THICK_PX // 2
-    for _ in range(2):  # rows, then columns
-        padded = np.pad(x, ((reach, reach), (0, 0)), "edge")
-        x = functools.reduce(extreme, (padded[i : i + len(x)] for i in range(_THICK_PX))).T
-    return x
+    x, reach = torch.tensor(classes), _THICK_PX // 2
+    middles = window_min(x, reach) == window_max(x, reach)
+    return window_max(middles.byte(), reach).bool().numpy()
 
 
 def _with_legend(image: Image.Image, classes: np.ndarray, labels: Labels) -> Image.Image:
-    """The image, enlarged until its legend can be read, with the classes in it, largest first, at its right."""
+    """Return the image with a legend at its right, enlarged by a whole number until the legend is readable."""
     zoom = max(1, round(480 / image.height))
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
     counts = np.bincount(classes.ravel(), minlength=256)[: labels.num_classes]
     present = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
     size = max(12, image.height // 24)
-    room = (image.height - size) * 2 // (3 * size)  # lines
+    num_lines = (image.height - size) * 2 // (3 * size)
     font = ImageFont.load_default(size)
-    lines = [(k, f"{labels.names[k]}  {_share(counts[k] / classes.size)}") for k in present[:room]]
-    if len(present) > room:
-        lines[-1] = (present[room - 1], f"and {len(present) - room} smaller ones")
+    lines = [(k, f"{labels.names[k]}  {_whole_percent(counts[k] / classes.size)}") for k in present[:num_lines]]
+    if len(present) > num_lines:
+        lines[-1] = (present[num_lines - 1], f"and {len(present) - num_lines} smaller ones")
     width = max((int(font.getlength(text)) for _, text in lines), default=0) + 3 * size
     canvas = Image.new("RGB", (image.width + width, image.height), "white")
     canvas.paste(image, (0, 0))
@@ -109,198 +116,187 @@ def _with_legend(image: Image.Image, classes: np.ndarray, labels: Labels) -> Ima
     return canvas
 
 
-def _share(share: float) -> str:
+def _whole_percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.01 else "<1%"
 
 
-def confusion(counts: np.ndarray | Sequence[Sequence[int]], names: Sequence[str]) -> Image.Image:
-    """The confusion matrix (K, K) of [true class][predicted class] pixels, rows in percent; beside it its largest confusions.
+def new_figure(width_px: float, height_px: float) -> Figure:
+    """Return an empty white matplotlib figure that is independent of pyplot."""
+    from matplotlib.figure import Figure
 
-    Right pixels are blue and wrong ones red, by the root of their share, so that 1 % can still be seen; the row of a class
-    without pixels is grey. Where there is no room for names, every tenth class bears its number.
+    return Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor="white")
+
+
+def style_axes(axes: Axes, title: str = "") -> None:
+    """Give axes the common look: light grid lines, no frame, grey tick labels, title at the left."""
+    axes.set_axisbelow(True)
+    axes.grid(color=LIGHT, linewidth=0.8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9, labelcolor=GREY)
+    axes.set_title(title, loc="left", fontsize=10.5, parse_math=False)
+
+
+def render(figure: Figure) -> Image.Image:
+    """Return the figure as an RGB image, cropped (or grown) to what is drawn plus a small margin."""
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts the bundled font lacks
+        figure.savefig(out, format="png", bbox_inches="tight", pad_inches=0.15)
+    return Image.open(out).convert("RGB")
+
+
+def confusion(counts: np.ndarray | Sequence[Sequence[int]], names: Sequence[str]) -> Image.Image:
+    """Draw a confusion matrix (K, K) of [true class][predicted class] pixels, rows in percent, and list the largest errors.
+
+    Correct pixels are blue and wrong ones red. Intensity grows with the square root of the share, so that 1 % is visible.
+    Rows of classes without pixels are grey. If the cells are too small for class names, every tenth class has its number.
     """
     pixels = np.asarray(counts, np.int64)
     num_classes = len(names)
     assert pixels.shape == (num_classes, num_classes) and num_classes >= 2
-    cell = min(90, max(6, 1000 // num_classes))
     shares = pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
-    labels = _axis_labels(names, cell)
-    font = ImageFont.load_default(max(11, min(16, cell - 2)))
-    edge = 24 + max(int(font.getlength(text)) for text in labels.values())
-    lines = _confusions(pixels, shares, names)
-    side, beside = cell * num_classes, ImageFont.load_default(16)
-    width = edge + side + 60 + max(int(beside.getlength(text)) for text in lines)
-    canvas = Image.new("RGB", (width, edge + max(side, 24 * len(lines)) + 24), "white")
-    squares = Image.fromarray(_cell_colors(pixels, shares))
-    canvas.paste(squares.resize((side, side), Image.Resampling.NEAREST), (edge, edge))
-    _draw_axes(canvas, labels, font, edge, cell, side)
-    if cell >= 30:
-        _draw_percents(canvas, shares, pixels.sum(1) > 0, edge, cell)
-    for i, text in enumerate(lines):
-        ink = "black" if i >= _HEADINGS else _GREY
-        ImageDraw.Draw(canvas).text((edge + side + 36, edge + 24 * i), text, fill=ink, font=beside)
-    return canvas
-
-
-def _confusions(pixels: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> list[str]:
-    """What stands beside the matrix: how to read it, and the confusions with the most pixels."""
-    wrong = pixels * ~np.eye(len(names), dtype=bool)
-    largest = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:_NUM_CONFUSIONS]]
-    lines = [
-        f"{wrong[t, p]:,} px: {_short(names[t], 30)} taken for {_short(names[p], 30)}, {_percent(shares[t, p])} of it"
-        for t, p in largest
-        if wrong[t, p]
-    ]
-    total = max(int(pixels.sum()), 1)
-    return [
-        "rows: the true class, in percent of its pixels (grey: it has none)",
-        "columns: what they were predicted to be",
-        f"wrong: {_percent(wrong.sum() / total)} of {int(pixels.sum()):,} px; the largest confusions, by pixels:",
-        "",
-        *(lines or ["none"]),
-    ]
+    cell = min(_CELL_PX[1], max(_CELL_PX[0], _MATRIX_PX // num_classes))
+    figure = new_figure(cell * num_classes, cell * num_classes)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(_cell_colors(pixels, shares), interpolation="nearest")
+    _label_classes(axes, names, cell)
+    if cell >= _PERCENT_PX:
+        for t, p in np.argwhere(shares >= 0.005).tolist():
+            ink = "white" if shares[t, p] > 0.3 else "black"
+            size = _points_of(min(18, cell / 3))
+            axes.text(p, t, f"{100 * shares[t, p]:.0f}", color=ink, fontsize=size, ha="center", va="center")
+    total, wrong = int(pixels.sum()), int(pixels.sum() - np.trace(pixels))
+    heading = (
+        "Cells: percent of the true class. Grey rows: classes without pixels.\n"
+        f"{_percent(wrong / max(total, 1))} of {total:,} px are wrong. The most frequent confusions:"
+    )
+    text: dict[str, Any] = {"va": "top", "fontsize": 9, "parse_math": False}
+    below = {"xycoords": "axes fraction", "textcoords": "offset pixels", **text}
+    axes.annotate(heading, (0, 0), (0, -14), color=GREY, **below)
+    axes.annotate("\n".join(_largest_confusions(pixels, shares, names)), (0, 0), (0, -50), **below)
+    return render(figure)
 
 
 def _cell_colors(pixels: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """uint8 (K, K, 3)."""
+    """Return the colours of the cells, uint8 (K, K, 3)."""
     ink = np.where(np.eye(len(pixels), dtype=bool)[..., None], _RIGHT, _WRONG)
     colors = 255 - np.sqrt(shares)[..., None] * (255 - ink)
     colors[pixels.sum(1) == 0] = _ABSENT
     return colors.round().astype(np.uint8)
 
 
-def _axis_labels(names: Sequence[str], cell: int) -> dict[int, str]:
-    """The text at each row and column that has one."""
-    if cell >= _NAME_PX:
-        return {k: _short(name) for k, name in enumerate(names)}
-    return {k: str(k) for k in range(0, len(names), 10)}
+def _label_classes(axes: Axes, names: Sequence[str], cell: int) -> None:
+    """Write class names at the left and the top, and lines between the cells; numbers and no lines where cells are small."""
+    named, num_classes = cell >= _NAME_PX, len(names)
+    at = range(num_classes) if named else range(0, num_classes, 10)
+    texts = [_shortened(names[k], 20) if named else str(k) for k in at]
+    size = _points_of(min(12.5, cell - 2)) if named else 8
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xticks(at, texts, rotation=90 if named else 0, fontsize=size, parse_math=False)
+    axes.set_yticks(at, texts, fontsize=size, parse_math=False)
+    axes.set_xlabel("predicted class", color=GREY, fontsize=9)
+    axes.set_ylabel("true class", color=GREY, fontsize=9)
+    axes.spines[:].set_color(GREY)
+    axes.tick_params(length=3, color=GREY)
+    if named:
+        edges, ends = np.arange(1, num_classes) - 0.5, (-0.5, num_classes - 0.5)
+        axes.hlines(edges, *ends, color=LIGHT, linewidth=0.6)
+        axes.vlines(edges, *ends, color=LIGHT, linewidth=0.6)
 
 
-def _draw_axes(
-    canvas: Image.Image,
-    labels: dict[int, str],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    edge: int,
-    cell: int,
-    side: int,
-) -> None:
-    """Labels at the left and, turned, at the top; a frame; and lines between cells that can bear them."""
-    draw = ImageDraw.Draw(canvas)
-    for k, text in labels.items():
-        middle = edge + k * cell + cell // 2
-        draw.text((edge - 8, middle), text, fill="black", font=font, anchor="rm")
-        strip = Image.new("RGB", (edge, 2 * (cell // 2) + 14), "white")
-        ImageDraw.Draw(strip).text((0, strip.height // 2), text, fill="black", font=font, anchor="lm")
-        turned = strip.crop((0, 0, edge - 8, strip.height)).rotate(90, expand=True)
-        canvas.paste(Image.new("RGB", turned.size, "black"), (middle - turned.width // 2, 0), _ink(turned))
-        draw.line([edge - 5, middle, edge - 1, middle], fill=_GREY)
-        draw.line([middle, edge - 5, middle, edge - 1], fill=_GREY)
-    for at in range(edge, edge + side + 1, cell if cell >= _NAME_PX else side):
-        draw.line([at, edge, at, edge + side], fill=_ABSENT if cell >= _NAME_PX else _GREY)
-        draw.line([edge, at, edge + side, at], fill=_ABSENT if cell >= _NAME_PX else _GREY)
+def _largest_confusions(pixels: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Return one line per confusion, most pixels first."""
+    wrong = pixels * ~np.eye(len(names), dtype=bool)
+    largest = [divmod(int(i), len(names)) for i in np.argsort(-wrong, axis=None, kind="stable")[:_NUM_CONFUSIONS]]
+    short = [_shortened(name, 28) for name in names]
+    lines = [
+        f"{wrong[t, p]:,} px: {short[t]} predicted as {short[p]} ({_percent(shares[t, p])} of the true class)"
+        for t, p in largest
+        if wrong[t, p]
+    ]
+    return lines or ["none"]
 
 
-def _ink(image: Image.Image) -> Image.Image:
-    """How dark each pixel is: pasted through it, the white of neighbouring labels hides none of them."""
-    return image.convert("L").point(lambda value: 255 - value)
-
-
-def _draw_percents(canvas: Image.Image, shares: np.ndarray, present: np.ndarray, edge: int, cell: int) -> None:
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(11, min(18, cell // 3)))
-    for t, p in np.argwhere((shares >= 0.005) & present[:, None]).tolist():
-        at = (edge + p * cell + cell // 2, edge + t * cell + cell // 2)
-        ink = "white" if shares[t, p] > 0.3 else "black"
-        draw.text(at, f"{100 * shares[t, p]:.0f}", fill=ink, font=font, anchor="mm")
+def _points_of(px: float) -> float:
+    """Convert pixels to points, the unit of font sizes."""
+    return px * 72 / DPI
 
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
-def _short(name: str, length: int = 20) -> str:
+def _shortened(name: str, length: int) -> str:
     return name if len(name) <= length else f"{name[: length - 3]}..."
 
 
 _PANELS = {
-    "loss": (("train", "loss", "training", (86, 180, 233)), ("eval", "loss", "validation", (213, 94, 0))),
+    "loss": (("train", "loss", "training", "#56b4e9"), ("eval", "loss", "validation", "#d55e00")),
     "scores": (
-        ("eval", "miou", "mIoU", (0, 114, 178)),
-        ("eval", "mean_dice", "mean F1", (0, 158, 115)),
-        ("eval", "mean_accuracy", "mean accuracy", (204, 121, 167)),
-        ("eval", "overall_accuracy", "accuracy", (150, 150, 150)),
+        ("eval", "miou", "mIoU", "#0072b2"),
+        ("eval", "mean_dice", "mean F1", "#009e73"),
+        ("eval", "mean_accuracy", "mean accuracy", "#cc79a7"),
+        ("eval", "overall_accuracy", "accuracy", "#969696"),
     ),
-    "learning rate": (("train", "lr", "", (90, 90, 90)),),
-}  # title -> (kind of record, field, its name, colour)
-_NUM_MARKS = 40  # of a curve of evaluations; one of more points has none
-_PLOT_PX = (640, 190)  # width and height of a panel
-_SHARPER = 3  # drawn so much larger first, which makes lines smooth
-
-
-class _Curve(NamedTuple):
-    points: list[tuple[int, float]]  # (step, value)
-    text: str  # beside it; the last value follows
-    ink: tuple[int, int, int]
-    marked: bool  # point by point, where they are few
+    "learning rate": (("train", "lr", "", "#5a5a5a"),),
+}  # title -> (kind of record, field, name of the curve, colour)
+_NUM_MARKS = 40  # evaluations are marked one by one in curves of up to this many
 
 
 def learning_curve(records: Sequence[dict[str, Any]], title: str = "") -> Image.Image:
-    """Loss, scores and learning rate over the steps, from a run's records of training and evaluation (record.read_metrics).
+    """Draw loss, scores and learning rate over the steps, from a run's records (`segments.read_metrics`).
 
-    A loss that leaves the picture is cut off at its upper edge. Raises UserError where nothing was recorded.
+    A loss spike is cut off at the upper edge. Raises UserError if nothing was recorded.
     """
     last = max((row["step"] for row in records), default=0)
     if not last:
-        raise UserError("a learning curve needs a run that has made its first steps")
-    left, right, gap, (width, height) = 70, 170, 46, _PLOT_PX
-    heights = [height, height, height // 2]
-    canvas = Image.new("RGB", (left + width + right, gap + sum(heights) + gap * len(heights)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-    draw.text((12, 8), title, fill="black", font=ImageFont.load_default(17))
-    top = gap + 12
-    for (name, lines), tall in zip(_PANELS.items(), heights):
-        found = [_Curve(_points(records, kind, field), text, ink, kind == "eval") for kind, field, text, ink in lines]
-        curves = [curve for curve in found if curve.points]
-        high = 1.0 if name == "scores" else _top([value for curve in curves for _, value in curve.points])
-        draw.text((left, top - 21), name, fill="black", font=font)
-        for i in range(5):
-            y = top + tall * i // 4
-            draw.line([left, y, left + width, y], fill=_ABSENT)
-            draw.text((left - 8, y), f"{high * (4 - i) / 4:.3g}", fill=_GREY, font=font, anchor="rm")
-        canvas.paste(_plotted(canvas.crop((left, top, left + width, top + tall)), curves, last, high), (left, top))
-        for i, curve in enumerate(curve for curve in curves if curve.text):
-            value = f"{curve.text} {curve.points[-1][1]:.3g}"
-            draw.text((left + width + 10, top + 8 + 22 * i), value, fill=curve.ink, font=font, anchor="lm")
-        top += tall + gap
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        text = f"{round(last * share):,}" + (" steps" if share == 1 else "")
-        draw.text((left + width * share, top - gap + 14), text, fill=_GREY, font=font, anchor="mm")
-    return canvas
+        raise UserError("Cannot draw a learning curve: the run has recorded no steps yet.")
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(580, 600)
+    grid = figure.add_gridspec(3, 1, height_ratios=(2, 2, 1), hspace=0.3, left=0, right=1, bottom=0, top=1)
+    for i, (name, curves) in enumerate(_PANELS.items()):
+        axes = figure.add_subplot(grid[i])
+        style_axes(axes, name)
+        _draw_curves(axes, records, curves)
+        axes.set_xlim(0, last)
+        axes.set_ylim(0, 1 if name == "scores" else None)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+        if i < len(_PANELS) - 1:
+            axes.tick_params(labelbottom=False)
+        else:
+            axes.set_xlabel("steps", color=GREY, fontsize=9)
+    figure.suptitle(title, x=0, y=1.1, ha="left", fontsize=12, parse_math=False)
+    return render(figure)
+
+
+def _draw_curves(axes: Axes, records: Sequence[dict[str, Any]], curves: Sequence[tuple[str, str, str, str]]) -> None:
+    """Draw the curves that have points, the first one on top, and a legend with their last values."""
+    drawn: list[float] = []
+    for order, (kind, field, name, color) in enumerate(curves):
+        points = _points(records, kind, field)
+        if not points:
+            continue
+        steps, values = zip(*points)
+        drawn += values
+        mark = "o" if kind == "eval" and len(points) <= _NUM_MARKS else None
+        label = f"{name} {values[-1]:.3g}" if name else None
+        axes.plot(steps, values, color=color, marker=mark, markersize=4, label=label, zorder=3 - 0.1 * order)
+    axes.set_ylim(top=_upper_limit(drawn))
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.04), frameon=False, labelcolor="linecolor", fontsize=9)
 
 
 def _points(records: Sequence[dict[str, Any]], kind: str, field: str) -> list[tuple[int, float]]:
-    """(step, value) where there is a finite one."""
+    """Return (step, value) of the records that hold a finite value."""
     found = [(row["step"], row.get(field)) for row in records if row["kind"] == kind]
     return [(step, value) for step, value in found if value is not None and np.isfinite(value)]
 
 
-def _top(values: list[float]) -> float:
-    """The upper end of an axis from 0, four round numbers above nearly all values: one spike should not flatten the rest."""
+def _upper_limit(values: list[float]) -> float:
+    """Return the upper end of an axis that starts at 0, a little above nearly all values: a spike must not flatten the rest."""
     high = max(values, default=0.0)
     usual = float(np.quantile(values, 0.98)) if values else 0.0
-    high = usual if high > 3 * usual else high
-    if not high > 0:
-        return 1.0
-    power = 10.0 ** np.floor(np.log10(high / 4))
-    return next(4 * n * power for n in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if 4 * n * power >= high)
-
-
-def _plotted(panel: Image.Image, curves: list[_Curve], last: int, high: float) -> Image.Image:
-    """The panel with its curves; the first lies above the others."""
-    large = panel.resize((panel.width * _SHARPER, panel.height * _SHARPER), Image.Resampling.NEAREST)
-    draw, (width, height) = ImageDraw.Draw(large), large.size
-    for curve in reversed(curves):
-        line = [(x / last * width, height * (1 - max(0.0, min(1.0, y / high)))) for x, y in curve.points]
-        draw.line(line, fill=curve.ink, width=2 * _SHARPER, joint="curve")
-        for x, y in line if curve.marked and len(line) <= _NUM_MARKS else []:
-            draw.ellipse([x - 3 * _SHARPER, y - 3 * _SHARPER, x + 3 * _SHARPER, y + 3 * _SHARPER], fill=curve.ink)
-    return large.resize(panel.size, Image.Resampling.LANCZOS)
+    return 1.05 * (usual if high > 3 * usual > 0 else high) or 1.0

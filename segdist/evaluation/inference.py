@@ -1,11 +1,12 @@
-"""From uint8 images to classes and their loss: whole or in sliding windows, in one view or in several.
+"""Inference: classes and loss of uint8 images, whole or in sliding windows, in one view or several (scales, flip).
 
-The (B, K, H, W) scores never exist. A large image is read from the top down: a row of windows is blended at the model's
-stride, its finished rows of logits are resized once to the mask's size, a band of rows at a time, and forgotten. So memory
-is bounded by a row of windows, not by the image. Several views (scales, mirrored) go down the image side by side.
+A (B, K, H, W) tensor of scores never exists. A large image is processed from top to bottom: the logits of a row of windows
+are blended at the model's stride, finished rows are resized once to the mask's size, one band at a time, and then dropped.
+Memory is therefore bounded by a row of windows, not by the image. Several views are processed in parallel, band by band.
 
-Gaussian weights of windows: nnU-Net (Isensee et al. 2021), sigma = 1/8 of the window. Several views are averaged as class
-probabilities, as mmsegmentation averages them: logits of views differ in scale, and their mean would follow the surest view.
+Window weights are Gaussian with sigma = 1/8 of the window, as in nnU-Net (Isensee et al. 2021). Views are averaged as class
+probabilities, as in mmsegmentation: logits of different views differ in scale, and the most confident view would dominate
+their mean.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ from segdist.data.augment import resize_image
 from segdist.models.segmenter import Segmenter, infer
 from segdist.ops import IGNORE, resize
 
-_BAND_ELEMENTS = 1 << 22  # of a band of resized scores: 16 MB in fp32
-Settled = tuple[torch.Tensor, torch.Tensor]  # uint8 (B, H, W) classes, and the sum of the loss over valid pixels
+_BAND_ELEMENTS = 1 << 22  # scores in a resized band: 16 MB in fp32
+ClassesAndLoss = tuple[torch.Tensor, torch.Tensor]  # uint8 (B, H, W), and the loss summed over valid pixels
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How the model looks at an image. Scores that were made by different recipes do not compare."""
+    """Inference settings. Only scores made with the same settings are comparable."""
 
-    window: tuple[int, int] | None = None  # (height, width) px, taken up to the model's stride; None: the whole image
-    overlap: float = 0.5  # share of a window that the next one covers again
+    window: tuple[int, int] | None = None  # (height, width) px, rounded up to the model's stride; None: the whole image
+    overlap: float = 0.5  # share of a window that the next window covers too
     scales: tuple[float, ...] = (1.0,)
-    flip: bool = False  # mirrored, too
+    flip: bool = False  # also predict the horizontally flipped image
 
-    def words(self) -> str:
-        """The recipe as a part of the protocol."""
-        how = "whole"
+    def describe(self) -> str:
+        """Return the settings as a part of the protocol string, which reports store and compare."""
+        windows = "whole"
         if self.window is not None:
-            how = f"windows of {self.window[0]}x{self.window[1]} px, overlap {self.overlap:g}, Gaussian weights"
+            windows = f"windows of {self.window[0]}x{self.window[1]} px, overlap {self.overlap:g}, Gaussian weights"
         views = f"scales {', '.join(format(s, 'g') for s in self.scales)}"
         if self.scales == (1.0,):
             views = "single-scale"
-        return f"{how} / {views}{' and mirrored' if self.flip else ''}"
+        return f"{windows} / {views}{' and mirrored' if self.flip else ''}"
 
 
 PLAIN = InferenceSettings()
 
 
 def inference_settings(cfg: Eval, crop_size: Size) -> InferenceSettings:
-    """The recipe that a config asks for; windows are as large as the training crop unless it says otherwise."""
+    """Return the settings of a config's `eval` section. Windows default to the size of the training crop."""
     window = (cfg.window_size or crop_size) if cfg.mode == "sliding" else None
     return InferenceSettings(window, cfg.window_overlap, cfg.scales, cfg.flip)
 
@@ -62,47 +63,50 @@ def segment(
     model: Segmenter,
     images: torch.Tensor,
     size: tuple[int, int],
-    how: InferenceSettings,
+    settings: InferenceSettings,
     batch_size: int,
     masks: torch.Tensor | None = None,
-    keep: torch.Tensor | None = None,
-) -> Settled:
-    """Classes at `size`, and the loss (0 without masks), of uint8 (B, 3, h, w) images, for a model in evaluation mode.
+    probabilities: torch.Tensor | None = None,
+) -> ClassesAndLoss:
+    """Return the classes at `size` and the loss (0 without masks) of uint8 (B, 3, h, w) images. Expects model.eval().
 
-    `masks`, uint8 (B, *size), on the model's device. `keep`, float (B, K, *size) on any device, takes the class probabilities,
-    a band of rows at a time. An image that fits into a window is seen whole, bit for bit. The model
-    sees at most `batch_size` windows at a time; every scale holds a uint8 copy of the images. Where a head aligns corners at
-    a stride above 1, its windows' logits lie less than a stride beside those of the whole image.
+    `masks`: uint8 (B, *size) on the model's device. `probabilities`: float (B, K, *size) on any device; it is filled with the
+    class probabilities, one band of rows at a time. An image that fits into one window gives bit-identical results to whole
+    inference. A forward pass holds at most `batch_size` windows. Every scale holds a uint8 copy of the images. If a head has
+    align_corners=True and a stride above 1, the logits of windows are offset from those of the whole image by less than a
+    stride.
     """
     device, stride, align = next(model.parameters()).device, model.traits.stride, model.traits.align_corners
-    if how.scales == (1.0,) and not how.flip and _fits(images, how.window, stride):
+    if settings.scales == (1.0,) and not settings.flip and _fits(images, settings.window, stride):
         logits = infer(model, images.to(device))
-        for one, kept in zip(logits, () if keep is None else keep):
-            _combine([_Resized(_Rows(iter([one]), one.shape[1], False), size, align)], size, None, kept)
-        return settle(logits, size, align, masks)
-    seen: list[list[_Rows]] = []  # [view][image]
-    for scale in how.scales:
+        for one, out in zip(logits, () if probabilities is None else probabilities):
+            _combine([_Resized(_Rows(iter([one]), one.shape[1], False), size, align)], size, None, out)
+        return classes_and_loss(logits, size, align, masks)
+    views: list[list[_Rows]] = []  # [view][image]
+    for scale in settings.scales:
         scaled = _scaled(images, scale).to(device)
-        for mirrored in (False, True) if how.flip else (False,):
-            if how.window is None or _fits(scaled, how.window, stride):
-                whole = infer(model, scaled.flip(3) if mirrored else scaled)
-                seen.append([_Rows(iter([logits]), logits.shape[1], mirrored) for logits in whole])
+        for flipped in (False, True) if settings.flip else (False,):
+            if settings.window is None or _fits(scaled, settings.window, stride):
+                whole = infer(model, scaled.flip(3) if flipped else scaled)
+                views.append([_Rows(iter([logits]), logits.shape[1], flipped) for logits in whole])
             else:
-                slides = (_slide(model, image, how.window, how.overlap, mirrored, batch_size) for image in scaled)
-                seen.append([_Rows(slide, -(-scaled.shape[2] // stride), mirrored) for slide in slides])
+                window, overlap = settings.window, settings.overlap
+                slides = (_slide(model, image, window, overlap, flipped, batch_size) for image in scaled)
+                views.append([_Rows(slide, -(-scaled.shape[2] // stride), flipped) for slide in slides])
     preds, loss = [], torch.zeros((), dtype=torch.float64, device=device)
-    for i, views in enumerate(zip(*seen)):
-        resized = [_Resized(rows, size, align) for rows in views]
-        pred, one = _combine(resized, size, None if masks is None else masks[i], None if keep is None else keep[i])
+    for i, views_of_image in enumerate(zip(*views)):
+        resized = [_Resized(rows, size, align) for rows in views_of_image]
+        out = None if probabilities is None else probabilities[i]
+        pred, one_loss = _combine(resized, size, None if masks is None else masks[i], out)
         preds.append(pred)
-        loss += one
+        loss += one_loss
     return torch.stack(preds), loss
 
 
-def settle(
+def classes_and_loss(
     logits: torch.Tensor, size: tuple[int, int], align_corners: bool, masks: torch.Tensor | None = None
-) -> Settled:
-    """Classes and loss of logits (B, K, h, w) of whole images."""
+) -> ClassesAndLoss:
+    """Return the classes at `size` and the loss (0 without masks) of whole-image logits (B, K, h, w)."""
     pred = resize.predict(logits, size, align_corners)
     if masks is None:
         return pred, logits.new_zeros(())
@@ -111,15 +115,15 @@ def settle(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Logits of one view of one image, in blocks (K, rows, w) from the top down."""
+    """Logits of one view of one image, in blocks (K, rows, w) from top to bottom."""
 
     blocks: Iterator[torch.Tensor]
-    height: int  # rows in all
-    mirrored: bool
+    height: int  # rows of all blocks
+    flipped: bool
 
 
 def _scaled(images: torch.Tensor, scale: float) -> torch.Tensor:
-    """uint8 (B, 3, h, w) images at another scale."""
+    """Resize uint8 (B, 3, h, w) images by a factor."""
     if scale == 1:
         return images
     size = (max(1, round(images.shape[2] * scale)), max(1, round(images.shape[3] * scale)))
@@ -131,10 +135,10 @@ def _fits(images: torch.Tensor, window: tuple[int, int] | None, stride: int) -> 
 
 
 def cover(size: int, window: int, overlap: float) -> tuple[list[int], np.ndarray]:
-    """Starts of the windows that cover 0..size-1, and their weights, float64 (windows, window).
+    """Return the starts of the windows that cover 0..size-1 along one axis, and their weights, float64 (windows, window).
 
-    All in logits. The last window is moved inwards. Weights are a Gaussian over the window, divided by what all windows have
-    at the place: they add up to 1 everywhere. Windows of an image are products of rows and columns, and so are their weights.
+    All sizes are in logits. The last window is moved inwards. Weights are Gaussian over the window and normalised to sum to 1
+    at every position. The weights of an image's window are the product of its row weights and its column weights.
     """
     window = min(window, size)
     starts = [*range(0, size - window, max(1, round(window * (1 - overlap)))), size - window]
@@ -146,14 +150,14 @@ def cover(size: int, window: int, overlap: float) -> tuple[list[int], np.ndarray
 
 
 def _slide(
-    model: Segmenter, image: torch.Tensor, window: tuple[int, int], overlap: float, mirrored: bool, batch_size: int
+    model: Segmenter, image: torch.Tensor, window: tuple[int, int], overlap: float, flipped: bool, batch_size: int
 ) -> Iterator[torch.Tensor]:
-    """Blended logits of a uint8 (3, H, W) image, or of its mirror image, in blocks (K, rows, w), from the top down.
+    """Yield the blended logits of a uint8 (3, H, W) image, optionally flipped, in blocks (K, rows, w) from top to bottom.
 
-    A block comes as soon as no window touches it any more, and is good until the next one is asked for.
+    A block is yielded once no further window overlaps it, and is valid until the next block is requested.
 
-    Windows begin at multiples of the model's stride, so that their logits lie on one grid; none is padded. Those at the
-    right and the lower edge are less than a stride smaller where the image is no multiple of it.
+    Windows start at multiples of the model's stride, so that all logits share one grid. Windows are never padded: if the image
+    size is not a multiple of the stride, those at the right and lower edges are smaller by less than a stride.
     """
     stride = model.traits.stride
     height, width = (-(-n // stride) for n in image.shape[1:])
@@ -164,7 +168,7 @@ def _slide(
     band: torch.Tensor | None = None
     for i, top in enumerate(tops):
         strip = image[:, top * stride : (top + rows) * stride]
-        strip = strip.flip(2) if mirrored else strip
+        strip = strip.flip(2) if flipped else strip
         for chunk in _chunks(lefts, columns, strip.shape[2], stride, batch_size):
             tiles = torch.stack([strip[:, :, lefts[j] * stride : (lefts[j] + columns) * stride] for j in chunk])
             for j, logits in zip(chunk, infer(model, tiles)):
@@ -180,36 +184,36 @@ def _slide(
 
 
 def _chunks(lefts: list[int], columns: int, width: int, stride: int, batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the windows that share a forward pass: neighbours of one width."""
+    """Yield the indices of windows that share a forward pass: neighbours of equal width, at most `batch_size`."""
     widths = [min((left + columns) * stride, width) - left * stride for left in lefts]
     for _, run in itertools.groupby(range(len(lefts)), widths.__getitem__):
-        alike = list(run)
-        yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
+        same_width = list(run)
+        yield from (same_width[i : i + batch_size] for i in range(0, len(same_width), batch_size))
 
 
 class _Resized:
-    """One view of an image at the size of its mask, band after band from the top; holds only the logits still needed."""
+    """One view of an image, resized to its mask's size band by band from the top. Holds only the logits still needed."""
 
     def __init__(self, rows: _Rows, size: tuple[int, int], align_corners: bool) -> None:
-        self._blocks, self._mirrored, self._align = rows.blocks, rows.mirrored, align_corners
-        self._held, self._top = next(self._blocks), 0  # (K, rows, w), and the number of its first row
+        self._blocks, self._flipped, self._align = rows.blocks, rows.flipped, align_corners
+        self._held, self._top = next(self._blocks), 0  # (K, rows, w), and the index of its first row
         self._same_height, self._width = rows.height == size[0], size[1]
         like = self._held.new_zeros((), device="cpu")
-        self._low, self._high, weight = resize.rows_below(0, size[0], rows.height, size[0], align_corners, like)
+        self._low, self._high, weight = resize.source_rows(0, size[0], rows.height, size[0], align_corners, like)
         self._weight = weight.to(self._held.device)
         self.num_classes, self.device = len(self._held), self._held.device
 
     def band(self, first: int, last: int) -> torch.Tensor:
-        """Resized logits (K, last - first, W). Bands are asked for in order."""
+        """Return resized logits (K, last - first, W). Call in order, from the top."""
         low, high = self._low[first:last], self._high[first:last]
         self._reach(int(low[0]), int(high[-1]) + 1)
         above, below = (self._held[:, (n - self._top).to(self.device)] for n in (low, high))
         narrow = above if self._same_height else torch.lerp(above, below, self._weight[first:last])
         wide = F.interpolate(narrow[None], (last - first, self._width), mode="bilinear", align_corners=self._align)[0]
-        return wide.flip(2) if self._mirrored else wide
+        return wide.flip(2) if self._flipped else wide
 
     def _reach(self, first: int, last: int) -> None:
-        """Holds rows first..last-1; what lies above is forgotten."""
+        """Hold rows first..last-1 and drop the rows above."""
         while self._top + self._held.shape[1] < last:
             gone = min(first - self._top, self._held.shape[1])
             kept = self._held[:, gone:].clone()
@@ -218,24 +222,22 @@ class _Resized:
 
 
 def _combine(
-    views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | None, keep: torch.Tensor | None
-) -> Settled:
-    """Classes (H, W) and the loss of one image: of its only view's logits, or of the mean of all views' probabilities.
+    views: list[_Resized], size: tuple[int, int], mask: torch.Tensor | None, probabilities: torch.Tensor | None
+) -> ClassesAndLoss:
+    """Return classes (H, W) and loss of one image, from its only view's logits or the mean probabilities of its views.
 
-    `keep` (K, H, W) takes the probabilities.
+    `probabilities` (K, H, W) is filled with the class probabilities.
     """
     height, width = size
     rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
-    pred = torch.empty(
-        size, dtype=torch.uint8, device=views[0].device
-    )  # in one piece: small ones would scatter the heap
+    pred = torch.empty(size, dtype=torch.uint8, device=views[0].device)  # one allocation: bands would fragment the heap
     loss = torch.zeros((), dtype=torch.float64, device=views[0].device)
     for first in range(0, height, rows):
         last = min(height, first + rows)
         scores = _mean([view.band(first, last) for view in views])
-        pred[first:last] = scores.max(0)[1]  # on CPUs argmax takes more than twice as long
-        if keep is not None:
-            keep[:, first:last] = scores.softmax(0)
+        pred[first:last] = scores.max(0)[1]  # on CPUs, argmax takes more than twice as long
+        if probabilities is not None:
+            probabilities[:, first:last] = scores.softmax(0)
         if mask is not None:
             truth = mask[None, first:last].long()
             loss += F.cross_entropy(scores[None], truth, ignore_index=IGNORE, reduction="sum")
@@ -243,7 +245,7 @@ def _combine(
 
 
 def _mean(views: list[torch.Tensor]) -> torch.Tensor:
-    """The logarithm of the mean of the views' class probabilities; a single view's logits as they are."""
+    """Return the log of the views' mean class probabilities, or the logits of a single view unchanged."""
     if len(views) == 1:
         return views[0]
     total = F.log_softmax(views[0], 0)

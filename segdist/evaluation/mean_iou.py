@@ -1,13 +1,13 @@
-"""`MeanIoU`: `evaluate.load("mean_iou")` without the network, with the same keys and the same values to the last bit.
+"""`MeanIoU`: a drop-in for `evaluate.load("mean_iou")` that needs no network, with the same keys and bit-identical values.
 
-    metric = segdist.evaluation.scores.MeanIoU()
+    metric = segdist.MeanIoU()
     metric.add_batch(predictions=preds, references=masks)
     metric.compute(num_labels=150, ignore_index=255)
 
-The original writes every image into an arrow file and reads it back; this one keeps how often each pair of values was
-seen, a few hundred kB however many images, since what the values mean is said at compute only. Importing this module
-costs what importing `evaluate` costs: seconds. Where the original is wrong without a word or fails by mistake, this one
-says so or is right; the docstring of `MeanIoU` lists where.
+The original writes every image to an Arrow file and reads it back. This version only counts how often each pair of values
+occurs, which takes a few hundred kB for any number of images. The meaning of the values is given to `compute`. Importing this
+module imports `evaluate`, which takes seconds. The docstring of `MeanIoU` lists the errors of the original that this version
+corrects or refuses.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from segdist.errors import UserError
 from segdist.evaluation.confusion import add_pairs
 from segdist.evaluation.scores import class_iou
 
-_MAX_VALUES = 4096  # different values in one evaluation; their table would hold 128 MB
-_LOOKUP_VALUES = 1 << 17  # an image whose values span less is indexed by a table, else by sorting
+_MAX_VALUES = 4096  # distinct values in one evaluation; their table would take 128 MB
+_LOOKUP_VALUES = 1 << 17  # images with a smaller range of values are indexed by a lookup table, others by sorting
 _NAMES = ("predictions", "references")
 
 _INPUTS = """
 Args:
-    predictions: index maps (H, W), one per image; images may differ in size. Arrays, tensors, PIL images or lists.
+    predictions: index maps (H, W), one per image. Images may differ in size. Arrays, tensors, PIL images or lists.
     references: the masks, of the same sizes.
     num_labels (int): number of classes.
-    ignore_index (int or None): pixels whose reference has this value leave everything, predictions there included.
-    nan_to_num (number, optional): written in place of NaN, after the means.
-    label_map (dict[int, int], optional): old to new value of references, all at once, before anything else.
-    reduce_labels (bool): afterwards, references 0 and 255 become 255 and all others one less.
+    ignore_index (int or None): pixels whose reference has this value are ignored, including the predictions there.
+    nan_to_num (number, optional): replaces NaN, after the means are taken.
+    label_map (dict[int, int], optional): maps old to new reference values, all at once, before anything else.
+    reduce_labels (bool): afterwards, references 0 and 255 become 255, and all others decrease by one.
 Returns:
     mean_iou, mean_accuracy, overall_accuracy (float64) and per_category_iou, per_category_accuracy (float64 arrays).
 """
@@ -47,7 +47,7 @@ Returns:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of compute, checked."""
+    """The validated options of `compute`."""
 
     num_labels: int
     ignore_index: int | None
@@ -56,23 +56,23 @@ class Options:
     reduce_labels: bool = False
 
     def __post_init__(self) -> None:
-        if _whole("num_labels", self.num_labels) < 1:
-            raise UserError(f"num_labels={self.num_labels}: give the number of classes, at least 1")
+        if _integer("num_labels", self.num_labels) < 1:
+            raise UserError(f"num_labels={self.num_labels}: the number of classes must be at least 1.")
         if self.ignore_index is not None:
-            _whole("ignore_index", self.ignore_index)
+            _integer("ignore_index", self.ignore_index)
         for old, new in (self.label_map or {}).items():
-            _whole("label_map, an old value", old)
-            _whole("label_map, a new value", new)
+            _integer("label_map, an old value", old)
+            _integer("label_map, a new value", new)
         if self.reduce_labels and self.num_labels > 254:
             raise UserError(
-                f"reduce_labels=True with num_labels={self.num_labels}: it takes 255 for void, which is the raw value of the "
-                "255th class; subtract 1 from the masks yourself, with another value for void, and leave reduce_labels out"
+                f"reduce_labels=True with num_labels={self.num_labels}: reduce_labels uses 255 for void, but 255 is the raw "
+                "value of the 255th class. Subtract 1 from the masks yourself, with another value for void."
             )
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """How often each pair of values was seen."""
+    """Counts of pairs of values."""
 
     values: np.ndarray  # int64 (n,), ascending
     counts: np.ndarray  # int64 (n, n), pixels by [reference, prediction]
@@ -83,27 +83,27 @@ _BYTES = np.arange(256)  # the values of uint8 images
 
 
 class MeanIoU(evaluate.Metric):
-    """A drop-in for `evaluate.load("mean_iou")`: add, add_batch, compute, len; compute empties it.
+    """A drop-in for `evaluate.load("mean_iou")`, with add, add_batch, compute and len. `compute` resets the metric.
 
-    Where the original (evaluate 0.4.6, its script as of 2026) goes wrong without a word, or fails by mistake:
-    - values beyond 32 bits count as what a cast makes of them: refused here, as are fractions, and maps of 3 dimensions;
-    - reduce_labels loses the 255th class: refused here; it makes class 0 of a whole boolean mask: right here;
-    - label_map takes no notice of keys that are text: refused here; some versions fail on any map: right here;
-    - different sizes are an IndexError, no images at all are NaN: plain errors here.
-    Several processes that share a cache folder are not supported: count in each, and add segdist's pair tables.
+    Errors of the original (evaluate 0.4.6, its script as of 2026), and what this version does:
+    - It casts values beyond 32 bits silently. Refused here, as are fractions and maps of 3 dimensions.
+    - reduce_labels loses the 255th class: refused here. It turns a boolean mask into class 0: corrected here.
+    - label_map ignores text keys: refused here. Some versions fail on any label_map: corrected here.
+    - Different sizes raise an IndexError, and no images at all give NaN. Both are a UserError here.
+    Several processes that share a cache folder are not supported. Add segdist's confusion matrices over your processes instead.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.num_process != 1:
             raise UserError(
-                f"num_process={self.num_process}: MeanIoU does not gather over processes by files; sum "
-                "segdist.evaluation.confusion.confusion_matrix over your ranks (one all-reduce) and take "
-                "segdist.evaluation.scores.scores of it"
+                f"num_process={self.num_process}: MeanIoU does not gather results over processes. Sum "
+                "segdist.evaluation.confusion.confusion_matrix over your ranks (one all-reduce) and pass the sum to "
+                "segdist.evaluation.scores.scores."
             )
-        self._empty()
+        self._reset()
 
-    def _empty(self) -> None:
+    def _reset(self) -> None:
         self._bytes = np.zeros((256, 256), np.int64)
         self._others = Pairs(_BYTES[:0], self._bytes[:0, :0])
         self._num_images = 0
@@ -117,7 +117,7 @@ class MeanIoU(evaluate.Metric):
         )
 
     def _build_data_dir(self) -> str:
-        """The folder that evaluate would use; nothing is ever written, so it is not made."""
+        """Return the folder that evaluate would use, without creating it: nothing is ever written."""
         return os.path.join(self._data_dir_root, self.name, self.config_name)
 
     def __len__(self) -> int:
@@ -125,15 +125,15 @@ class MeanIoU(evaluate.Metric):
 
     def add(self, *, prediction: Any = None, reference: Any = None, **others: Any) -> None:
         """Count one image."""
-        given = dict(zip(_NAMES, (prediction, reference))) | _known(others)
+        given = dict(zip(_NAMES, (prediction, reference))) | _checked_names(others)
         if any(given[name] is None for name in _NAMES):
-            raise UserError("add needs prediction= and reference=, an index map (H, W) each")
+            raise UserError("MeanIoU.add needs prediction= and reference=, one index map (H, W) each.")
         self.add_batch(**{name: [given[name]] for name in _NAMES})
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
-        """Count some images; all of them or, when one is refused, none."""
-        _known(others)
-        small, wide, num_images = _count(predictions, references)
+        """Count several images. If one is refused, none is counted."""
+        _checked_names(others)
+        small, wide, num_images = _count_pairs(predictions, references)
         self._bytes += small
         if wide:
             self._others = _merge([self._others, *wide])
@@ -150,14 +150,14 @@ class MeanIoU(evaluate.Metric):
         label_map: dict[int, int] | None = None,
         reduce_labels: bool = False,
     ) -> dict[str, Any]:
-        """The scores of everything added, these images included; empties the metric."""
-        options = Options(num_labels, ignore_index, nan_to_num, label_map, reduce_labels)  # before anything is counted
+        """Return the scores of all images added, including those passed here, and reset the metric."""
+        options = Options(num_labels, ignore_index, nan_to_num, label_map, reduce_labels)  # checked before counting
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if not self._num_images:
-            raise UserError("MeanIoU has no images: call add or add_batch before compute, or give it some")
+            raise UserError("MeanIoU has no images. Call add or add_batch before compute, or pass images to compute.")
         pairs = _merge([Pairs(_BYTES, self._bytes), self._others])
-        self._empty()
+        self._reset()
         return _scores(_areas(pairs, options), options)
 
     def _compute(
@@ -170,46 +170,44 @@ class MeanIoU(evaluate.Metric):
         label_map: dict[int, int] | None = None,
         reduce_labels: bool = False,
     ) -> dict[str, Any]:
-        """The scores of these images alone; what has been added stays. Tutorials call it to avoid the arrow file."""
+        """Return the scores of these images only and keep the state. Tutorials call this to avoid the original's Arrow file."""
         options = Options(num_labels, ignore_index, nan_to_num, label_map, reduce_labels)
-        small, wide, _ = _count(predictions, references)
+        small, wide, _ = _count_pairs(predictions, references)
         return _scores(_areas(_merge([Pairs(_BYTES, small), *wide]), options), options)
 
 
-def _whole(name: str, value: Any) -> int:
-    """The integer that a value is. Raises UserError for text, fractions and whatever else is none."""
+def _integer(name: str, value: Any) -> int:
+    """Return the value as int. Raises UserError if it is not an integer."""
     try:
         return operator.index(value)
     except TypeError:
-        raise UserError(f"{name}: {value!r} is not an integer") from None
+        raise UserError(f"{name}: {value!r} is not an integer.") from None
 
 
-def _known(others: dict[str, Any]) -> dict[str, Any]:
-    """The inputs by name. Raises UserError for names that are none."""
+def _checked_names(others: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs unchanged. Raises UserError for an unknown name."""
     if unknown := set(others) - set(_NAMES):
-        raise UserError(f"unknown input {sorted(unknown)[0]!r}: MeanIoU takes {' and '.join(_NAMES)}")
+        raise UserError(f"Unknown input {sorted(unknown)[0]!r}. MeanIoU takes {' and '.join(_NAMES)}.")
     return others
 
 
-def _count(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], int]:
-    """What some images hold: the int64 (256, 256) table of those that fit uint8, the pairs of the others, and how many."""
+def _count_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], int]:
+    """Count pairs: an int64 (256, 256) table of the images that fit uint8, the pairs of the others, the number of images."""
     if predictions is None or references is None:
         missing = _NAMES[0] if predictions is None else _NAMES[1]
-        raise UserError(
-            f"{missing} are missing: MeanIoU takes predictions and references, as many of the one as of the other"
-        )
+        raise UserError(f"The {missing} are missing. MeanIoU takes predictions and references, in equal numbers.")
     preds, refs = (x.detach().cpu().numpy() if torch.is_tensor(x) else x for x in (predictions, references))
     if not (hasattr(preds, "__len__") and hasattr(refs, "__len__")):
-        raise UserError("predictions and references are lists, or arrays, of index maps; a single image goes by add")
+        raise UserError("predictions and references must be lists or arrays of index maps. Use add for a single image.")
     if len(preds) != len(refs):
-        raise UserError(f"{len(preds)} predictions, but {len(refs)} references")
+        raise UserError(f"Got {len(preds)} predictions, but {len(refs)} references.")
     small, wide = np.zeros((256, 256), np.int64), []
     for i, (pred, ref) in enumerate(zip(preds, refs)):
         pred, ref = _index_map(pred, f"prediction {i}"), _index_map(ref, f"reference {i}")
         if pred.shape != ref.shape:
             raise UserError(
-                f"image {i}: the prediction is {pred.shape}, the reference {ref.shape}; resize the logits to the mask's "
-                "size before the argmax (never the mask)"
+                f"Image {i}: the prediction has shape {pred.shape} and the reference {ref.shape}. Before the argmax, resize "
+                "the logits to the mask's size. Never resize the mask."
             )
         if pred.dtype == ref.dtype == np.uint8:
             add_pairs(small, pred, ref)
@@ -219,37 +217,38 @@ def _count(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pairs], 
 
 
 def _index_map(given: Any, name: str) -> np.ndarray:
-    """The map as uint8 where its values allow, else in its own integers. Raises UserError for what is no index map."""
+    """Return the map as uint8 if its values fit, else as its own integer type. Raises UserError if it is not an index map."""
     if isinstance(given, str | bytes | dict | os.PathLike):
-        raise UserError(f"{name}: give its pixels, not {type(given).__name__}; MeanIoU opens no files")
+        raise UserError(f"{name} is a {type(given).__name__}. Pass pixels: MeanIoU opens no files.")
     try:
         array = given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{name}: rows of different lengths, or no numbers ({error})") from None
+        raise UserError(f"{name} has rows of different lengths or contains no numbers ({error}).") from None
     if array.ndim not in (1, 2):
         raise UserError(
-            f"{name} has shape {array.shape}: an index map has (H, W); take the argmax, or the indices of a palette"
+            f"{name} has shape {array.shape}, but an index map is (H, W). Take the argmax of logits, or the indices of a "
+            "palette image."
         )
     if array.dtype.kind == "f" and (array == np.floor(array)).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "bui":
-        raise UserError(f"{name} has values of type {array.dtype} that are not whole numbers; take the argmax first")
+        raise UserError(f"{name} has {array.dtype} values that are not whole numbers. Take the argmax first.")
     if array.dtype == np.uint8:
         return array
     if (small := _as_bytes(array)) is not None:
         return small
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low < -(2**31) or high >= 2**31:
-        raise UserError(f"{name} holds {low if low < -(2**31) else high}: values must fit a 32-bit integer")
+        raise UserError(f"{name} contains {low if low < -(2**31) else high}. Values must fit a 32-bit integer.")
     return array
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray | None:
-    """The integers as uint8; None where one does not fit. In blocks, which are in the cache when they are read again."""
+    """Return integers as uint8, or None if one does not fit. Works in blocks that stay in the cache between two reads."""
     flat = array.ravel()
     small = np.empty(flat.shape, np.uint8)
     signed = flat.dtype.kind == "i"
-    # what is negative becomes larger than any other; in the same order of bytes
+    # as unsigned integers, negative values exceed all others; the view keeps the byte order
     unsigned = flat.view(flat.dtype.str.replace("i", "u")) if signed else flat
     most = min(255, np.iinfo(flat.dtype).max) if signed else 255
     for start in range(0, flat.size, _BLOCK_PX):
@@ -261,7 +260,7 @@ def _as_bytes(array: np.ndarray) -> np.ndarray | None:
 
 
 def _indexed(pred: np.ndarray, ref: np.ndarray, i: int) -> Pairs:
-    """The pairs of one image with int64 values of any size. Raises UserError when they are too many to be classes."""
+    """Return the pairs of one image with int64 values of any size. Raises UserError if it has too many distinct values."""
     both = np.stack([ref.ravel(), pred.ravel()])
     low = both.min()
     if both.max() - low < _LOOKUP_VALUES:
@@ -273,13 +272,13 @@ def _indexed(pred: np.ndarray, ref: np.ndarray, i: int) -> Pairs:
     else:
         values, flat = np.unique(both, return_inverse=True)
         at = flat.reshape(both.shape)
-    n = _bounded(len(values), f"image {i}")
+    n = _checked_size(len(values), f"Image {i}")
     return Pairs(values, np.bincount(at[0] * n + at[1], minlength=n * n).reshape(n, n))
 
 
 def _merge(parts: Sequence[Pairs]) -> Pairs:
     values = np.unique(np.concatenate([p.values for p in parts]))
-    n = _bounded(len(values), "the images together")
+    n = _checked_size(len(values), "The set of images")
     counts = np.zeros((n, n), np.int64)
     for part in parts:
         at = np.searchsorted(values, part.values)
@@ -287,16 +286,16 @@ def _merge(parts: Sequence[Pairs]) -> Pairs:
     return Pairs(values, counts)
 
 
-def _bounded(num_values: int, what: str) -> int:
+def _checked_size(num_values: int, what: str) -> int:
     if num_values > _MAX_VALUES:
         raise UserError(
-            f"{what}: {num_values:,} different values, more than {_MAX_VALUES:,}; are these maps of classes?"
+            f"{what} has {num_values:,} different values, more than {_MAX_VALUES:,}. Check that these are class maps."
         )
     return num_values
 
 
 def _areas(pairs: Pairs, options: Options) -> np.ndarray:
-    """int64 (3, K): intersection, true and predicted pixels of every class."""
+    """Return int64 (3, K): intersection, true and predicted pixels of every class."""
     meaning = pairs.values.copy()
     for old, new in (options.label_map or {}).items():
         meaning[pairs.values == old] = new
@@ -305,7 +304,7 @@ def _areas(pairs: Pairs, options: Options) -> np.ndarray:
     kept = np.full(len(meaning), True) if options.ignore_index is None else meaning != options.ignore_index
     num_classes, counts, areas = options.num_labels, pairs.counts, np.zeros((3, options.num_labels), np.int64)
     classes = (meaning >= 0) & (meaning < num_classes)
-    at = np.searchsorted(pairs.values, meaning).clip(max=len(meaning) - 1)  # of the prediction that would be right
+    at = np.searchsorted(pairs.values, meaning).clip(max=len(meaning) - 1)  # index of the correct prediction
     hit = np.flatnonzero(kept & classes & (pairs.values[at] == meaning))
     np.add.at(areas[0], meaning[hit], counts[hit, at[hit]])
     true = kept & classes
@@ -316,7 +315,7 @@ def _areas(pairs: Pairs, options: Options) -> np.ndarray:
 
 
 def _scores(areas: np.ndarray, options: Options) -> dict[str, Any]:
-    """As `evaluate` returns them: float64 scalars and arrays."""
+    """Return the scores as `evaluate` does: float64 scalars and arrays."""
     hit, true, _ = areas.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         iou, accuracy, overall = class_iou(areas), hit / true, hit.sum() / true.sum()

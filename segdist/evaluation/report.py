@@ -1,6 +1,7 @@
-"""Evaluations as data to keep: every score by name, with the protocol, the digests and the rows that say how it was made.
+"""Evaluation reports: every score by name, with the protocol and the digests that say how it was made.
 
-Two scores compare when all of these are the same; `segdist compare` and the choice of a run's best checkpoint hold to that.
+Two scores are comparable only if protocol and digests are equal. `segdist compare` and the choice of a run's best checkpoint
+check this.
 """
 
 from __future__ import annotations
@@ -55,32 +56,33 @@ def evaluate_checkpoint(
     num_previews: int = 4,
     preview_ids: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What `segdist evaluate` prints: the report of a run's best checkpoint, or of one checkpoint, on a split.
+    """Evaluate a run's best checkpoint, or one checkpoint, on a split, and return the report.
 
-    `changes` (and `batch_size`, when given) replace fields of the run's own `eval` section. Under torchrun, all its ranks
-    take part and get the same. `raw`: see checkpoint.load_model. `previews`: where to draw `num_previews` samples, or those of
-    `preview_ids`, as a PNG; ids that are not in the split are warned of. Raises LabelError when the data set's classes are not
-    the checkpoint's.
+    `data`: URI of the dataset; default is the run's own. `changes` (and `batch_size`, if given) override fields of the run's
+    `eval` section. Under torchrun, all ranks take part and return the same report. `raw`: use the raw weights instead of the
+    EMA weights. `previews`: path or URI of a PNG with `num_previews` samples, or with the samples `preview_ids`; IDs that the
+    split lacks give a warning. Raises LabelError if the dataset's classes differ from the checkpoint's.
     """
     with joined(device) as world:
-        wanted = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
-        chosen, cfg, address, index = world.from_first(lambda: look_up(uri, data, split, wanted))
-        trained = load_resolved(chosen, world.device, raw)
-        how, size = inference_settings(cfg.eval, cfg.data.crop_size), cfg.data.image_size
-        shown = Previews(index.split(split).num_samples, num_previews if previews else 0, None, preview_ids)
+        overrides = {**(changes or {}), **({"batch_size": batch_size} if batch_size else {})}
+        checkpoint, cfg, data_uri, index = world.from_first(lambda: _resolve(uri, data, split, overrides))
+        trained = load_resolved(checkpoint, world.device, raw)
+        settings, size = inference_settings(cfg.eval, cfg.data.crop_size), cfg.data.image_size
+        samples = Previews(index.split(split).num_samples, num_previews if previews else 0, None, preview_ids)
         progress, advance = console.bar(f"evaluating {split}", index.split(split).num_samples)
         with progress if world.is_first else contextlib.nullcontext():
             result = evaluate(
-                trained.model, address, index, split, size, cfg.io, cfg.eval.batch_size, world,
-                lambda n: advance(n * world.num_ranks), how=how, per_sample=per_sample, boundary=boundary, see=shown.see,
+                trained.model, data_uri, index, split, size, cfg.io, cfg.eval.batch_size, world,
+                lambda n: advance(n * world.num_ranks), settings=settings, per_sample=per_sample, boundary=boundary,
+                on_batch=samples.add,
             )  # fmt: skip
-        drawn = shown.gather(world)
-    about = {
-        "protocol": protocol(size, how),
+        drawn = samples.gather(world)
+    origin = {
+        "protocol": protocol(size, settings),
         "checkpoint": trained.uri,
         "checkpoint_digest": checkpoints.digest(trained.uri),
         "weights": trained.weights,
-        "data": address,
+        "data": data_uri,
         "split": split,
         "data_digest": index.digest(split),
     }
@@ -88,23 +90,26 @@ def evaluate_checkpoint(
         title = f"{index.name}, {split}: mIoU {result.scores.miou:.4f}"
         storage.write(previews, png(grid(drawn, trained.labels, title)))
         console.say(f"written: {previews}")
-    return report(result, trained.labels.names) | about
+    return report(result, trained.labels.names) | origin
 
 
-def look_up(uri: str, data: str | None, split: str, changes: dict[str, Any]) -> tuple[str, Config, str, Index]:
-    """(checkpoint, config, address of the data, its index) of an evaluation that is asked for. Raises UserError."""
-    chosen = checkpoints.resolve(uri)
-    state = checkpoints.load_state(chosen)
-    cfg = with_changes(config_of(chosen, state), changes)
-    address = data or cfg.data.uri
-    index = indices.load(address)
+def _resolve(uri: str, data: str | None, split: str, changes: dict[str, Any]) -> tuple[str, Config, str, Index]:
+    """Return (checkpoint, config, URI of the data, its index) of an evaluation. Raises UserError if one is invalid."""
+    checkpoint = checkpoints.resolve(uri)
+    state = checkpoints.load_state(checkpoint)
+    cfg = override_eval(config_of(checkpoint, state), changes)
+    data_uri = data or cfg.data.uri
+    index = indices.load(data_uri)
     index.split(split)
-    check_classes(chosen, Labels.from_json(state["labels"]).names, address, index.labels.names)
-    return chosen, cfg, address, index
+    _check_classes(checkpoint, Labels.from_json(state["labels"]).names, data_uri, index.labels.names)
+    return checkpoint, cfg, data_uri, index
 
 
-def with_changes(cfg: Config, changes: dict[str, Any]) -> Config:
-    """A run's config with other values in its `eval` section. Raises ConfigError, in terms of options, when one is invalid."""
+def override_eval(cfg: Config, changes: dict[str, Any]) -> Config:
+    """Return a run's config with some fields of its `eval` section replaced.
+
+    Raises ConfigError if a value is invalid; the message names command-line options instead of config keys.
+    """
     tree = config.to_tree(cfg)
     own = {**tree["eval"], "window_size": None} if changes.get("mode") == "whole" else tree["eval"]
     try:
@@ -116,48 +121,51 @@ def with_changes(cfg: Config, changes: dict[str, Any]) -> Config:
         raise ConfigError(text) from None
 
 
-def check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str]) -> None:
-    """Raises LabelError, with the first difference, when a model and a data set do not speak of the same classes."""
+def _check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str]) -> None:
+    """Raise LabelError, naming the first difference, if the model and the dataset have different classes."""
     if ours == theirs:
         return
     pairs = zip([*ours, *[None] * len(theirs)], [*theirs, *[None] * len(ours)])
     i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
     raise LabelError(
-        f"{checkpoint} knows {len(ours)} classes and {data} has {len(theirs)}; class {i} is {a!r} there and {b!r} here. "
-        "Prepare the data with the same --names, or train on it first"
+        f"{checkpoint} has {len(ours)} classes and {data} has {len(theirs)}. Class {i} is {a!r} in the checkpoint and {b!r} in "
+        "the dataset. Prepare the dataset with the same --names, or train on it first."
     )
 
 
-def validate(cfg: Config, model: Segmenter, index: Index, world: World, shown: Previews) -> dict[str, Any]:
-    """The report of a model in training on its validation split. All ranks must call it.
+def validate(cfg: Config, model: Segmenter, index: Index, world: World, samples: Previews) -> dict[str, Any]:
+    """Evaluate a model in training on its validation split and return the report. All ranks must call it.
 
-    `shown` sees its batches.
+    `samples` receives every batch.
     """
-    how, size, split = inference_settings(cfg.eval, cfg.data.crop_size), cfg.data.image_size, cfg.data.val_split
+    settings, size, split = inference_settings(cfg.eval, cfg.data.crop_size), cfg.data.image_size, cfg.data.val_split
     result = evaluate(
         model, cfg.data.uri, index, split, size, cfg.io, cfg.eval.batch_size, world,
-        how=how, num_samples=cfg.eval.num_samples, see=shown.see,
+        settings=settings, num_samples=cfg.eval.num_samples, on_batch=samples.add,
     )  # fmt: skip
-    return report(result, index.labels.names) | {"protocol": validation_protocol(cfg, index)}
+    return report(result, index.labels.names) | {"protocol": _validation_protocol(cfg, index)}
 
 
-def validation_protocol(cfg: Config, index: Index) -> str:
-    """The protocol of a run's own evaluations."""
-    num, wanted = index.split(cfg.data.val_split).num_samples, cfg.eval.num_samples
-    part = f"{wanted} of {num} samples" if wanted is not None and wanted < num else ""
-    return protocol(cfg.data.image_size, inference_settings(cfg.eval, cfg.data.crop_size), part)
+def _validation_protocol(cfg: Config, index: Index) -> str:
+    """Return the protocol of the evaluations that a run makes during training."""
+    num, requested = index.split(cfg.data.val_split).num_samples, cfg.eval.num_samples
+    subset = f"{requested} of {num} samples" if requested is not None and requested < num else ""
+    return protocol(cfg.data.image_size, inference_settings(cfg.eval, cfg.data.crop_size), subset)
 
 
 def scored_on(cfg: Config, index: Index) -> str:
-    """What two scores of a run must share to compete for its best: the split and, unless it is the plain one, the protocol."""
-    digest, protocol_now = index.digest(cfg.data.val_split), validation_protocol(cfg, index)
+    """Return a key that is equal for comparable scores of a run: the split's digest and any protocol other than the default.
+
+    Only scores with the same key compete for the run's best checkpoint.
+    """
+    digest, protocol_now = index.digest(cfg.data.val_split), _validation_protocol(cfg, index)
     return digest if protocol_now == protocol(cfg.data.image_size) else f"{digest} / {protocol_now}"
 
 
-def protocol(image_size: ImageSize, how: InferenceSettings = PLAIN, part: str = "") -> str:
-    """How the number was made, in words: two numbers with different protocols do not compare.
+def protocol(image_size: ImageSize, settings: InferenceSettings = PLAIN, subset: str = "") -> str:
+    """Describe how a score was made. Scores with different protocols are not comparable.
 
-    `part` says which samples, where not all.
+    `subset` says which samples were scored, if not all.
     """
     if image_size is None:
         size = "images at their own size"
@@ -165,11 +173,11 @@ def protocol(image_size: ImageSize, how: InferenceSettings = PLAIN, part: str = 
         size = f"images resized to a shorter side of {image_size} px"
     else:
         size = f"images resized to {image_size[0]}x{image_size[1]} px"
-    return f"{size} / {how.words()} / fp32 / scored at the mask's own size{part and f' / {part}'}"
+    return f"{size} / {settings.describe()} / fp32 / scored at the mask's own size{subset and f' / {subset}'}"
 
 
 def report(result: Evaluation, names: list[str]) -> dict[str, Any]:
-    """The evaluation as JSON-able data, per-class values by name."""
+    """Return the evaluation as JSON-compatible data, with per-class values by class name."""
     s = result.scores
     tree: dict[str, Any] = {key: getattr(s, key) for key in _MEANS} | {"loss": result.loss}
     tree |= {key: dict(zip(names, getattr(s, key))) for key in _PER_CLASS}
@@ -179,13 +187,13 @@ def report(result: Evaluation, names: list[str]) -> dict[str, Any]:
         tree["boundary_iou"] = dict(zip(names, iou.tolist()))
         tree["mean_boundary_iou"] = float(np.nanmean(iou)) if not np.isnan(iou).all() else math.nan
     if result.per_sample is not None:
-        counts = [_present(one) for one in result.per_sample.counts]
+        counts = [_nonzero_counts(one) for one in result.per_sample.counts]
         tree["pictures"] = {"sample_ids": result.per_sample.sample_ids, "counts": counts}
         tree["miou_interval"] = asdict(bootstrap_miou(result.per_sample.counts))
     return tree
 
 
-def _present(counts: np.ndarray) -> dict[str, list[int]]:
-    """{class number: [right, true, predicted] pixels} of int64 (3, K), for classes that have any."""
+def _nonzero_counts(counts: np.ndarray) -> dict[str, list[int]]:
+    """Return {class number: [correct, true, predicted] pixels} of int64 (3, K), for the classes with true or predicted ones."""
     present = np.flatnonzero(counts[1] + counts[2]).tolist()
     return {str(k): counts[:, k].tolist() for k in present}

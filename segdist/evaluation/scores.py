@@ -1,22 +1,22 @@
-"""Scores from an exact table of (mask, pred) pairs.
+"""Scores from an exact confusion matrix.
 
-The 256 x 256 table holds everything any score needs, adds over images and ranks as integers, and costs one bincount a
-image. IoU, accuracies and their means follow the `mean_iou` metric of Hugging Face evaluate, NaN for NaN: void pixels
-leave everything, the predictions there included; intersections and areas are summed over all images before any division;
-0/0 is NaN and leaves the mean; a class predicted but never true has IoU 0.
+The 256 x 256 confusion matrix holds everything that any score needs, adds over images and ranks as integers, and costs one
+bincount per image. IoU, accuracies and their means equal those of Hugging Face evaluate's `mean_iou`, including NaN: void
+pixels are ignored, including the predictions there; intersections and areas are summed over all images before any division;
+0/0 is NaN and leaves the mean; a class that is predicted but never true has IoU 0.
 
-By hand, 3x3 pixels, 3 classes, V is void (`tests/test_metric.py` computes the same):
+A worked example: 3x3 pixels, 3 classes, V is void (`tests/test_metric.py` computes the same):
 
     mask   0 0 1      pred   0 0 1      confusion   2 1 0    I = 2 2 1, intersections: mask and pred agree on the class
            0 1 1             1 1 2      (rows true) 0 2 1    T = 3 3 1, true pixels: row sums
-           2 V V             2 0 1                  0 0 1    P = 2 3 2, predicted pixels, void apart: column sums
+           2 V V             2 0 1                  0 0 1    P = 2 3 2, predicted pixels without void: column sums
 
-    IoU        I / (T + P - I)   2/3 1/2 1/2   mean 5/9       the prediction under V is right or wrong for nobody
+    IoU        I / (T + P - I)   2/3 1/2 1/2   mean 5/9       the prediction under V counts nowhere
     accuracy   I / T             2/3 2/3  1    mean 7/9       also called recall
     precision  I / P              1  2/3 1/2   mean 13/18
     Dice, F1   2 I / (T + P)     4/5 2/3 2/3   mean 32/45
     overall accuracy  sum I / sum T = 5/7          frequency-weighted IoU  sum T IoU / sum T = (2 + 3/2 + 1/2) / 7 = 4/7
-    Cohen's kappa  (o - e) / (1 - e) = 4/7, where o = 5/7 agree and e = sum T P / 7^2 = 17/49 would by chance: 18/32 = 9/16
+    Cohen's kappa  (o - e) / (1 - e) = 9/16, where o = 5/7 is observed and e = sum T P / 7^2 = 17/49 expected by chance
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from segdist.evaluation.confusion import class_counts
 
 @dataclass(frozen=True)
 class Scores:
-    """What a pair table says. Per-class values are NaN where a class has no pixels to say anything about.
+    """The scores of a confusion matrix. Per-class values are NaN for 0/0.
 
-    With I, T and P the intersection, true and predicted pixels of a class; void pixels are in none of them.
+    I, T and P are the intersection, true and predicted pixels of a class. Void pixels are in none of them.
     """
 
     miou: float  # mean IoU over the present classes: those with T or P above 0
     mean_accuracy: float  # mean over the classes with T above 0
-    overall_accuracy: float  # sum I / sum T: the share of pixels that are right
+    overall_accuracy: float  # sum I / sum T: the share of correct pixels
     iou: list[float]  # I / (T + P - I)
     accuracy: list[float]  # I / T
     confusion: list[list[int]]  # [true class][predicted class] pixels
-    miou_all: float  # sum of IoU / num_classes: an absent class counts as 0, so one missing from a split costs a share
+    miou_all: float  # sum of IoU / num_classes: a class absent from the split counts as 0
     dice: list[float]  # 2 I / (T + P), also called F1
     mean_dice: float  # over the present classes
     precision: list[float]  # I / P
@@ -53,12 +53,12 @@ class Scores:
 
     @property
     def recall(self) -> list[float]:
-        """I / T: the same as `accuracy`, by its other name."""
+        """I / T, another name for `accuracy`."""
         return self.accuracy
 
 
 def scores(table: torch.Tensor | np.ndarray, num_classes: int) -> Scores:
-    """The scores of a pair table over classes 0..num_classes-1."""
+    """Return the scores of a (256, 256) confusion matrix over classes 0..num_classes-1."""
     counts = class_counts(table, num_classes)
     iou = class_iou(counts)
     hit, true, predicted = counts.astype(np.float64)
@@ -88,12 +88,12 @@ def scores(table: torch.Tensor | np.ndarray, num_classes: int) -> Scores:
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """float64 (..., K) IoU of int64 counts (..., 3, K) as `class_counts` and `boundary_counts` give; NaN for 0/0."""
+    """Return float64 (..., K): the IoU of int64 counts (..., 3, K) from `class_counts` or `boundary_counts`; NaN for 0/0."""
     hit, true, predicted = np.moveaxis(counts, -2, 0).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return hit / (true + predicted - hit)
 
 
 def _nanmean(values: np.ndarray) -> float:
-    """numpy's own nanmean, so that sums run in the order of the reference; NaN when nothing is present."""
+    """Return numpy's nanmean, which adds in the order of the reference implementation, or NaN if all values are NaN."""
     return math.nan if np.isnan(values).all() else float(np.nanmean(values))

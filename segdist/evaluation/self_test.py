@@ -1,4 +1,4 @@
-"""Checks the evaluation itself: a perfect predictor must score exactly 1.0, one that is always wrong exactly 0.0."""
+"""Self-test of the evaluation: a perfect predictor must score exactly 1.0, and an always-wrong one exactly 0.0."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from segdist.ops import IGNORE
 
 
 def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, most_bytes: int = 1 << 30) -> Finding:
-    """Whether the path that evaluation uses gives a perfect predictor exactly 1.0, and one that is always wrong exactly 0.0.
+    """Check that the evaluation scores a perfect predictor exactly 1.0 and an always-wrong predictor exactly 0.0.
 
-    They emit one-hot logits of the mask at the mask's own size, and of (mask + 1) % K; on `num_samples` samples, always the
-    same ones. Left out (a note) where such logits would take more than `most_bytes`. The mask comes through the stream as in
-    every evaluation; what a model would see, and windows, are not part of it.
+    The predictors emit one-hot logits of the mask and of (mask + 1) % K, at the mask's own size, on a fixed choice of
+    `num_samples` samples. If such logits would take more than `most_bytes`, the test is skipped with a note. Masks are read
+    through the same stream as in every evaluation. Image resizing and sliding windows are not tested.
     """
     k, topic = index.labels.num_classes, "self-test"
     height, width = index.split(split).largest
     if 4 * k * height * width > most_bytes:
-        text = f"left out: {k} one-hot logits of {height}x{width} px take {4 * k * height * width / 2**30:.1f} GiB"
-        return Finding("note", topic, text, "`segdist doctor` tries samples of up to 4 GiB of them")
+        text = f"skipped: one-hot logits of {k} classes at {height}x{width} px take {4 * k * height * width / 2**30:.1f} GiB"
+        return Finding("note", topic, text, "`segdist doctor` tests samples of up to 4 GiB of logits")
     here = World(0, 1, torch.device("cpu"))
 
     def score(shift: int) -> float:
@@ -39,14 +39,12 @@ def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, 
 
     perfect, wrong = score(0), score(1)
     if math.isnan(perfect):
-        return Finding(
-            "warning", topic, f"the samples of {split} that were tried are all void", "is --void what you meant?"
-        )
+        return Finding("warning", topic, f"the tested samples of {split} are all void", "check --void")
     if perfect == 1.0 and wrong == 0.0:
-        return ok(topic, "a perfect predictor scores exactly 1.0, and one that is always wrong exactly 0.0")
+        return ok(topic, "a perfect predictor scores exactly 1.0, an always-wrong one exactly 0.0")
     return Finding(
         "error",
         topic,
-        f"a perfect predictor scores {perfect} instead of 1.0, one that is always wrong {wrong} instead of 0.0",
-        "no number made here can be trusted: please report this, with the data set's index.json",
+        f"a perfect predictor scores {perfect} instead of 1.0, an always-wrong one {wrong} instead of 0.0",
+        "do not trust any score from this installation; please report this with the dataset's index.json",
     )

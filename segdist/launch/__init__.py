@@ -1,4 +1,4 @@
-"""Where a run happens: in this process and those that torchrun started beside it, or on the ranks that Ray starts."""
+"""Where ranks run: in this process, under torchrun, or on ranks that Ray Train starts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from segdist.config import Config
 
 if TYPE_CHECKING:
-    from segdist.train.loop import Notice, Tell
+    from segdist.train import Notice, Tell
 
 __all__ = ["mailbox", "ray_cluster", "ray_rank", "run", "run_inside", "stop"]
 
 
 def run(cfg: Config) -> tuple[dict[str, Any], bool]:
-    """(summary of the run, whether this process speaks for it). SIGTERM and Ctrl-C let it commit first, a second Ctrl-C not."""
+    """Return (summary of the run, whether this process reports it).
+
+    SIGTERM and Ctrl-C stop after a commit; a second Ctrl-C stops at once.
+    """
     if cfg.hub.repo_id is None or os.environ.get("RANK", "0") != "0":
         return _run(cfg)
     from segdist.launch.mirror import Mirror
@@ -36,9 +39,9 @@ def _run(cfg: Config) -> tuple[dict[str, Any], bool]:
 
 
 def run_inside(cfg: Config, tell: Tell, notice: Notice) -> dict[str, Any]:
-    """The summary of a run that a sweep makes from a process which Ray runs already: one rank right here, more by Ray Train.
+    """Run a sweep's trial from inside a Ray process: one rank here, more ranks by Ray Train. Return its summary.
 
-    `tell` may wait for whoever judges; what `notice` says after it holds for the very next step.
+    `tell` may wait for the scheduler's decision. What `notice` returns afterwards applies to the very next step.
     """
     if cfg.scale.num_ranks == 1:
         from segdist.launch.here import run_here

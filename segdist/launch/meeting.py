@@ -1,7 +1,7 @@
-"""Where ranks on several machines meet: at the address by which Ray knows a machine, not at what its host name means there.
+"""Makes gloo listen on the address by which Ray knows a machine.
 
-gloo by itself listens on the latter, which on Debian and Ubuntu is 127.0.1.1, where no other machine reaches it. NCCL looks for
-itself.
+By default gloo listens on the address of the host name, which is 127.0.1.1 on Debian and Ubuntu, where no other machine can
+reach it. NCCL finds its interface itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import psutil
 
 
 def torch_config(**fields: Any) -> Any:
-    """Ray's TorchConfig, whose workers choose their interface before they meet."""
+    """Return Ray's TorchConfig with workers that choose their network interface before they connect."""
     from ray.train.torch.config import TorchConfig, _TorchBackend
 
     class Backend(_TorchBackend):
@@ -30,7 +30,7 @@ def torch_config(**fields: Any) -> Any:
 
 
 def choose_interface() -> None:
-    """Sets GLOO_SOCKET_IFNAME in this process, where nobody else has."""
+    """Set GLOO_SOCKET_IFNAME in this process, unless it is set already."""
     import ray
 
     name = interface_of(ray.util.get_node_ip_address())
@@ -39,7 +39,7 @@ def choose_interface() -> None:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface of this machine that has the address; None for one that only this machine reaches."""
+    """Return the network interface that has this address, or None for a loopback or unknown address."""
     if address.startswith("127."):
         return None
     found = psutil.net_if_addrs().items()

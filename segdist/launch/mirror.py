@@ -1,7 +1,7 @@
-"""The Hugging Face Hub as a mirror of a run: what is best in storage is copied there, beside the training.
+"""Mirrors a run on the Hugging Face Hub: copies the best checkpoint there while the run trains.
 
-It watches the run's best.json and knows nothing of models, ranks or steps: each copy is `segdist push` in a process of its
-own, of low priority and without a GPU. Whatever happens to it, the run goes on.
+The mirror watches the run's best.json. Each copy is a `segdist push` in a separate process with low priority and no GPU. A
+failed copy never affects the run.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from segdist.runs import record
 from segdist.runs.checkpoints import BEST
 
 _LOOK_SECONDS = 15.0
-_PAUSES = (30, 120, 600)  # seconds before a copy that failed is tried again; the last one as often as need be
-_COPY_SECONDS = 3600.0  # that a copy may take
+_PAUSES = (30, 120, 600)  # seconds before each retry of a failed copy; the last value repeats
+_COPY_SECONDS = 3600.0  # limit for one copy
 
 
 class Mirror:
-    """Open it around a run. Raises UserError at once when the Hub would not take the run's model.
+    """A context manager around a run. Raises UserError at once if the Hub would refuse the run's model.
 
-    Where the Hub does not answer, the run begins all the same.
+    If the Hub does not answer, the run starts anyway.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -44,9 +44,9 @@ class Mirror:
         self._thread = threading.Thread(target=self._watch, name="mirror", daemon=True)
         try:
             _, url = open_model(self._repo_id, cfg.hub.private, cfg.run.uri, cfg.hub.overwrite)
-            console.say(f"the best model so far goes to {url}")
+            console.say(f"the best model so far is copied to {url}")
         except UnavailableError as error:
-            console.say(f"warning: {error}; the run begins, and its best model goes there when it does")
+            console.say(f"warning: {str(error).rstrip('.')}. Training starts; uploads begin once the Hub responds.")
 
     def __enter__(self) -> Mirror:
         self._thread.start()
@@ -59,11 +59,13 @@ class Mirror:
         self._thread.join()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Copies the best model of a run that has ended well; says where it is, or how to do it later."""
+        """Copy the best model of a complete run, and say where it is or how to copy it later."""
         self._ended.set()
         self._thread.join()
         if summary["state"] != record.SUCCEEDED:
-            console.say(f"{self._repo_id} gets the best model when the run goes on; or now, by {self._by_hand()}")
+            console.say(
+                f"the best model is copied to {self._repo_id} when the run continues. To copy it now: {self._by_hand()}"
+            )
             return
         held = self._held() or {}
         if held.get("run_state") == record.SUCCEEDED and held.get("checkpoint") == _name(summary["best_checkpoint"]):
@@ -77,7 +79,9 @@ class Mirror:
                 time.sleep(_PAUSES[0])
                 problem = self._copy(self._cfg.run.uri, threading.Event())
         if problem:
-            console.say(f"warning: {problem}. The run is whole, but not on the Hub: {self._by_hand()}")
+            console.say(
+                f"warning: {problem}. The run is complete, but it is not on the Hub. To copy it: {self._by_hand()}"
+            )
         else:
             console.say(f"the best model is at {self._repo_id} on the Hub")
 
@@ -85,17 +89,17 @@ class Mirror:
         return f"`segdist push {self._cfg.run.uri} {self._repo_id}`"
 
     def _held(self) -> dict[str, Any] | None:
-        """What the Hub holds of this run; None where that is nothing, or not to be known."""
+        """Return what the Hub holds of this run, or None if it holds nothing or does not answer."""
         from segdist.publish.hub import Repo
 
         try:
-            held = Repo(self._repo_id).mark()
+            held = Repo(self._repo_id).manifest()
             return held if held and held.get("run_id") == record.run_id(self._cfg.run.uri) else None
         except UserError:
             return None
 
     def _watch(self) -> None:
-        """Copies each new best checkpoint, the newest first, until the run has ended."""
+        """Copy each new best checkpoint until the run ends."""
         failures, not_before, copied = 0, 0.0, (self._held() or {}).get("checkpoint")
         while not self._ended.wait(_LOOK_SECONDS):
             best = self._best()
@@ -104,42 +108,42 @@ class Mirror:
             problem = self._copy(storage.join(self._cfg.run.uri, best), self._ended)
             if problem is None:
                 copied, failures, not_before = _name(best), 0, 0.0
-            elif not self._ended.is_set() and self._best() == best:  # else a better one replaced it on the way
+            elif not self._ended.is_set() and self._best() == best:  # otherwise a better one replaced it meanwhile
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures, not_before = failures + 1, time.monotonic() + pause
-                console.say(f"warning: {problem}; the run goes on, and the Hub is tried again in {pause} s")
+                console.say(f"warning: {problem}; training continues, and the copy is retried in {pause} s")
 
     def _best(self) -> str | None:
-        """The best checkpoint, below the run; None where there is none, or storage does not say."""
+        """Return the best checkpoint, relative to the run, or None if there is none or storage does not answer."""
         try:
             return json.loads(storage.read(storage.join(self._cfg.run.uri, BEST)))["checkpoint"]
         except (ValueError, KeyError):
             return None
 
     def _copy(self, uri: str, ended: threading.Event) -> str | None:
-        """`segdist push` of a run or checkpoint; what went wrong, or None. It is stopped when the event is set."""
+        """Run `segdist push` for a run or checkpoint. Return what went wrong, or None. Setting the event stops it."""
         single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")}
         deadline = time.monotonic() + _COPY_SECONDS
         try:
-            with tempfile.TemporaryDirectory() as room, tempfile.TemporaryFile() as told:
-                env = alone | single | {"TMPDIR": room}  # so that nothing stays of one that is stopped
+            with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as told:
+                env = alone | single | {"TMPDIR": scratch}  # so that a stopped copy leaves nothing behind
                 process = subprocess.Popen(
                     self._command(uri), env=env, stdout=told, stderr=told, start_new_session=True
                 )
                 try:
                     while process.poll() is None:
                         if ended.wait(0.2):
-                            return "stopped, since the run has ended"
+                            return "stopped because the run ended"
                         if time.monotonic() > deadline:
-                            return f"given up after {_COPY_SECONDS / 60:.0f} minutes"
+                            return f"gave up after {_COPY_SECONDS / 60:.0f} minutes"
                 finally:
                     _end(process)
                 told.seek(0)
                 lines = told.read().decode(errors="replace").strip().splitlines()
         except OSError as error:
             return str(error)
-        return None if process.returncode == 0 else " ".join(_last_message(lines)) or "segdist push said nothing"
+        return None if process.returncode == 0 else " ".join(_last_message(lines)) or "segdist push printed nothing"
 
     def _command(self, uri: str) -> list[str]:
         hub = self._cfg.hub
@@ -152,12 +156,12 @@ class Mirror:
 
 
 def _name(uri: str | None) -> str | None:
-    """Of a checkpoint."""
+    """Return the name of a checkpoint's folder."""
     return uri and uri.rsplit("/", 1)[-1]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends it, gently for ten seconds."""
+    """Terminate the process; kill it after ten seconds."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -168,6 +172,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_message(lines: list[str]) -> list[str]:
-    """From the last `error:` on, which may have been wrapped; else the last line."""
+    """Return the lines from the last `error:` on, or the last line."""
     begins = [i for i, line in enumerate(lines) if line.startswith("error:")]
     return lines[begins[-1] :] if begins else lines[-1:]

@@ -1,4 +1,4 @@
-"""What Ray Train runs on every rank: `fit`, with the driver's ear and voice."""
+"""What Ray Train runs on every rank: `fit`, connected to the driver by the mailbox."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from segdist import config, console, storage
 from segdist.distributed import SharedError, join
 from segdist.errors import UnavailableError, UserError
 from segdist.launch.mailbox import PolledNotice, PostedScreen
-from segdist.train.loop import Tell, fit
+from segdist.train import Tell, fit
 
 
 def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of the run, on every rank; None when an earlier start of these ranks met a user's mistake.
+    """Return the summary of the run, or None if an earlier start of these ranks reported a fatal error.
 
-    `job`: the config as a tree and where it is from, the mailbox, the name of this launch, the driver's folder and its mark
-    below the run, whether the ranks have GPUs, and whether the driver judges evaluations.
+    `job` holds the config as a tree and its origin, the mailbox, the name of this launch, the driver's working directory and
+    its marker file below the run, whether the ranks have GPUs, and whether the driver answers each evaluation.
     """
     import ray
 
     mailbox, rank = job["mailbox"], ray.train.get_context().get_world_rank()
-    if ray.get(mailbox.mistake.remote(), timeout=60) is not None:
+    if ray.get(mailbox.fatal_error.remote(), timeout=60) is not None:
         return None
     console.use(PostedScreen(mailbox, rank))
     cfg = config.from_tree(job["config"], job["where"])
@@ -38,32 +38,35 @@ def rank_main(job: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with PolledNotice(mailbox) as notice:
             check_shared(cfg.run.uri, job["folder"], job["mark"])
-            return fit(cfg, world, teller(notice if job["waits"] and world.is_first else None), notice)
+            return fit(cfg, world, make_tell(notice if job["waits"] and world.is_first else None), notice)
     except UserError as error:
-        if not isinstance(error, SharedError | UnavailableError):  # an outage may be over when the ranks start again
+        if not isinstance(error, SharedError | UnavailableError):  # an outage may be over once the ranks restart
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(mailbox.report_fatal.remote(str(error), error.exit_code), timeout=30)
         raise
 
 
 def check_shared(run_uri: str, folder: str, mark: str) -> None:
-    """Relative paths mean here what they mean to the driver. Raises UserError where they do not."""
+    """Make relative paths mean what they mean to the driver. Raises UserError if this rank cannot see the driver's files."""
     with contextlib.suppress(OSError):
         os.chdir(folder)
     if not storage.with_retries(lambda: storage.exists(mark), console.say):
         raise UserError(
-            f"run.uri {run_uri} is on the driver's machine, and a rank on another one does not see it; give a folder that all "
-            "nodes share, or s3://"
+            f"run.uri {run_uri} is on the driver's machine, but a rank on another machine cannot see it. Use s3:// or a folder "
+            "that all nodes share."
         )
 
 
-def teller(waits: PolledNotice | None) -> Tell:
-    """Reports to Ray, as numbers that its JSON holds: all ranks must call it. `waits`: for what the driver says to it."""
+def make_tell(notice: PolledNotice | None) -> Tell:
+    """Return a `tell` that reports finite metrics to Ray. All ranks must call it.
+
+    With `notice`, it also waits for the driver's answer to the evaluation.
+    """
     import ray
 
     def tell(metrics: dict[str, Any]) -> None:
         ray.train.report({k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)})
-        if waits:
-            waits.tell_and_wait(metrics)
+        if notice:
+            notice.tell_and_wait(metrics)
 
     return tell

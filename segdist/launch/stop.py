@@ -1,4 +1,4 @@
-"""The wish to end, as signals bring it."""
+"""Stop requests by signal."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any
 
 from segdist import console
 
-STOPPING = "stopping: a checkpoint is committed after this step; Ctrl-C again stops at once"
+STOPPING = "stopping: committing a checkpoint after this step. Press Ctrl-C again to stop at once."
 
 
 class StopSignal:
-    """A `notice` that says "stop" once the process was asked to end. Enter it as a context.
+    """A `notice` that returns "stop" after SIGTERM or Ctrl-C. Use it as a context manager.
 
-    Only Ctrl-C, the second time, means "at once": SIGTERM comes from machines, and more than once (KubeRay stops the job of a
-    RayJob that is deleted, and then the pod's hook does; torchrun passes on the Ctrl-C that its ranks have heard themselves).
+    Only a second Ctrl-C stops at once. SIGTERM may arrive more than once: KubeRay stops the job of a deleted RayJob and then
+    the pod's hook does so again; torchrun passes on a Ctrl-C that its ranks have received themselves.
     """
 
-    def __init__(self, told: str | None = STOPPING) -> None:
-        self._told = told  # to whoever asks; None where others say it
-        self._asked = False
+    def __init__(self, message: str | None = STOPPING) -> None:
+        self._message = message  # printed on the first signal; None if the caller prints it
+        self._requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._hear) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,22 +37,22 @@ class StopSignal:
             signal.signal(number, handler)
 
     def __call__(self) -> Any:
-        return "stop" if self._asked else None
+        return "stop" if self._requested else None
 
-    def _hear(self, number: int, frame: object) -> None:
-        if self._asked:
+    def _handle(self, number: int, frame: object) -> None:
+        if self._requested:
             if number == signal.SIGINT:
                 self.__exit__()
                 raise KeyboardInterrupt
             return
-        self._asked = True
-        if self._told and os.environ.get("RANK", "0") == "0":
-            console.say(self._told)
+        self._requested = True
+        if self._message and os.environ.get("RANK", "0") == "0":
+            console.say(self._message)
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that nothing of it stays behind."""
+    """Make SIGTERM exit this process like Ctrl-C does, so that its cleanup runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Models behind one small interface: `build` from a config, `rebuild` from what a checkpoint remembers."""
+"""Models behind one interface: `build` from a config, `rebuild` from a checkpoint's description."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ __all__ = [
 
 
 def build(cfg: Model, class_names: Sequence[str], found: Weights | None = None) -> Segmenter:
-    """A model with its initial weights, drawn from torch's global generator where they are random.
+    """Return a model with its initial weights; random weights are drawn from torch's global generator.
 
-    `found` stands for what model.weights says, where that was fetched already. Raises UserError when the weights are not to
-    be had or do not fit.
+    `found` replaces model.weights if those were fetched already. Raises UserError if the weights cannot be loaded or do not
+    fit.
     """
     if cfg.weights is not None and found is None and not _only_encoder(cfg):
         with weights.fetched(cfg.weights, cfg.revision) as found:
             return build(cfg, class_names, found)
     if found is not None and (theirs := found.about.get("architecture", cfg.name)) != cfg.name:
         raise UserError(
-            f"model.weights {found.said!r} is an export of a {theirs}, and this config asks for {cfg.name}; set model.name="
-            f"{theirs}"
+            f"model.weights {found.source!r} is an export of a {theirs}, but model.name is {cfg.name}. Set model.name={theirs}"
         )
     if isinstance(cfg, Segformer):
         return segformer.build(cfg, class_names, found)
@@ -38,9 +37,9 @@ def build(cfg: Model, class_names: Sequence[str], found: Weights | None = None) 
 
 
 def pinned(cfg: Model) -> str | None:
-    """The commit that model.weights means on the Hub now; None for weights from elsewhere, and for those of an encoder.
+    """Return the commit that model.weights currently resolves to on the Hub, or None if the weights are not a Hub model.
 
-    Raises UserError when the Hub does not tell.
+    Weights of an encoder alone give None too. Raises UserError if the Hub cannot answer.
     """
     if cfg.weights is None or _only_encoder(cfg) or not weights.is_hub_id(cfg.weights):
         return None
@@ -52,7 +51,7 @@ def _only_encoder(cfg: Model) -> bool:
 
 
 def rebuild(arch: dict[str, Any]) -> Segmenter:
-    """The model that `arch` (a Segmenter's own, out of a checkpoint) describes, with weights still to be loaded."""
+    """Return the model that `arch` (Segmenter.arch, from a checkpoint) describes, before its weights are loaded."""
     if arch["name"] == "segformer":
         return segformer.rebuild(arch)
     return (smp if arch["name"] in smp.FAMILIES else hf).rebuild(arch)

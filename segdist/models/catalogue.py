@@ -1,4 +1,4 @@
-"""What can be trained, for people: every architecture with its size, its demands, its best-known weights and their licence."""
+"""The catalogue of architectures: sizes, constraints, published weights and their licences."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from segdist.config import NEEDS_PAIRS
+from segdist.config import NEEDS_TWO_IMAGES
 from segdist.models import hf, licences, segformer, smp
 from segdist.models.formats import FORMATS
 
-_HUB = {  # the best-known weights
+_HUB = {  # well-known published weights
     "segformer": ["nvidia/mit-b0", "nvidia/segformer-b0-finetuned-ade-512-512"],
     "beit": ["microsoft/beit-base-finetuned-ade-640-640"],
     "data2vec_vision": ["facebook/data2vec-vision-base-ft1k"],
@@ -23,9 +23,9 @@ _HUB = {  # the best-known weights
     "sapiens2": ["facebook/sapiens2-seg-0.4b"],
     "upernet": ["openmmlab/upernet-convnext-tiny"],
 }
-_MEASURED: dict[
+_COUNTED: dict[
     str, dict[str, Any]
-] = {  # options of the network whose parameters are counted, where the defaults make none
+] = {  # options of the network whose parameters are counted, if the defaults give none
     "beit": {"image_size": 640, "out_indices": [3, 5, 7, 11], "use_relative_position_bias": True},
     "sapiens2": {"head_config": {"upsample_out_channels": [512, 256], "conv_out_channels": [256]}},
     "upernet": {
@@ -38,30 +38,30 @@ _MEASURED: dict[
         "auxiliary_in_channels": 384,
     },
 }
-_NUM_CLASSES = 19  # of the networks whose parameters are counted: as many as Cityscapes has
+_NUM_CLASSES = 19  # of the networks whose parameters are counted: the number of classes in Cityscapes
 
 
 @dataclass(frozen=True)
 class Entry:
     name: str  # model.name
     source: str
-    package: str  # that has it
+    package: str  # library that implements it
     example: str  # one line of YAML
-    parameters: dict[str, int]  # of some sizes, by their name
-    smallest: str  # the line of YAML of the smallest one that begins from published weights
+    parameters: dict[str, int]  # parameter counts, by name of the size
+    smallest: str  # YAML line of the smallest model that starts from published weights
     smallest_parameters: int
     stride: int  # image px per logit
     align_corners: bool  # how logits are resized to the mask
-    images: str  # which sizes it takes
-    needs_pairs: bool  # two images or more in a micro-batch
-    aux_head: bool  # whether it can have one
-    exports: list[str]  # formats that verify
-    one_size: bool  # whether those of them that are graphs take images of one size alone
-    weights: list[dict[str, Any]]  # of the Hub: {"repo", "licence"}; None: see its page
+    images: str  # accepted image sizes, in words
+    needs_pairs: bool  # needs at least two images in a micro-batch
+    aux_head: bool  # whether an auxiliary head is available
+    exports: list[str]  # export formats that pass verification
+    one_size: bool  # whether exported graphs accept only one image size
+    weights: list[dict[str, Any]]  # on the Hub: {"repo", "licence"}; a licence of None means: see the model's page
 
 
 def entries(names: Sequence[str] = ()) -> list[Entry]:
-    """These values of model.name; all of them without any."""
+    """Return the entries of these values of model.name, or all entries if `names` is empty."""
     known = ["segformer", *smp.FAMILIES, *hf.FAMILIES]
     return [_entry(name) for name in known if not names or name in names]
 
@@ -80,11 +80,11 @@ def _entry(name: str) -> Entry:
             f"sides of any size from {traits.least} px", False, True, *exports, weights,
         )  # fmt: skip
     family = hf.FAMILIES[name]
-    net, stride = hf.outline(name, _MEASURED.get(name, {}), _NUM_CLASSES)
+    net, stride = hf.outline(name, _COUNTED.get(name, {}), _NUM_CLASSES)
     called = {"upernet": "ConvNeXt-T"}.get(name, "default")
     return Entry(
         name, family.source, "transformers", example, {called: _count(net)}, example, _count(net), stride, False,
-        hf.sides(family), name in NEEDS_PAIRS, family.own_aux, *exports, weights,
+        hf.describe_sides(family), name in NEEDS_TWO_IMAGES, family.own_aux, *exports, weights,
     )  # fmt: skip
 
 
@@ -97,13 +97,13 @@ def _of_smp(name: str) -> Entry:
         name, family.source, "segmentation-models-pytorch", f"{{name: {name}, encoder: {encoder}, weights: imagenet}}",
         {encoder: _count(smp.outline(name, encoder, _NUM_CLASSES))},
         f"{{name: {name}, encoder: {small}, weights: imagenet}}", _count(smp.outline(name, small, _NUM_CLASSES)), 1, True,
-        f"padded to {'twice ' if family.strides > 1 else ''}the encoder's stride{least}", name in NEEDS_PAIRS, True,
+        f"padded to {'twice ' if family.strides > 1 else ''}the encoder's stride{least}", name in NEEDS_TWO_IMAGES, True,
         *_exports(name), [],
     )  # fmt: skip
 
 
 def _exports(name: str) -> tuple[list[str], bool]:
-    """(formats that verify, whether graphs are for one size of image alone)."""
+    """Return (export formats that pass verification, whether exported graphs accept only one image size)."""
     formats = FORMATS[name]
     return [formats.native, "onnx", "torch.export"], "fixed" in (formats.onnx, formats.torch)
 

@@ -1,7 +1,7 @@
-"""Which formats of `segdist export` give the model's own logits, architecture by architecture; tests hold it true.
+"""Export formats whose logits equal the model's own, per architecture. Tests check this table.
 
-`native`: the library that reads it. `onnx`, `torch`: "any size" of image, or "fixed" for one size that the export chooses,
-since the library's code turns an image's sides into constants as it is traced.
+`native` is the library that reads the export. `onnx` and `torch` are "any size" if images of any size are accepted, or "fixed"
+if the export fixes one size, because tracing the library's code turns the image's sides into constants.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ FORMATS = {
 
 
 def formats_of(arch: dict[str, Any]) -> Formats:
-    """Those of one model, by what its checkpoint remembers of it (Segmenter.arch)."""
+    """Return the formats of one model, given its description in a checkpoint (Segmenter.arch)."""
     found = FORMATS[arch["name"]]
     if arch["name"] == "upernet" and arch["config"]["backbone_config"]["model_type"] != "convnext":
         return replace(
             found, onnx="fixed", torch="fixed"
-        )  # Swin's windows keep torch.export's solver busy for many minutes
+        )  # on Swin's windows, torch.export's solver takes many minutes
     return found

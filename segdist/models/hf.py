@@ -1,4 +1,4 @@
-"""Architectures of transformers' AutoModelForSemanticSegmentation, but for SegFormer, which has a module of its own."""
+"""Architectures of transformers' AutoModelForSemanticSegmentation, except SegFormer, which has its own module."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from torch import nn
 from segdist import config
 from segdist.errors import UserError
 from segdist.models import head, weights
-from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Constants, Segmenter, Traits
-from segdist.models.structure import layers_of, order_of, parts
+from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Constants, Segmenter, Tensors, Traits
+from segdist.models.structure import execution_order, layer_prefixes, parameter_modules
 
 HALF = (0.5, 0.5, 0.5)
-NONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+UNCHANGED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and std of weights whose images are not normalised
 
 
 @dataclass(frozen=True)
 class Family:
-    kind: str  # its classes in transformers begin so
+    kind: str  # prefix of its class names in transformers
     source: str
     mean: Constants = IMAGENET_MEAN
     std: Constants = IMAGENET_STD
-    bgr: bool = False  # its published weights want blue first
-    least: int = 32  # px of a side
-    patches: int = 0  # sides are multiples of so many patches; 0: any
-    fixed: bool = False  # it takes images of its config's size alone
+    bgr: bool = False  # its published weights expect BGR channel order
+    least: int = 32  # smallest side, px
+    patches: int = 0  # sides are multiples of this many patches; 0: any
+    fixed: bool = False  # accepts images of its config's size only
     square: bool = False
     own_aux: bool = False  # the library's class has an auxiliary head
-    classifier: str = "decode_head.classifier"  # the module with a row per class
+    classifier: str = "decode_head.classifier"  # the module with one row per class
     aux_classifier: str = "auxiliary_head.classifier"
 
 
@@ -53,23 +53,23 @@ FAMILIES = {
         "MobileNetV2", "MobileNetV2, DeepLabV3+ (Sandler et al. 2018, arXiv:1801.04381)", HALF, HALF, classifier=_DEEPLAB
     ),
     "mobilevit": Family(
-        "MobileViT", "MobileViT, DeepLabV3 (Mehta et al. 2021, arXiv:2110.02178)", *NONE, bgr=True, classifier=_DEEPLAB
+        "MobileViT", "MobileViT, DeepLabV3 (Mehta et al. 2021, arXiv:2110.02178)", *UNCHANGED, bgr=True, classifier=_DEEPLAB
     ),
     "mobilevitv2": Family(
-        "MobileViTV2", "MobileViTV2, DeepLabV3 (Mehta et al. 2022, arXiv:2206.02680)", *NONE, True, 64, classifier=_DEEPLAB
+        "MobileViTV2", "MobileViTV2, DeepLabV3 (Mehta et al. 2022, arXiv:2206.02680)", *UNCHANGED, True, 64, classifier=_DEEPLAB
     ),
     "sapiens2": Family(
-        "Sapiens2", "Sapiens2, of people (Khirodkar et al. 2026, arXiv:2604.21681)", patches=1,
+        "Sapiens2", "Sapiens2, for images of people (Khirodkar et al. 2026, arXiv:2604.21681)", patches=1,
         classifier="decode_head.predictor",
     ),
     "upernet": Family("UperNet", "UPerNet (Xiao et al. 2018, arXiv:1807.10221) on Swin, ConvNeXt and others", own_aux=True),
 }  # fmt: skip
 
 
-def sides(family: Family) -> str:
-    """What images a family takes, in words."""
+def describe_sides(family: Family) -> str:
+    """Return the image sizes that a family accepts, in words."""
     if family.fixed:
-        return "squares of its config's image_size alone"
+        return "only squares of its config's image_size"
     if family.square:
         return "padded to squares of an even number of patches"
     return "padded to whole patches" if family.patches else f"sides of any size from {family.least} px"
@@ -78,30 +78,30 @@ def sides(family: Family) -> str:
 def build(cfg: config.Transformers, class_names: Sequence[str], found: weights.Weights | None) -> Segmenter:
     family = FAMILIES[cfg.name]
     if cfg.aux_head and not family.own_aux:
-        raise UserError(f"model.aux_head: {cfg.name} has no auxiliary head in transformers; set model.aux_head=false")
+        raise UserError(f"model.aux_head: {cfg.name} has no auxiliary head in transformers. Set model.aux_head=false")
     own: dict[str, Any] = {"use_auxiliary_head": cfg.aux_head} if family.own_aux else {}
     if found is not None:
         heads = (family.classifier, family.aux_classifier)
-        net, done = pretrained(
+        net, loaded = load_pretrained(
             _class(family, "ForSemanticSegmentation"), found, own, heads, class_names, cfg.transfer_head
         )
         model = _wrap(net, cfg.name, [], *normalisation(found.folder, family.mean, family.std))
-        return weights.start(model, found, done)
+        return weights.record_weights(model, found, loaded)
     kind = _class(family, "Config")
     if unknown := sorted(set(cfg.options) - set(kind().to_dict())):
         raise UserError(
-            f"model.options.{unknown[0]}: {cfg.name} has no such field; see {kind.__name__} of transformers"
+            f"model.options.{unknown[0]}: {cfg.name} has no such field. See {kind.__name__} in transformers for its fields"
         )
     try:
-        fields = {**cfg.options, **own, **labels_of(class_names)}
+        fields = {**cfg.options, **own, **label_maps(class_names)}
         net = _class(family, "ForSemanticSegmentation")(_config_of(cfg.name, fields))
         return _wrap(net, cfg.name, [f"random initial weights ({cfg.name})"], family.mean, family.std)
-    except Exception as error:  # what a library makes of options that do not fit has no one type
-        raise UserError(f"model.options do not make a {cfg.name}: {error}") from None
+    except Exception as error:  # the library raises exceptions of many types if options do not fit together
+        raise UserError(f"model.options: transformers cannot build a {cfg.name} from these options: {error}") from None
 
 
 def outline(name: str, options: dict[str, Any], num_classes: int) -> tuple[nn.Module, int]:
-    """(the library's network without memory for its weights, image px per logit): to be counted."""
+    """Return (the library's network without memory for weights, image px per logit), to count its parameters."""
     with torch.device("meta"):
         config = _config_of(name, {**options, "num_labels": num_classes})
         net = _class(FAMILIES[name], "ForSemanticSegmentation")(config).eval()
@@ -115,12 +115,12 @@ def rebuild(arch: dict[str, Any]) -> Segmenter:
     return _wrap(net, name, [], tuple(arch["mean"]), tuple(arch["std"]))
 
 
-def labels_of(class_names: Sequence[str]) -> dict[str, Any]:
-    """The classes, as transformers' configs have them."""
+def label_maps(class_names: Sequence[str]) -> dict[str, Any]:
+    """Return id2label and label2id, as transformers' configs hold them."""
     return {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
 
 
-def pretrained(
+def load_pretrained(
     kind: Any,
     found: weights.Weights,
     own: dict[str, Any],
@@ -128,23 +128,25 @@ def pretrained(
     class_names: Sequence[str],
     transfer: str,
 ) -> tuple[Any, weights.Loaded]:
-    """(a network for these classes with the weights as far as they fit, what became of each tensor).
+    """Return (a network for these classes, with all weights that fit; what happened to each tensor).
 
-    `heads`: modules with a row per class, the head's first; those that a network lacks are passed over. Raises UserError.
+    `heads` are the modules with one row per class, the main head first; those that the network lacks are skipped. Raises
+    UserError if the weights cannot be read or hold no encoder.
     """
     try:
-        with _quiet():
+        with _quiet_library():
             net, report = kind.from_pretrained(
                 found.folder, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32,
                 trust_remote_code=False, **own,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise weights.unreadable(found, first.replace(str(found.folder), found.said)) from None
+        raise weights.unreadable(found, first.replace(str(found.folder), found.source)) from None
     base = net.base_model_prefix or "backbone"
     if all(f"{base}.{name}" in report["missing_keys"] for name, _ in getattr(net, base).named_parameters()):
         raise UserError(
-            f"model.weights {found.said!r} hold no encoder of a {kind.__name__}; set model.name as their config has it"
+            f"model.weights {found.source!r} hold no encoder of a {kind.__name__}. Set model.name to the model type in their "
+            "config.json"
         )
     new = {
         key if isinstance(key, str) else key[0] for part in ("missing_keys", "mismatched_keys") for key in report[part]
@@ -152,14 +154,14 @@ def pretrained(
     heads = [name for name in heads if any(name == each for each, _ in net.named_modules())]
     num_theirs = None if f"{heads[0]}.weight" in new else net.get_submodule(heads[0]).out_channels
     match = head.match(
-        _names(net.config, found), num_theirs, class_names, transfer == "by_name", f"model.weights {found.said!r}"
+        _names(net.config, found), num_theirs, class_names, transfer == "by_name", f"model.weights {found.source!r}"
     )
     missing = set(report["missing_keys"])
     partly = [] if match.whole else _replace(net, heads, len(class_names), match.rows, new)
-    for name, value in labels_of(class_names).items():
+    for name, value in label_maps(class_names).items():
         setattr(net.config, name, value)
     return net, weights.Loaded(
-        match.sentence,
+        match.summary,
         loaded=sorted(set(net.state_dict()) - new - set(partly)),
         unused=sorted({*report["unexpected_keys"], *new} - missing - set(partly)),
         new=sorted(new - set(partly)),
@@ -168,8 +170,8 @@ def pretrained(
 
 
 def _replace(net: Any, heads: Sequence[str], num_classes: int, rows: dict[int, int], new: set[str]) -> list[str]:
-    """Gives a network classifiers of another number of classes, and notes their tensors in `new`; those that keep rows."""
-    stored: dict[str, torch.Tensor] = {}
+    """Replace the classifiers for another number of classes and add their tensors to `new`. Return those that keep rows."""
+    stored: Tensors = {}
     for name in heads:
         old = net.get_submodule(name)
         fresh = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, padding=old.padding, bias=old.bias is not None)
@@ -182,14 +184,14 @@ def _replace(net: Any, heads: Sequence[str], num_classes: int, rows: dict[int, i
 
 
 def _names(library: Any, found: weights.Weights) -> list[str] | None:
-    """The classes of weights, by segdist.json or their config; None where that holds nothing but numbers."""
+    """Return the class names of weights, from segdist.json or their config; None if the config holds only numbers."""
     names = found.names or [str(name) for _, name in sorted(library.id2label.items())]
     return None if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own table of what was loaded, which ours says, and its progress bar of every tensor."""
+def _quiet_library() -> Iterator[None]:
+    """Silence transformers' report of loaded tensors (ours says the same) and its progress bar over tensors."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -204,13 +206,13 @@ def _quiet() -> Iterator[None]:
 
 
 def normalisation(folder: Path, mean: Constants, std: Constants) -> tuple[Constants, Constants]:
-    """(mean, std) that come with weights; otherwise those given, as the published weights have them."""
+    """Return the (mean, std) stored beside the weights, or else those given."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return mean, std
     tree = json.loads(path.read_text(encoding="utf-8"))
     if not tree.get("do_normalize", True):
-        return NONE
+        return UNCHANGED
     return tuple(tree.get("image_mean", mean)), tuple(tree.get("image_std", std))
 
 
@@ -221,7 +223,7 @@ def _class(family: Family, suffix: str) -> Any:
 
 
 def _config_of(name: str, fields: dict[str, Any]) -> Any:
-    """The library's config object; of UPerNet its backbone's, too."""
+    """Return the library's config object; for UPerNet with its backbone's config."""
     from transformers import CONFIG_MAPPING
 
     fields = {k: v for k, v in fields.items() if k != "model_type"}
@@ -236,12 +238,12 @@ def _wrap(net: Any, name: str, notes: list[str], mean: Constants, std: Constants
     size, patch = getattr(net.config, "image_size", 0), getattr(net.config, "patch_size", 1)
     side = size if family.fixed else max(family.patches * patch, 1)
     least = side * -(-family.least // side)
-    order = order_of(net, (least, least))
+    order = execution_order(net, (least, least))
     has_aux = getattr(net, "auxiliary_head", None) is not None
-    if has_aux:  # it takes no part in what that pass put out
+    if has_aux:  # it does not contribute to the logits, so execution_order froze it
         net.auxiliary_head.requires_grad_(True)
     base = net.base_model_prefix or "backbone"
-    encoder = sorted(parts(net.get_submodule(base), f"net.{base}"), key=lambda part: order[part])
+    encoder = sorted(parameter_modules(net.get_submodule(base), f"net.{base}"), key=lambda part: order[part])
     with torch.no_grad():
         logits = net.eval()(torch.zeros(1, 3, least, least)).logits
     net.train()
@@ -259,7 +261,7 @@ def _wrap(net: Any, name: str, notes: list[str], mean: Constants, std: Constants
         most=size if family.fixed else None,
         square=family.square or family.fixed,
         encoder_prefix=f"net.{base}.",
-        layers=layers_of(net, encoder),
+        layers=layer_prefixes(net, encoder),
         blocks=tuple(encoder),
         classifiers=tuple(f"net.{n}" for n in (family.classifier, *([family.aux_classifier] if has_aux else []))),
     )

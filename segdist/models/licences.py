@@ -1,9 +1,9 @@
-"""Licences of initial weights: what their card says, and what is known of weights whose card says only "other".
+"""Licences of initial weights: what their model card says, and known licences of weights whose card says only "other".
 
-A licence is a JSON-able dict: `name` (an SPDX-like id of the Hub, or the licence's own name; several are joined by "and"),
-`link` and `note` (None where unknown), and `id`: what a card on the Hub has as its one `license`, so that another card there
-may say the same; None where it said "other" or several, where no such card told it, and absent in records of before. It
-travels with the weights: into checkpoints, exports and their cards.
+A licence is a JSON-able dict. `name` is an SPDX-like ID of the Hub or the licence's own name; several are joined by "and".
+`link` and `note` are None if unknown. `id` is the single `license` of a card on the Hub, so that another card there may state
+the same; it is None if the card said "other" or several, or if there was no such card, and it is absent in older records. A
+licence is stored with the weights: in checkpoints, exports and their cards.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NVIDIA = _licence(
 )
 _APPLE = _licence("Apple Sample Code License", "https://github.com/apple/ml-cvnets/blob/main/LICENSE")
 _APACHE = _licence("apache-2.0", hub_id="apache-2.0")
-KNOWN = {  # repositories of the Hub -> licence, as their cards have it
+KNOWN = {  # repositories on the Hub -> licence, as stated on their cards
     "nvidia/mit-b[0-5]": _NVIDIA,
     "nvidia/segformer-b[0-5]-*": _NVIDIA,
     "smp-hub/mit_b[0-5].*": _NVIDIA,  # the same encoders for segmentation-models-pytorch
@@ -39,7 +39,7 @@ KNOWN = {  # repositories of the Hub -> licence, as their cards have it
 
 
 def of(repo: str | None, readme: str | None) -> Licence | None:
-    """The licence of weights from a repository of the Hub (None: from elsewhere) with this README.md; None: neither tells."""
+    """Return the licence of weights from this Hub repository (None: from elsewhere) with this README.md, or None if unknown."""
     known = next((found for pattern, found in KNOWN.items() if fnmatchcase(repo or "", pattern)), None)
     said = _of_readme(readme, on_hub=repo is not None) if readme else None
     if said is None or (said["name"] == "other" and known):
@@ -48,12 +48,12 @@ def of(repo: str | None, readme: str | None) -> Licence | None:
 
 
 def named(name: str | None) -> Licence | None:
-    """The licence of this name; None for none."""
+    """Return the licence of this name, or None if there is no name."""
     return _licence(name) if name else None
 
 
 def _of_readme(text: str, on_hub: bool) -> Licence | None:
-    """From the YAML between two lines of hyphens at the top of a model card. Its `license` is an id, or a list of them."""
+    """Read the YAML header of a model card. Its `license` is an ID or a list of IDs."""
     parts = text.lstrip().split("---", 2)
     if len(parts) < 3 or parts[0]:
         return None
@@ -74,10 +74,10 @@ def _of_readme(text: str, on_hub: bool) -> Licence | None:
 
 
 def _text(value: Any) -> str | None:
-    """A text that is not blank, without its margins; None for all else."""
+    """Return a non-blank string without surrounding whitespace, and None for anything else."""
     return value.strip() or None if isinstance(value, str) else None
 
 
-def shown(licence: Licence) -> str:
-    """In words."""
+def describe(licence: Licence) -> str:
+    """Return the licence's name, with its note in parentheses."""
     return licence["name"] + (f" ({licence['note']})" if licence["note"] else "")

@@ -11,10 +11,10 @@ from torch import nn
 
 from segdist import config
 from segdist.models import weights
-from segdist.models.hf import labels_of, normalisation, pretrained
+from segdist.models.hf import label_maps, load_pretrained, normalisation
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Constants, Segmenter, Traits
 
-# Sizes: arXiv:2105.15203, table 6. `tiny` is ours, for demos and tests: 0.4 M parameters.
+# Sizes: arXiv:2105.15203, table 6. `tiny` is our own, for demos and tests: 0.4 M parameters.
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1], "decoder_hidden_size": 64},
     "b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2], "decoder_hidden_size": 256},
@@ -30,7 +30,7 @@ TRAITS = Traits(
     align_corners=False,
     stride=4,
     multiple=1,
-    least=32,  # below it the first stage's attention has nothing to reduce
+    least=32,  # below this size the attention of the first stage has nothing to reduce
     encoder_prefix="net.segformer.",
     classifiers=("net.decode_head.classifier",),
 )
@@ -42,16 +42,16 @@ def build(cfg: config.Segformer, class_names: Sequence[str], found: weights.Weig
     own: dict[str, Any] = {"classifier_dropout_prob": cfg.dropout, "drop_path_rate": cfg.drop_path}
     if found is None:
         assert cfg.size is not None
-        net = SegformerForSemanticSegmentation(SegformerConfig(**_SIZES[cfg.size], **own, **labels_of(class_names)))
+        net = SegformerForSemanticSegmentation(SegformerConfig(**_SIZES[cfg.size], **own, **label_maps(class_names)))
         return _wrap(net, [f"random initial weights (SegFormer {cfg.size})"], aux=cfg.aux_head)
     heads = ("decode_head.classifier",)
-    net, done = pretrained(SegformerForSemanticSegmentation, found, own, heads, class_names, cfg.transfer_head)
+    net, loaded = load_pretrained(SegformerForSemanticSegmentation, found, own, heads, class_names, cfg.transfer_head)
     model = _wrap(net, [], *normalisation(found.folder, IMAGENET_MEAN, IMAGENET_STD), aux=cfg.aux_head)
-    return weights.start(model, found, done)
+    return weights.record_weights(model, found, loaded)
 
 
 def outline(size: str, num_classes: int) -> nn.Module:
-    """The library's network without memory for its weights, to be counted."""
+    """Return the library's network without memory for weights, to count its parameters."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     fields = {**_SIZES[size], "num_labels": num_classes}
@@ -72,7 +72,9 @@ def _wrap(
     arch = {"name": "segformer", "config": net.config.to_dict(), "mean": list(mean), "std": list(std), "aux": aux}
     blocks = [f"net.segformer.stages.{i}.blocks.{j}" for i, n in enumerate(net.config.depths) for j in range(n)]
     layers: list[tuple[str, ...]] = [(f"{name}.",) for name in blocks]
-    for i in range(len(net.config.depths)):  # a stage's embedding learns with its first block, its norm with its last
+    for i in range(
+        len(net.config.depths)
+    ):  # a stage's embedding joins the layer of its first block, its norm the last's
         inside = [k for k, name in enumerate(blocks) if name.startswith(f"net.segformer.stages.{i}.")]
         layers[inside[0]] += (f"net.segformer.stages.{i}.patch_embeddings.",)
         layers[inside[-1]] += (f"net.segformer.stages.{i}.layer_norm.",)

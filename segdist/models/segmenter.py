@@ -1,4 +1,4 @@
-"""The interface of every model: normalised images in, logits and their resize rule out."""
+"""The interface of every model: normalised images in; logits and their resize rule out."""
 
 from __future__ import annotations
 
@@ -16,51 +16,57 @@ from segdist.errors import ConfigError
 from segdist.ops.pixels import to_input
 from segdist.ops.tf32 import tf32
 
-Constants = tuple[float, float, float]  # of red, green, blue in 0..1
+Tensors = dict[str, torch.Tensor]  # by name, as in a state dict
+Constants = tuple[float, float, float]  # red, green, blue in 0..1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NOWHERE: dict[str, Any] = {"source": None, "revision": None, "licence": None, "through": []}  # of random weights
+NO_ORIGIN: dict[str, Any] = {
+    "source": None,
+    "revision": None,
+    "licence": None,
+    "through": [],
+}  # origin of random weights
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the rest of segdist must know of a model."""
+    """What the rest of segdist needs to know about a model."""
 
     mean: Constants
     std: Constants
-    align_corners: bool  # rule by which its logits are resized to the mask
+    align_corners: bool  # how its logits are resized to the mask
     stride: int  # image px per logit
     multiple: int  # image sides are padded to a multiple of this, px
     least: int  # and to at least this, px
-    encoder_prefix: str  # parameters whose names begin so are the encoder; all others are the head
+    encoder_prefix: str  # name prefix of the encoder's parameters; all others belong to the head
     layers: tuple[tuple[str, ...], ...] = ()  # name prefixes of each encoder layer's parameters, from the input up
-    blocks: tuple[str, ...] = ()  # modules whose activations may be computed again: see Segmenter.recompute
-    most: int | None = None  # px of a side, at most: such a model takes images of one size
+    blocks: tuple[str, ...] = ()  # modules for Segmenter.enable_activation_checkpointing
+    most: int | None = None  # largest side, px; a model with this accepts images of one size only
     square: bool = False  # images are padded to squares
-    classifiers: tuple[str, ...] = ()  # modules with a row per class
+    classifiers: tuple[str, ...] = ()  # modules with one row per class
 
     def check(self, height: int, width: int) -> None:
-        """Raises ConfigError where a model of one size would see a larger image."""
+        """Raise ConfigError if the image is larger than the only size that the model accepts."""
         if self.most is not None and max(height, width) > self.most:
             raise ConfigError(
-                f"an image of {height}x{width} px, for a model that takes {self.most}x{self.most} px alone: give "
+                f"an image of {height}x{width} px does not fit a model that takes {self.most}x{self.most} px alone. Set "
                 f"data.crop_size=[{self.most},{self.most}] eval.mode=sliding eval.window_size=[{self.most},{self.most}] "
-                f"(--mode sliding --window {self.most}x{self.most}), or data.image_size"
+                f"(on the command line: --mode sliding --window {self.most}x{self.most}), or set data.image_size"
             )
 
     def padding(self, height: int, width: int) -> tuple[int, int]:
-        """px below and right of an image that make it one that the model takes."""
+        """Return the px to add below and to the right of an image so that the model accepts it."""
         sides: list[Any] = [(n + self.multiple - 1) // self.multiple * self.multiple for n in (height, width)]
         if self.least > self.multiple:
-            sides = [torch.sym_max(side, self.least) for side in sides]  # sides are symbols where a graph is traced
+            sides = [torch.sym_max(side, self.least) for side in sides]  # sides are symbolic while a graph is traced
         if self.square:
             sides = [torch.sym_max(*sides)] * 2
         return sides[0] - height, sides[1] - width
 
 
 class AuxHead(nn.Sequential):
-    """Class logits from a middle stage of the encoder, whose loss helps it along in training (Zhao et al. 2017,
-    arXiv:1612.01105, section 3.3); it is no part of what is scored and exported."""
+    """Class logits from an intermediate encoder stage, for an auxiliary loss in training (Zhao et al. 2017,
+    arXiv:1612.01105, section 3.3). It is neither scored nor exported."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         inner = max(channels // 4, 16)
@@ -74,12 +80,12 @@ class AuxHead(nn.Sequential):
 
 
 class Segmenter(nn.Module):
-    """A network with its traits. `arch` is all that `models.rebuild` needs; JSON-able.
+    """A network with its traits. `arch` is JSON-able and holds everything that `models.rebuild` needs.
 
-    `logits_of(net, x)` gives the logits at the model's stride; `both_of` those and the feature map that feeds `aux`.
+    `logits_of(net, x)` returns logits at the model's stride. `both_of(net, x)` returns those and the feature map for `aux`.
     """
 
-    frozen = False  # whether the encoder stays as it is, with its statistics: see `freeze`
+    frozen = False  # whether the encoder's weights and running statistics are frozen: see `freeze`
 
     def __init__(
         self,
@@ -94,14 +100,14 @@ class Segmenter(nn.Module):
         super().__init__()
         self.net, self.traits, self.arch, self.aux = net, traits, arch, aux
         self._logits_of, self._both_of = logits_of, both_of
-        self.notes = notes or []  # what a person should know of how the weights were loaded
-        self.origin: dict[str, Any] = dict(NOWHERE)  # where the weights began: see models.weights
-        self.tensors: dict[str, list[str]] = {}  # what became of each: see models.weights
+        self.notes = notes or []  # messages to the user about how the weights were loaded
+        self.origin: dict[str, Any] = dict(NO_ORIGIN)  # where the weights come from: see models.weights
+        self.tensors: dict[str, list[str]] = {}  # what happened to each tensor: see models.weights
 
     def forward(self, x: torch.Tensor) -> Any:
-        """float (B, 3, H, W), normalised -> logits (B, K, h, w), at the model's own stride.
+        """Return logits (B, K, h, w) at the model's own stride, for normalised float images (B, 3, H, W).
 
-        In training, with an auxiliary head: (logits, its logits (B, K, h', w')).
+        In training with an auxiliary head: (logits, auxiliary logits (B, K, h', w')).
         """
         height, width = x.shape[2:]
         self.traits.check(height, width)
@@ -115,32 +121,32 @@ class Segmenter(nn.Module):
         return self._crop(logits, x, self.traits.stride), self._crop(self.aux(feature), x, stride)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images that are padded already, not cut, and without the auxiliary head's."""
+        """Return the logits of images that are padded already. They are not cropped; the auxiliary head does not run."""
         return self._logits_of(self.net, x)
 
     @staticmethod
     def _crop(logits: torch.Tensor, x: torch.Tensor, stride: int) -> torch.Tensor:
-        """Without what the padding of the image made, if there was any."""
+        """Crop away the logits of padded pixels."""
         return logits[:, :, : -(-x.shape[2] // stride), : -(-x.shape[3] // stride)]
 
     @property
     def classifiers(self) -> tuple[str, ...]:
-        """Modules with a row per class, the head's first, then those of auxiliary heads."""
+        """Modules with one row per class: the main head's first, then those of auxiliary heads."""
         return self.traits.classifiers + (("aux.4",) if isinstance(self.aux, AuxHead) else ())
 
     def encoder(self) -> nn.Module:
         return self.get_submodule(self.traits.encoder_prefix.rstrip("."))
 
     def freeze(self) -> None:
-        """The encoder keeps its weights and running statistics, and is not walked backward, until `unfreeze`."""
-        self._held = [p for p in self.encoder().parameters() if p.requires_grad]
-        for parameter in self._held:
+        """Freeze the encoder's weights and running statistics, and skip its backward pass, until `unfreeze`."""
+        self._trainable = [p for p in self.encoder().parameters() if p.requires_grad]
+        for parameter in self._trainable:
             parameter.requires_grad_(False)
         self.frozen = True
         self.train(self.training)
 
     def unfreeze(self) -> None:
-        for parameter in self._held:
+        for parameter in self._trainable:
             parameter.requires_grad_(True)
         self.frozen = False
         self.train(self.training)
@@ -152,26 +158,26 @@ class Segmenter(nn.Module):
         return self
 
     def enable_activation_checkpointing(self) -> None:
-        """Keeps only the input of each block for the backward pass, which computes the rest again.
+        """Store only each block's input for the backward pass, which recomputes the rest.
 
-        The numbers stay the same, bit for bit. Running statistics must be read before the backward pass moves them again.
+        Results stay the same, bit for bit. Running statistics must be read before the backward pass updates them again.
         """
         for name in self.traits.blocks:
             block = self.get_submodule(name)
-            block.forward = functools.partial(_recomputed, block.forward)
+            block.forward = functools.partial(_checkpointed, block.forward)
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-@torch.no_grad()  # inference_mode would leave tensors in caches of transformers that training then cannot use
+@torch.no_grad()  # under inference_mode, transformers would cache tensors that training cannot use afterwards
 def infer(model: Segmenter, images: torch.Tensor) -> torch.Tensor:
-    """fp32 logits of uint8 (B, 3, H, W) images on the model's device, for a model in evaluation mode.
+    """Return fp32 logits of uint8 (B, 3, H, W) images on the model's device. The model must be in evaluation mode.
 
-    In fp32 however it was trained, so that a score is the same here, in an export, and on another machine.
+    fp32 without TF32, whatever precision it was trained in, so that scores agree with exports and other machines.
     """
     with tf32(False):
         return model(to_input(images, model.traits.mean, model.traits.std))

@@ -1,4 +1,4 @@
-"""U-Net and its relatives with a chosen encoder, through segmentation-models-pytorch."""
+"""U-Net and related architectures with a choice of encoders, through segmentation-models-pytorch."""
 
 from __future__ import annotations
 
@@ -15,28 +15,22 @@ from segdist import config
 from segdist.errors import UserError
 from segdist.models import head, licences, weights
 from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, AuxHead, Segmenter, Traits
-from segdist.models.structure import layers_of, order_of, parts
+from segdist.models.structure import execution_order, layer_prefixes, parameter_modules
 
 
 @dataclass(frozen=True)
 class Family:
     kind: str  # its class in segmentation-models-pytorch
     source: str
-    least: int = 1  # px of a side
-    strides: int = 1  # sides are multiples of so many strides of the encoder
-    always: dict[str, Any] = field(default_factory=dict)  # arguments of its class
-    classifier: str = "segmentation_head.0"  # the module with a row per class
+    least: int = 1  # smallest side, px
+    strides: int = 1  # sides are multiples of this many encoder strides
+    always: dict[str, Any] = field(default_factory=dict)  # arguments always passed to its class
+    classifier: str = "segmentation_head.0"  # the module with one row per class
 
 
-_OWN = {
-    "encoder_name",
-    "encoder_weights",
-    "classes",
-    "in_channels",
-    "aux_params",
-    "activation",
-    "kwargs",
-}  # not options
+_NOT_OPTIONS = {
+    "encoder_name", "encoder_weights", "classes", "in_channels", "aux_params", "activation", "kwargs",
+}  # fmt: skip
 FAMILIES = {
     "unet": Family("Unet", "U-Net (Ronneberger et al. 2015, arXiv:1505.04597)"),
     "unetplusplus": Family("UnetPlusPlus", "U-Net++ (Zhou et al. 2018, arXiv:1807.10165)"),
@@ -45,7 +39,7 @@ FAMILIES = {
     "deeplabv3": Family("DeepLabV3", "DeepLabV3 (Chen et al. 2017, arXiv:1706.05587)"),
     "deeplabv3plus": Family("DeepLabV3Plus", "DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611)"),
     "linknet": Family("Linknet", "LinkNet (Chaurasia & Culurciello 2017, arXiv:1707.03718)"),
-    "pan": Family("PAN", "PAN (Li et al. 2018, arXiv:1805.10180)", 128),  # it halves a sixteenth three times
+    "pan": Family("PAN", "PAN (Li et al. 2018, arXiv:1805.10180)", 128),  # it halves a sixteenth of the side three times
     "manet": Family("MAnet", "MA-Net (Fan et al. 2020, IEEE Access 8)"),
     "smp_upernet": Family("UPerNet", "UPerNet (Xiao et al. 2018, arXiv:1807.10221)"),
     "smp_segformer": Family("Segformer", "SegFormer's head (Xie et al. 2021, arXiv:2105.15203) on any encoder"),
@@ -57,7 +51,7 @@ FAMILIES = {
 
 
 def only_encoder(cfg: config.Smp) -> bool:
-    """Whether model.weights names weights of an encoder, such as imagenet, and not where to find those of a network."""
+    """Return whether model.weights names pretrained weights of an encoder, such as imagenet, rather than of a whole network."""
     import segmentation_models_pytorch as smp
 
     known = smp.encoders.encoders.get(cfg.encoder, {}).get("pretrained_settings", {})
@@ -71,7 +65,8 @@ def build(cfg: config.Smp, class_names: Sequence[str], found: weights.Weights | 
         import difflib
 
         near = difflib.get_close_matches(cfg.encoder, smp.encoders.get_encoder_names(), 3)
-        raise UserError(f"model.encoder {cfg.encoder!r} is unknown; near it: {', '.join(near) or 'resnet34'}")
+        hint = f"Did you mean {' or '.join(near)}?" if near else "Try resnet34"
+        raise UserError(f"model.encoder {cfg.encoder!r} is unknown. {hint}")
     arch = {
         "name": cfg.name,
         "encoder": cfg.encoder,
@@ -87,25 +82,26 @@ def build(cfg: config.Smp, class_names: Sequence[str], found: weights.Weights | 
         return _from_folder(arch, found, class_names, cfg.transfer_head)
     if cfg.transfer_head == "by_name":
         raise UserError(
-            f"model.transfer_head=by_name: weights of an encoder ({cfg.weights}) have no head; leave it out"
+            f"model.transfer_head=by_name: weights of an encoder ({cfg.weights}) have no head. Leave model.transfer_head out"
         )
     if cfg.revision is not None:
         raise UserError(
-            f"model.revision {cfg.revision!r} pins a Hub id, and model.weights {cfg.weights} is none; leave it out"
+            f"model.revision {cfg.revision!r} pins a Hub ID, but model.weights {cfg.weights!r} is not a Hub ID. Leave "
+            "model.revision out"
         )
     try:
         params = smp.encoders.get_preprocessing_params(cfg.encoder, cfg.weights)
         model = _wrap(arch | {k: list(params[k]) for k in ("mean", "std")}, cfg.weights, [])
-    except Exception as error:  # whatever the download raises
+    except Exception as error:  # the download raises exceptions of many types
         raise UserError(
-            f"model.weights {cfg.weights}: the weights of encoder {cfg.encoder} could not be loaded ({error!r}); "
-            "they come from the Hugging Face Hub. Without it, give a local folder or model.weights=null"
+            f"model.weights {cfg.weights}: the weights of encoder {cfg.encoder} could not be loaded from the Hugging Face Hub "
+            f"({error!r}). If the Hub cannot be reached, give a local folder or set model.weights=null"
         ) from None
     model.origin = _origin(cfg)
     called = "ImageNet" if cfg.weights == "imagenet" else cfg.weights
     model.notes = [f"encoder {cfg.encoder} from {called}; newly initialised: the decoder and the head"]
     if (licence := model.origin["licence"]) and licence["note"]:
-        model.notes.append(f"licence of {model.origin['source']}: {licences.shown(licence)}")
+        model.notes.append(f"licence of {model.origin['source']}: {licences.describe(licence)}")
     model.tensors = {"loaded": [], "partly": [], "unused": [], "new": []}
     for name in model.net.state_dict():
         model.tensors["loaded" if name.startswith("encoder.") else "new"].append(name)
@@ -113,7 +109,7 @@ def build(cfg: config.Smp, class_names: Sequence[str], found: weights.Weights | 
 
 
 def _origin(cfg: config.Smp) -> dict[str, Any]:
-    """Where the weights of an encoder come from."""
+    """Return where the weights of an encoder come from."""
     import segmentation_models_pytorch as smp
     import timm
 
@@ -127,7 +123,7 @@ def _origin(cfg: config.Smp) -> dict[str, Any]:
 
 
 def outline(name: str, encoder: str, num_classes: int) -> nn.Module:
-    """The library's network without memory for its weights, to be counted."""
+    """Return the library's network without memory for weights, to count its parameters."""
     import segmentation_models_pytorch as smp
 
     family = FAMILIES[name]
@@ -140,58 +136,57 @@ def rebuild(arch: dict[str, Any]) -> Segmenter:
 
 
 def _from_folder(arch: dict[str, Any], found: weights.Weights, class_names: Sequence[str], transfer: str) -> Segmenter:
-    """Weights in smp's own layout (config.json and weights), whatever their number of classes."""
+    """Load weights in smp's own layout (config.json and weights), for any number of classes."""
     library = weights.config_of(found)
     encoder = library.get("encoder_name")
     if encoder is None:
-        raise weights.unreadable(found, "not in smp's layout: its config.json names no encoder_name")
+        raise weights.unreadable(found, "it is not in smp's layout, because its config.json names no encoder_name")
     if encoder != arch["encoder"]:
-        raise UserError(f"model.weights {found.said!r} hold encoder {encoder!r}; set model.encoder={encoder}")
+        raise UserError(f"model.weights {found.source!r} hold the encoder {encoder!r}. Set model.encoder={encoder}")
     kind = library.get("_model_class", FAMILIES[arch["name"]].kind)
     if kind != FAMILIES[arch["name"]].kind:
         name = next((name for name, family in FAMILIES.items() if family.kind == kind), None)
-        raise UserError(
-            f"model.weights {found.said!r} hold a {kind}; "
-            + (f"set model.name={name}" if name else "it is not supported")
-        )
-    arch = arch | {"options": _options_of(library, arch["name"], arch["options"], found.said)}
+        remedy = f"Set model.name={name}" if name else "This architecture is not supported"
+        raise UserError(f"model.weights {found.source!r} hold a {kind}. {remedy}")
+    arch = arch | {"options": _options_of(library, arch["name"], arch["options"], found.source)}
     stored = weights.tensors(found)
-    if about := found.about:  # of our own exports: the normalisation belongs to the weights
+    if about := found.about:  # our own export, whose normalisation belongs to the weights
         arch = arch | {"mean": about["mean"], "std": about["std"]}
     model = _wrap(arch, None, [])
-    done = head.load({f"net.{k}": v for k, v in stored.items()}, model, found.names, class_names, transfer, found.said)
-    return weights.start(model, found, done)
+    named = {f"net.{k}": v for k, v in stored.items()}
+    loaded = head.load(named, model, found.names, class_names, transfer, found.source)
+    return weights.record_weights(model, found, loaded)
 
 
 def library_config(arch: dict[str, Any]) -> dict[str, Any]:
-    """config.json in smp's own layout, as far as `build` reads it."""
+    """Return config.json in smp's own layout, with the fields that `build` reads."""
     return {
         "_model_class": FAMILIES[arch["name"]].kind, "encoder_name": arch["encoder"], **arch.get("options", {}),
     }  # fmt: skip
 
 
-def _options_of(library: dict[str, Any], name: str, ours: dict[str, Any], said: str) -> dict[str, Any]:
-    """The options of stored weights, by their config.json, but for defaults. Raises UserError where those given differ.
+def _options_of(library: dict[str, Any], name: str, ours: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the non-default options of stored weights, from their config.json. Raises UserError if given options differ.
 
-    Otherwise what the weights do not fit would start at random.
+    Tensors that do not fit the weights would otherwise be newly initialised.
     """
     defaults = json.loads(json.dumps(_defaults(name)))  # tuples become lists, as they are in config.json
     theirs = {key: library.get(key, default) for key, default in defaults.items()}
     for key, value in json.loads(json.dumps(ours)).items():
         if key in theirs and value != theirs[key]:
             raise UserError(
-                f"model.options.{key} is {value!r}, and model.weights {said!r} have {theirs[key]!r}; leave it out: the options "
-                "of weights are theirs"
+                f"model.options.{key} is {value!r}, but model.weights {source!r} have {theirs[key]!r}. Leave it "
+                "out: the weights determine it"
             )
     return {key: value for key, value in theirs.items() if value != defaults[key]} | ours
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """The options of an architecture, with their defaults."""
+    """Return the options of an architecture with their defaults."""
     import segmentation_models_pytorch as smp
 
     parameters = inspect.signature(getattr(smp, FAMILIES[name].kind)).parameters
-    return {key: parameter.default for key, parameter in parameters.items() if key not in _OWN}
+    return {key: parameter.default for key, parameter in parameters.items() if key not in _NOT_OPTIONS}
 
 
 def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -> Segmenter:
@@ -201,30 +196,34 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
     try:
         kind = getattr(smp, FAMILIES[arch["name"]].kind)
         if unknown := sorted(set(options) - (known := set(_defaults(arch["name"])))):
-            raise UserError(f"model.options.{unknown[0]}: {arch['name']} takes {', '.join(sorted(known))}")
+            raise UserError(
+                f"model.options.{unknown[0]}: {arch['name']} has no such option. Its options are {', '.join(sorted(known))}"
+            )
         always = FAMILIES[arch["name"]].always
         net = kind(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"], **options, **always)
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"model.encoder {arch['encoder']!r} cannot make a {arch['name']}: {error}") from None
+        raise UserError(f"model.encoder {arch['encoder']!r} cannot be used in a {arch['name']}: {error}") from None
     family = FAMILIES[arch["name"]]
     stride = net.encoder.output_stride * family.strides
     least = max(family.least, stride)
-    order = order_of(net, (least, least))
+    order = execution_order(net, (least, least))
     body = "net.encoder.model" if arch["name"] == "smp_dpt" else "net.encoder"
     body_module = net.get_submodule(body.removeprefix("net."))
-    encoder = sorted(parts(body_module, body), key=lambda name: order[name])
-    layers = layers_of(net, encoder)
-    loose = tuple(f"{body}.{name}" for name, _ in body_module.named_parameters(recurse=False))  # such as position codes
+    encoder = sorted(parameter_modules(body_module, body), key=lambda name: order[name])
+    layers = layer_prefixes(net, encoder)
+    loose = tuple(
+        f"{body}.{name}" for name, _ in body_module.named_parameters(recurse=False)
+    )  # such as position embeddings
     traits = Traits(
         tuple(arch["mean"]),
         tuple(arch["std"]),
-        align_corners=True,  # of smp's heads; U-Net's logits are as large as its input, so it hardly ever matters
+        align_corners=True,  # the rule of smp's heads; it rarely matters, since U-Net's logits have the size of its input
         stride=1,
         multiple=stride,
         least=least,
         encoder_prefix="net.encoder.",
         layers=((*layers[0], *loose), *layers[1:]),
-        blocks=(*encoder, *parts(net.decoder, "net.decoder")),
+        blocks=(*encoder, *parameter_modules(net.decoder, "net.decoder")),
         classifiers=(f"net.{family.classifier}",),
     )
     aux = AuxHead(net.encoder.out_channels[-2], arch["classes"]) if arch.get("aux") else None
@@ -237,6 +236,6 @@ def _logits(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _both(net: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     features = net.encoder(x.contiguous(memory_format=torch.channels_last))
-    if isinstance(features, tuple):  # DPT's: with the tokens that are no patches
+    if isinstance(features, tuple):  # DPT's also hold the non-patch tokens
         return net.segmentation_head(net.decoder(*features)), features[0][-2]
     return net.segmentation_head(net.decoder(features)), features[-2]

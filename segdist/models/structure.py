@@ -1,4 +1,4 @@
-"""What a network is made of, found by looking: the order of its parts, which learn and are computed again one by one."""
+"""Structure of a network, found by inspection: the order of its modules, for layer-wise learning rates and checkpointing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 Layers = tuple[tuple[str, ...], ...]
 
 
-def order_of(net: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """ "net.<name>" of each module -> when it first ran, in one pass over an image of (height, width); the idle come last.
+def execution_order(net: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+    """Return "net.<name>" of each module -> its position in a forward pass over a (height, width) image; unused modules last.
 
-    Freezes parameters that take no part in the output: some encoders carry the head of their classifier along. DDP would
+    Freezes parameters that do not contribute to the output, such as an encoder's own classification head, because DDP would
     wait for their gradients.
     """
     order: dict[str, int] = {}
@@ -37,20 +37,20 @@ def order_of(net: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     return {f"net.{name}": order.get(f"net.{name}", last) for name, _ in net.named_modules()}
 
 
-def parts(module: nn.Module, name: str) -> list[str]:
-    """Names of the modules that hold a network's parameters, and are more than a list of others."""
+def parameter_modules(module: nn.Module, name: str) -> list[str]:
+    """Return the names of the modules that hold a network's parameters, descending through mere lists of modules."""
     found: list[str] = []
     for key, child in module.named_children():
         bare = list(child.children()) and not list(child.parameters(recurse=False))
         if bare and (_is_list(child) or len(list(module.named_children())) == 1):
-            found += parts(child, f"{name}.{key}")
+            found += parameter_modules(child, f"{name}.{key}")
         elif list(child.parameters()):
             found.append(f"{name}.{key}")
     return found
 
 
 def _is_list(module: nn.Module) -> bool:
-    """Whether a module is a list of others, or little more around one."""
+    """Return whether a module is a list of others, or little more than a wrapper around one."""
     return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) or _holds_list(module)
 
 
@@ -63,13 +63,13 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def layers_of(net: nn.Module, names: Sequence[str]) -> Layers:
-    """Prefixes of parameters of each layer, from the order of its parts; one of norms and biases alone joins the one before."""
+def layer_prefixes(net: nn.Module, names: Sequence[str]) -> Layers:
+    """Return the parameter name prefixes of each layer, from its modules in order. Norms and biases join the layer before."""
     layers: list[tuple[str, ...]] = []
     for name in names:
         learning = [p for p in net.get_submodule(name.removeprefix("net.")).parameters() if p.requires_grad]
         if not learning:
             continue
-        alone = any(p.ndim > 1 for p in learning)
-        layers = [*layers, (f"{name}.",)] if alone or not layers else [*layers[:-1], (*layers[-1], f"{name}.")]
+        has_weights = any(p.ndim > 1 for p in learning)
+        layers = [*layers, (f"{name}.",)] if has_weights or not layers else [*layers[:-1], (*layers[-1], f"{name}.")]
     return tuple(layers)

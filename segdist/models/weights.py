@@ -1,12 +1,12 @@
-"""Initial weights: brought into a local folder from wherever `model.weights` says, and what is known of them.
+"""Initial weights: fetched into a local folder from wherever `model.weights` points, with a record of their origin.
 
-A Hub id comes through huggingface_hub's cache, at a commit that is recorded; an address (s3:// and others) through
-`storage`. Only safetensors are read, and pytorch_model.bin as `weights_only=True` reads it: never pickled objects, never a
-repository's own code.
+A Hub ID is resolved through huggingface_hub's cache, at a commit that is recorded. A URI (such as s3://) is read through
+`storage`. Only safetensors are read, and pytorch_model.bin with `weights_only=True`: no pickled objects, and no code from a
+repository.
 
-Where weights began is a JSON-able dict that checkpoints and exports pass on, so that a licence is not lost on the way:
-`source` (a Hub id or address; None: random), `revision` (the commit that was loaded), `licence` (see `licences`) and
-`through` (the runs and exports that they passed through, the last one last).
+The origin of weights is a JSON-able dict. Checkpoints and exports pass it on, so that a licence is never lost: `source` (a Hub
+ID or URI; None if random), `revision` (the commit that was loaded), `licence` (see `licences`) and `through` (the runs and
+exports that the weights passed through, the last one last).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError  # the class alone: torch raises it for what weights_only does not read
+from pickle import UnpicklingError  # only the class: torch raises it for content that weights_only rejects
 from typing import Any
 
 import torch
 
 from segdist import console, storage
-from segdist.errors import StorageError, UnavailableError, UserError
+from segdist.errors import StorageError, UnavailableError, UserError, first_few
 from segdist.models import licences
-from segdist.models.head import Loaded, short
-from segdist.models.segmenter import Segmenter
+from segdist.models.head import Loaded
+from segdist.models.segmenter import Segmenter, Tensors
 
 CONFIG, ABOUT, CARD = "config.json", "segdist.json", "README.md"
-RECIPE = "config.yaml"  # beside segdist.json: the config of the run
+RUN_CONFIG = "config.yaml"  # beside segdist.json: the config of the run
 _WHOLE = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -39,211 +39,212 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class Weights:
     """A local folder with config.json and weights."""
 
-    said: str  # as the config has it
+    source: str  # as written in the config
     folder: Path
-    origin: dict[str, Any]  # see above
-    commit: str | None = None  # of the Hub
+    origin: dict[str, Any]  # see the module
+    commit: str | None = None  # on the Hub
 
     @property
     def about(self) -> dict[str, Any]:
-        """What segdist wrote beside weights of its own; empty for others. Raises UserError when it is damaged, or not whole."""
+        """The segdist.json of our own exports, or {}. Raises UserError if it is damaged or its export is incomplete."""
         about = _json(self.folder / ABOUT) if (self.folder / ABOUT).is_file() else {}
         if about.get("whole") is False:
-            raise unreadable(self, f"its export was cut off; export {about.get('run')} there again")
+            raise unreadable(self, f"its export was cut off. Export {about.get('run')} there again")
         return about
 
     @property
     def names(self) -> list[str] | None:
-        """Classes as segdist.json has them."""
+        """Class names from segdist.json, or None."""
         classes = self.about.get("classes")
         return [c["name"] for c in classes] if classes else None
 
 
 @contextlib.contextmanager
-def fetched(said: str, revision: str | None) -> Iterator[Weights]:
-    """The weights that a config means, in a folder that is there while this is open.
+def fetched(source: str, revision: str | None) -> Iterator[Weights]:
+    """Fetch weights (model.weights, model.revision) into a folder that exists while the context is open.
 
-    Raises UserError when they are not to be had; it is an UnavailableError when that may be different later.
+    Raises UserError if they cannot be loaded, as UnavailableError if a later attempt may succeed.
     """
-    local = "://" not in said and Path(said).expanduser().is_dir()
-    hub = is_hub_id(said)
+    local = "://" not in source and Path(source).expanduser().is_dir()
+    hub = is_hub_id(source)
     if revision is not None and not hub:
-        raise UserError(f"model.revision {revision!r} pins a Hub id, and model.weights {said!r} is none; leave it out")
+        raise UserError(
+            f"model.revision {revision!r} pins a Hub ID, but model.weights {source!r} is not a Hub ID. Leave model.revision out"
+        )
     with tempfile.TemporaryDirectory() as place:
         if hub:
-            folder = _of_hub(said, revision)
-        elif "://" in said:
+            folder = _download_from_hub(source, revision)
+        elif "://" in source:
             folder = Path(place)
-            _download(said, folder)
+            _download(source, folder)
         elif local:
-            folder = Path(said).expanduser()
+            folder = Path(source).expanduser()
         else:
             raise UserError(
-                f"model.weights {said!r} could not be loaded: there is no such folder"
-                f"{storage.did_you_mean(said)}, and it is not a Hub ID"
+                f"model.weights {source!r} could not be loaded: there is no such folder"
+                f"{storage.did_you_mean(source)}, and it is not a Hub ID"
             )
-        licence = licences.of(said if hub else None, _text(folder / CARD))
+        licence = licences.of(source if hub else None, _text(folder / CARD))
         commit = folder.name if hub else None
-        found = Weights(said, folder, origin_of(said, commit, licence), commit)
+        found = Weights(source, folder, origin_of(source, commit, licence), commit)
         files(found)
-        before = found.about.get("initial")  # an export of ours
-        yield replace(found, origin=inherited(before, f"{said}@{commit}" if hub else said)) if before else found
+        before = found.about.get("initial")  # set in our own exports
+        yield replace(found, origin=inherited(before, f"{source}@{commit}" if hub else source)) if before else found
 
 
-def is_hub_id(said: str) -> bool:
-    """Whether model.weights means a model on the Hub, and not a folder or an address."""
-    return "://" not in said and not Path(said).expanduser().is_dir() and _HUB_ID.fullmatch(said) is not None
+def is_hub_id(source: str) -> bool:
+    """Return whether model.weights is a model on the Hub, rather than a folder or a URI."""
+    return "://" not in source and not Path(source).expanduser().is_dir() and _HUB_ID.fullmatch(source) is not None
 
 
 def commit_of(repo: str, revision: str | None) -> str:
-    """The commit that a Hub id means now. Raises as `fetched`."""
+    """Return the commit that a Hub ID currently resolves to. Raises as `fetched`."""
     return _config_of_hub(repo, revision).parent.name
 
 
 def origin_of(source: str, revision: str | None, licence: licences.Licence | None) -> dict[str, Any]:
-    """Where weights began that come from outside."""
+    """Return the origin of weights that come from outside segdist."""
     return {"source": source, "revision": revision, "licence": licence, "through": []}
 
 
 def inherited(before: dict[str, Any], uri: str) -> dict[str, Any]:
-    """Where weights began that passed through one more run or export."""
+    """Return the origin of weights that passed through one more run or export."""
     return before | {"through": [*before["through"], uri]}
 
 
-def start(model: Segmenter, found: Weights, done: Loaded) -> Segmenter:
-    """The model, which now tells of its initial weights: in `notes` for a person, in `origin` and `tensors` in full."""
-    return tell(model, found.said + (f" at {found.commit[:10]}" if found.commit else ""), found.origin, done)
+def record_weights(model: Segmenter, found: Weights, loaded: Loaded) -> Segmenter:
+    """Record the initial weights on the model and return it: `notes` for the user, `origin` and `tensors` in full."""
+    commit = f" at {found.commit[:10]}" if found.commit else ""
+    return record_origin(model, found.source + commit, found.origin, loaded)
 
 
-def tell(model: Segmenter, said: str, origin: dict[str, Any], done: Loaded) -> Segmenter:
-    """As `start`, of weights that lie in no folder."""
-    partly = f", {len(done.partly)} in part" if done.partly else ""
+def record_origin(model: Segmenter, source: str, origin: dict[str, Any], loaded: Loaded) -> Segmenter:
+    """Like `record_weights`, for weights that are not in a folder."""
+    partly = f", {len(loaded.partly)} in part" if loaded.partly else ""
     model.notes = [
-        f"initial weights from {said}",
-        done.head,
-        f"tensors: {len(done.loaded)} loaded{partly}; {_count(done.new)} newly initialised; "
-        f"{_count(done.unused)} of the weights unused",
+        f"initial weights from {source}",
+        loaded.head,
+        f"tensors: {len(loaded.loaded)} loaded{partly}; {_count(loaded.new)} newly initialised; "
+        f"{_count(loaded.unused)} of the weights unused",
     ]
     if origin["licence"] and origin["licence"]["note"]:
-        model.notes.append(f"licence of {origin['source']}: {licences.shown(origin['licence'])}")
+        model.notes.append(f"licence of {origin['source']}: {licences.describe(origin['licence'])}")
     model.origin = origin
-    model.tensors = {k: sorted(getattr(done, k)) for k in ("loaded", "partly", "new", "unused")}
+    model.tensors = {k: sorted(getattr(loaded, k)) for k in ("loaded", "partly", "new", "unused")}
     return model
 
 
 def _count(names: Sequence[str]) -> str:
-    return f"{len(names)} ({short(sorted(names))})" if names else "none"
+    return f"{len(names)} ({first_few(sorted(names))})" if names else "none"
 
 
-def tensors(found: Weights) -> dict[str, torch.Tensor]:
-    """All tensors of a folder. Raises UserError."""
+def tensors(found: Weights) -> Tensors:
+    """Return all tensors of a folder. Raises UserError if a file cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    held: dict[str, torch.Tensor] = {}
+    held: Tensors = {}
     for name in files(found):
         try:
             path = found.folder / name
             held |= load_file(path) if name.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
         except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, EOFError, UnpicklingError) as error:
-            raise unreadable(found, f"{name}: {_first(error)}") from None
+            raise unreadable(found, f"{name}: {_first_line(error)}") from None
     return held
 
 
 def files(found: Weights) -> list[str]:
-    """Names of the files with weights. Raises UserError when there are none of a kind that is read."""
-    name = _chosen(found.said, {path.name for path in found.folder.iterdir()})
+    """Return the names of the weight files. Raises UserError if there are none in a supported format."""
+    name = _weight_file(found.source, {path.name for path in found.folder.iterdir()})
     return _shards(_json(found.folder / name)) if name.endswith(".json") else [name]
 
 
 def config_of(found: Weights) -> dict[str, Any]:
-    """Its config.json. Raises UserError."""
+    """Return its config.json. Raises UserError if there is none."""
     if not (found.folder / CONFIG).is_file():
-        raise unreadable(found, f"there is no {CONFIG} in it")
+        raise unreadable(found, f"{found.folder} has no {CONFIG}")
     return _json(found.folder / CONFIG)
 
 
 def origin_of_hub(repo: str, revision: str | None, licence: licences.Licence | None = None) -> dict[str, Any]:
-    """Where weights began that another library has fetched from the Hub; `licence` stands in where the card tells none."""
+    """Return the origin of weights that another library fetched from the Hub. `licence` is used if the card states none."""
     try:
         card = _hub_file(repo, CARD, revision)
-    except StorageError as error:  # the weights are there, and what their card says is not worth a run
-        console.say(f"warning: {error}; the licence of {repo} may be missing from the record of these weights")
+    except StorageError as error:  # a missing card must not fail the run
+        console.say(f"warning: {error}. The licence of {repo} may be missing from the record of these weights")
         card = None
-    said = licences.of(repo, _text(card) if card else None) or licence
-    return origin_of(repo, revision or (card.parent.name if card else None), said)
+    stated = licences.of(repo, _text(card) if card else None) or licence
+    return origin_of(repo, revision or (card.parent.name if card else None), stated)
 
 
 def unreadable(found: Weights, why: str) -> UserError:
-    """The error that says so."""
-    return UserError(f"model.weights {found.said!r} could not be loaded: {why}")
+    """Return the error for weights that cannot be loaded; `why` is the reason, and may end with a remedy."""
+    return UserError(f"model.weights {found.source!r} could not be loaded: {why}")
 
 
-def _chosen(said: str, names: set[str]) -> str:
-    """The name of the file with the weights, or with the list of such files. Raises UserError when there is none."""
+def _weight_file(source: str, names: set[str]) -> str:
+    """Return the name of the weight file or of the index of its shards. Raises UserError if there is neither."""
     for name in _WHOLE:
         for each in (name, f"{name}.index.json"):
             if each in names:
                 return each
     raise UserError(
-        f"model.weights {said!r} could not be loaded: it holds {short(sorted(names)) or 'nothing'}, but neither "
-        "model.safetensors nor pytorch_model.bin; nothing else is read. Convert it (save_pretrained of its library writes "
-        "safetensors)"
+        f"model.weights {source!r} could not be loaded: it holds {first_few(sorted(names)) or 'nothing'}, but neither "
+        "model.safetensors nor pytorch_model.bin, the only formats that are read. Convert the weights, for example with "
+        "save_pretrained of their library, which writes safetensors"
     )
 
 
 def _shards(index: dict[str, Any]) -> list[str]:
-    """Files that a list of shards names. Raises UserError when one lies elsewhere."""
+    """Return the files listed in an index of shards. Raises UserError if one lies outside its folder."""
     listed = index.get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise UserError(
-            "a list of weights of model.weights has no weight_map of tensors to files; save the weights again"
-        )
+        raise UserError("the index of model.weights has no weight_map of tensors to files. Save the weights again")
     names = sorted(set(listed.values()))
-    if odd := [name for name in names if Path(name).name != name or name in ("", "..")]:  # ".." is its own name
-        raise UserError(f"a list of weights names {odd[0]!r}, which lies outside its folder")
+    if outside := [name for name in names if Path(name).name != name or name in ("", "..")]:  # ".." is its own name
+        raise UserError(f"the index of model.weights lists {outside[0]!r}, which lies outside its folder")
     return names
 
 
-def _of_hub(repo: str, revision: str | None) -> Path:
-    """The folder in huggingface_hub's cache, which bears the name of the commit."""
+def _download_from_hub(repo: str, revision: str | None) -> Path:
+    """Return the folder in huggingface_hub's cache; its name is the commit."""
     folder = _config_of_hub(repo, revision).parent
     for name in (CARD, "preprocessor_config.json", ABOUT):
-        _of_model(repo, name, folder.name)
+        _model_file(repo, name, folder.name)
     if (folder / ABOUT).is_file():
-        _of_model(repo, RECIPE, folder.name)
-    _fetch(repo, lambda name: _of_model(repo, name, folder.name) is not None, folder)
+        _model_file(repo, RUN_CONFIG, folder.name)
+    _get_weights(repo, lambda name: _model_file(repo, name, folder.name) is not None, folder)
     return folder
 
 
 def _config_of_hub(repo: str, revision: str | None) -> Path:
-    """config.json in that folder. Raises as `fetched`."""
-    found = _of_model(repo, CONFIG, revision)
+    """Return the path of config.json in that folder. Raises as `fetched`."""
+    found = _model_file(repo, CONFIG, revision)
     if found is None:
         raise UserError(
-            f"model.weights {repo!r} could not be loaded: the Hub has no {CONFIG} there, or cannot be reached. Give a Hub id "
+            f"model.weights {repo!r} could not be loaded: the Hub has no {CONFIG} there, or cannot be reached. Give a Hub ID "
             "that this machine can reach, or a local folder with config.json and model.safetensors"
         )
     return found
 
 
-def _of_model(repo: str, name: str, revision: str | None) -> Path | None:
-    """As `_hub_file`, with errors that say what it was for."""
+def _model_file(repo: str, name: str, revision: str | None) -> Path | None:
+    """Like `_hub_file`, with errors that name model.weights."""
     try:
         return _hub_file(repo, name, revision)
     except StorageError as error:
         kind = UnavailableError if isinstance(error, UnavailableError) else UserError
-        here = f"there is no such folder{near}, and " if (near := storage.did_you_mean(repo)) else ""
-        raise kind(f"model.weights {repo!r} could not be loaded: {here}{error}") from None
+        no_folder = f"there is no such folder{near}, and " if (near := storage.did_you_mean(repo)) else ""
+        raise kind(f"model.weights {repo!r} could not be loaded: {no_folder}{error}") from None
 
 
 def _hub_file(repo: str, name: str, revision: str | None) -> Path | None:
-    """storage.hub_file, waited for while the Hub is away."""
+    """Return storage.hub_file, with retries while the Hub does not answer."""
     return storage.with_retries(lambda: storage.hub_file(repo, name, revision), console.say)
 
 
 def _download(uri: str, folder: Path) -> None:
-    """Puts config, card and weights of an address into a folder; nothing else of what lies there."""
+    """Download the config, card and weights at a URI into a folder, and no other files."""
     there = set(storage.with_retries(lambda: storage.names(uri), console.say))
 
     def get(name: str) -> bool:
@@ -254,23 +255,25 @@ def _download(uri: str, folder: Path) -> None:
 
     if not get(CONFIG):
         raise UserError(
-            f"model.weights {uri!r} could not be loaded: no {CONFIG} is there; give a folder with it and weights"
+            f"model.weights {uri!r} could not be loaded: there is no {CONFIG}. Give a folder that holds {CONFIG} and weights"
         )
-    for name in (CARD, ABOUT, RECIPE, "preprocessor_config.json"):
+    for name in (CARD, ABOUT, RUN_CONFIG, "preprocessor_config.json"):
         get(name)
-    if not _fetch(uri, get, folder):
-        _chosen(uri, there)
+    if not _get_weights(uri, get, folder):
+        _weight_file(uri, there)
 
 
-def _fetch(said: str, get: Callable[[str], bool], folder: Path) -> bool:
-    """Gets the weights by the first name that is there, with all their shards; whether there are any."""
+def _get_weights(source: str, get: Callable[[str], bool], folder: Path) -> bool:
+    """Get the first existing weight file with all its shards. Return whether there is one."""
     for name in _WHOLE:
         if get(name):
             return True
         if get(f"{name}.index.json"):
             for shard in _shards(_json(folder / f"{name}.index.json")):
                 if not get(shard):
-                    raise UserError(f"model.weights {said!r} could not be loaded: {shard} is missing")
+                    raise UserError(
+                        f"model.weights {source!r} could not be loaded: the shard {shard} is missing. Save the weights again"
+                    )
             return True
     return False
 
@@ -279,9 +282,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} of model.weights cannot be read: {_first(error)}") from None
+        raise UserError(f"{path.name} of model.weights cannot be read: {_first_line(error)}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path.name} of model.weights holds no mapping")
+        raise UserError(f"{path.name} of model.weights is not a JSON object. Save the weights again")
     return tree
 
 
@@ -289,5 +292,5 @@ def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

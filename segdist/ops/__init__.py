@@ -1,5 +1,5 @@
-"""Fused operations: what would otherwise hold a (B, K, H, W) tensor, or touch every pixel more than once."""
+"""Fused operations that never hold a (B, K, H, W) tensor and touch each pixel as few times as possible."""
 
-__all__ = ["IGNORE", "boundary", "hard", "overlap", "pixels", "resize", "tf32"]
+__all__ = ["IGNORE", "boundary", "hard", "overlap", "pixels", "resize", "tf32", "windows"]
 
-IGNORE = 255  # the class of void pixels behind the label contract: they count in no loss and no metric
+IGNORE = 255  # class of void pixels once the label contract is applied; void counts in no loss and no metric

@@ -1,33 +1,25 @@
-"""How far a pixel lies from the next class, in whole pixels: the same integers on every device."""
+"""Distance of each pixel to the nearest other class, in whole pixels. The result is the same integer on every device."""
 
 from __future__ import annotations
 
 import torch
 
 from segdist.ops import IGNORE
+from segdist.ops.windows import window_min
 
 
 def class_distance(masks: torch.Tensor, reach: int) -> torch.Tensor:
-    """uint8 (B, H, W): chessboard distance in px to the nearest pixel of another class; 0 where that is beyond `reach`.
+    """Return uint8 (B, H, W): the chessboard distance in px to the nearest pixel of another class, or 0 beyond `reach`.
 
-    masks uint8 (B, H, W); void is no class, and is 0 px away. 0 <= reach < 255. Costs `reach` passes over two bytes a pixel.
+    `masks` is uint8 (B, H, W). Void pixels get 0 and do not count as another class. Requires 0 <= reach < 255. The cost is
+    `reach` passes over two bytes per pixel.
     """
     void = masks == IGNORE
-    own = torch.stack([masks, torch.where(void, IGNORE, IGNORE - masks)])  # void never is the least of either
+    own = torch.stack(
+        [masks, torch.where(void, IGNORE, IGNORE - masks)]
+    )  # void is 255 in both, so it is never the minimum
     least, alone = own, torch.zeros_like(masks)
     for _ in range(reach):
-        least = _least_of_3x3(least)
+        least = window_min(least, 1)
         alone += ~(least < own).any(0)  # another class within r px lowers one of the two minima
     return torch.where(void | (alone == reach), 0, alone + 1)
-
-
-def _least_of_3x3(values: torch.Tensor) -> torch.Tensor:
-    """The least of each pixel and its eight neighbours, in the last two dimensions."""
-    for dim in (-2, -1):
-        size = values.shape[dim] - 1
-        least = values.clone()
-        for here, there in ((0, 1), (1, 0)):
-            part = least.narrow(dim, here, size)
-            torch.minimum(part, values.narrow(dim, there, size), out=part)
-        values = least
-    return values

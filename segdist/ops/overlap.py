@@ -1,6 +1,6 @@
-"""What measures of overlap need of resized logits, without the resized logits: soft counts, and the Lovász-softmax loss.
+"""Overlap losses on resized logits that are never stored: soft counts (for Dice-like losses) and the Lovász-softmax loss.
 
-Both depend on all pixels of a class before the gradient of any is known. So both go over the logits twice.
+Both need all pixels of a class before any gradient is known, so both pass over the logits twice.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from segdist.ops.resize import Resizing
 
 
 def soft_counts(logits: torch.Tensor, masks: torch.Tensor, align_corners: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 (K,), (K,): over valid pixels, the sums of p_k where the mask says k, and of p_k anywhere.
+    """Return float64 (K,), (K,): over valid pixels, the sum of p_k where the mask is k, and the sum of p_k everywhere.
 
-    logits (B, K, h, w) in fp32 or fp64, resized bilinearly; masks uint8 (B, H, W). Memory beyond the logits' gradient is
-    bounded. The second pass is made in the backward.
+    `logits` is (B, K, h, w) in fp32 or fp64 and is resized bilinearly; `masks` is uint8 (B, H, W). Memory beyond the logits'
+    gradient is bounded. The second pass runs in the backward.
     """
     return _SoftCounts.apply(logits, masks, align_corners)
 
@@ -35,9 +35,11 @@ class _SoftCounts(torch.autograd.Function):
         hit, anywhere = logits.new_zeros((2, logits.shape[1]), dtype=torch.float64)
         for first, last in resizing.bands():
             at, valid = _target(masks, first, last)
-            prob = F.softmax(resizing.wide(logits, first, last), 1).mul_(valid)
+            prob = F.softmax(resizing.resize(logits, first, last), 1).mul_(valid)
             hit.index_add_(0, at.flatten(), prob.gather(1, at).flatten().double())
-            anywhere += prob.sum(3).sum((0, 2), dtype=torch.float64)  # a row of pixels in the logits' own precision
+            anywhere += prob.sum(3).sum(
+                (0, 2), dtype=torch.float64
+            )  # one row of pixels is summed in the logits' precision
         return hit, anywhere
 
     @staticmethod
@@ -49,34 +51,35 @@ class _SoftCounts(torch.autograd.Function):
         grad = torch.zeros_like(logits)
         for first, last in resizing.bands():
             at, valid = _target(masks, first, last)
-            prob = F.softmax(resizing.wide(logits, first, last), 1).mul_(valid)
-            d_wide = prob * d_anywhere
-            d_wide.scatter_add_(1, at, prob.gather(1, at) * d_hit[at])  # p * dp
-            d_wide.addcmul_(prob, d_wide.sum(1, keepdim=True), value=-1)
-            resizing.back(d_wide, first, last, grad)
+            prob = F.softmax(resizing.resize(logits, first, last), 1).mul_(valid)
+            d_resized = prob * d_anywhere
+            d_resized.scatter_add_(1, at, prob.gather(1, at) * d_hit[at])  # p * dp
+            d_resized.addcmul_(prob, d_resized.sum(1, keepdim=True), value=-1)
+            resizing.add_gradient(d_resized, first, last, grad)
         return grad, None, None
 
 
 def _target(masks: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 1, rows, W): the class of each pixel, 0 where it is void, and whether it is valid."""
+    """Return two (B, 1, rows, W): each pixel's class (0 where it is void), and whether it is valid."""
     target = masks[:, None, first:last].long()
     valid = target != IGNORE
     return torch.where(valid, target, 0), valid
 
 
 def lovasz_softmax(logits: torch.Tensor, masks: torch.Tensor, align_corners: bool, present: list[int]) -> torch.Tensor:
-    """float64 scalar: the mean over the classes `present` of the Lovász extension of the Jaccard loss; 0 without any.
+    """Return a float64 scalar: the mean Lovász extension of the Jaccard loss over the classes `present`; 0 if there are none.
 
-    logits (B, K, h, w) in fp32 or fp64; masks uint8 (B, H, W). Memory: some twenty numbers per pixel, whatever K. Time: one
-    sort of all pixels for each present class. A gradient is made on the way, by a second pass over the logits.
+    `logits` is (B, K, h, w) in fp32 or fp64; `masks` is uint8 (B, H, W). Memory is about twenty numbers per pixel, whatever K.
+    Each present class costs one sort of all pixels. The gradient is computed in the forward, by a second pass over the logits.
     """
     return _Lovasz.apply(logits, masks, align_corners, present)
 
 
 class _Lovasz(torch.autograd.Function):
-    """With G_k = d loss / d p_k, the gradient in the resized logits is p_k G_k - p_k S, S = sum_j p_j G_j.
+    """With G_k = d loss / d p_k, the gradient of the resized logits is p_k G_k - p_k S, where S = sum_j p_j G_j.
 
-    The adjoint of the resize is linear: the first part goes back class by class, the second once S is known. So no G is kept.
+    The adjoint of the resize is linear. The first term is resized back class by class, the second once S is known, so no G_k
+    is kept.
     """
 
     @staticmethod
@@ -86,19 +89,19 @@ class _Lovasz(torch.autograd.Function):
         resizing = Resizing(logits, tuple(masks.shape[1:]), align_corners)
         scale = logits.new_empty(masks.shape)  # log-sum-exp
         for first, last in resizing.bands():
-            scale[:, first:last] = torch.logsumexp(resizing.wide(logits, first, last), 1)
+            scale[:, first:last] = torch.logsumexp(resizing.resize(logits, first, last), 1)
         total, grad = logits.new_zeros((), dtype=torch.float64), torch.zeros_like(logits)
         sum_pg = torch.zeros_like(scale)
         for k in present:
-            prob = (resizing.wide(logits[:, k : k + 1], 0, resizing.height)[:, 0] - scale).exp_()
+            prob = (resizing.resize(logits[:, k : k + 1], 0, resizing.height)[:, 0] - scale).exp_()
             value, slope = _extension(prob, masks == k, masks == IGNORE)
             total += value
             slope *= prob
             sum_pg += slope
-            resizing.back(slope[:, None], 0, resizing.height, grad[:, k : k + 1])
+            resizing.add_gradient(slope[:, None], 0, resizing.height, grad[:, k : k + 1])
         for first, last in resizing.bands():
-            prob = (resizing.wide(logits, first, last) - scale[:, None, first:last]).exp_()
-            resizing.back(prob.mul_(sum_pg[:, None, first:last]).neg_(), first, last, grad)
+            prob = (resizing.resize(logits, first, last) - scale[:, None, first:last]).exp_()
+            resizing.add_gradient(prob.mul_(sum_pg[:, None, first:last]).neg_(), first, last, grad)
         num_present = max(len(present), 1)
         ctx.save_for_backward(grad.div_(num_present))
         return total / num_present
@@ -111,14 +114,15 @@ class _Lovasz(torch.autograd.Function):
 
 
 def _extension(prob: torch.Tensor, is_class: torch.Tensor, void: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Lovász extension of one class's Jaccard loss, and its derivative by `prob`; all of one shape.
+    """Return the Lovász extension of one class's Jaccard loss, and its derivative by `prob`. All tensors have one shape.
 
-    With the errors |is_class - p| in falling order, the i-th weighs what it adds to 1 - I/U: 1/U where it is of the class, and
-    I / (U (U - 1)) where not; these have no difference of near-equal numbers, which in fp32 leaves little of a million pixels.
+    Errors |is_class - p| are sorted in descending order. The weight of the i-th is what it adds to 1 - I/U: 1/U for a pixel of
+    the class, and I / (U (U - 1)) otherwise. This form avoids differences of nearly equal numbers, which lose most digits in
+    fp32 at a million pixels.
     """
     error = torch.where(
         void, -1, torch.where(is_class, 1 - prob, prob)
-    )  # void comes last, where I = 0: it weighs nothing
+    )  # void sorts last, where I = 0 and the weight is 0
     error, order = error.flatten().sort(descending=True)
     truth = is_class.flatten()[order]
     misses = truth.cumsum(0, dtype=torch.int64)

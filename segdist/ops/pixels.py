@@ -1,4 +1,4 @@
-"""uint8 images to model input."""
+"""Conversion of uint8 images to model input."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 def to_input(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], colors: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """float32 (B, 3, H, W) of uint8 (B, 3, H, W), normalised by `mean` and `std` (of values in 0..1).
+    """Return float32 (B, 3, H, W): the uint8 (B, 3, H, W) images, normalised by `mean` and `std` (of values in 0..1).
 
-    `colors` (B, 3, 4) maps RGB in 0..255 first (see data.augment.View) and clamps, as a photo would.
-    The order of operations is that of transformers' image processors, so that an exported model sees the same bits.
+    `colors` (B, 3, 4) is an affine map of RGB in 0..255, applied first and clamped to 0..255 (see data.augment.View). The
+    order of operations is that of transformers' image processors, so an exported model sees the same bits.
     """
     x = images.to(torch.float32)
     if colors is not None:

@@ -1,4 +1,4 @@
-"""Whether GPUs may round the factors of fp32 products to TF32's ten bits: faster, and not for scores."""
+"""Control of TF32, in which GPUs round the factors of fp32 products to ten bits: faster, but too coarse for scores."""
 
 from __future__ import annotations
 
@@ -10,37 +10,35 @@ from typing import Any
 import torch
 
 _lock = threading.Lock()
-_open: list[
-    list[str]
-] = []  # precisions that open contexts ask for, of all threads, for torch's flags are the process's
-_before: list[str] = []  # what held before the first of them
+_requests: list[list[str]] = []  # one entry per open context of any thread, since torch's flags are process-wide
+_original: list[str] = []  # settings before the first context was opened
 
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allows it, or not, to matrix products and to convolutions, for which torch allows it by itself.
+    """Allow or forbid TF32 in matrix products and convolutions.
 
-    Contexts may be nested, and several threads may hold one; what held before comes back when the last one ends.
+    Contexts may be nested and may be open in several threads. The original settings are restored when the last one closes.
     """
-    wish = ["tf32" if allowed else "ieee"] * len(_places())
+    wanted = ["tf32" if allowed else "ieee"] * len(_backends())
     with _lock:
-        if not _open:
-            _before[:] = [place.fp32_precision for place in _places()]
-        _open.append(wish)
-        _put(wish)
+        if not _requests:
+            _original[:] = [backend.fp32_precision for backend in _backends()]
+        _requests.append(wanted)
+        _set_precisions(wanted)
     try:
         yield
     finally:
         with _lock:
-            del _open[next(i for i, other in enumerate(_open) if other is wish)]
-            _put(_open[-1] if _open else _before)
+            del _requests[next(i for i, other in enumerate(_requests) if other is wanted)]
+            _set_precisions(_requests[-1] if _requests else _original)
 
 
-def _places() -> tuple[Any, ...]:
-    cudnn: Any = torch.backends.cudnn  # its two kinds must agree: torch's own code asks for them together
+def _backends() -> tuple[Any, ...]:
+    cudnn: Any = torch.backends.cudnn  # conv and rnn must agree, because torch's own code reads them together
     return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
 
 
-def _put(precisions: list[str]) -> None:
-    for place, precision in zip(_places(), precisions):
-        place.fp32_precision = precision
+def _set_precisions(precisions: list[str]) -> None:
+    for backend, precision in zip(_backends(), precisions):
+        backend.fp32_precision = precision

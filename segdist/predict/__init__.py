@@ -1,3 +1,3 @@
-"""Segment images that have no masks: find them, segment them, write the results."""
+"""Prediction for images without masks: find the images, predict their classes, write the results."""
 
-__all__ = ["files", "outputs"]
+__all__ = ["batches", "files", "outputs"]

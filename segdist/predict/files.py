@@ -1,7 +1,7 @@
-"""Classes for images that have no mask: index masks, colour masks, overlays, probabilities, and shares of classes as tables.
+"""Predictions as files: index masks, colour masks, overlays, probabilities, and tables of class shares.
 
-Images are decoded ahead in threads, those of one size share a forward pass, and files are written behind. What an
-interrupted prediction has written is found again, as long as the images, the model and how it looks at them are the same.
+Files are written in the background. If a prediction was interrupted, the next call reuses the results that are already there,
+as long as the images, the model and the inference settings are unchanged.
 """
 
 from __future__ import annotations
@@ -11,53 +11,32 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from itertools import groupby, islice
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from segdist import console, storage
-from segdist.data.augment import model_size, resize_image
-from segdist.data.importers.files import check_range, open_picture
 from segdist.data.labels import Labels
-from segdist.errors import DataError, MissingError, StorageError, UserError
+from segdist.errors import MissingError, StorageError, UserError
 from segdist.evaluation import figures
-from segdist.evaluation.inference import inference_settings, segment
-from segdist.predict import inputs, outputs
-from segdist.predict.outputs import Known, Stamp, place, shares
+from segdist.evaluation.inference import inference_settings
+from segdist.predict import batches, inputs, outputs
+from segdist.predict.batches import Job
+from segdist.predict.outputs import Existing, Stamp, canonical, class_shares
 from segdist.runs import checkpoints
 from segdist.runs.restore import Trained
-from segdist.threads import ahead
 
-ENDS = {  # of what is written for NAME.jpg
+SUFFIXES = {  # kind of output -> what its file name adds to NAME, for NAME.jpg
     "mask": ".png", "color": "_color.png", "overlay": "_overlay.png", "probabilities": "_probabilities.npz",
 }  # fmt: skip
-MARK = "predictions.json"
-_AHEAD = 4  # images decoded before their turn
-_BATCH_PIXELS = 1 << 24  # in a batch, where it holds more than one image
-_BEHIND = 16  # images whose files are on their way out
-_BEHIND_BYTES = 1 << 28  # of theirs, together
-_KEPT_BYTES = 1 << 28  # of probabilities of a batch, where it holds more than one image
-_MOST_BYTES = 1 << 31  # of probabilities of an image
-
-
-@dataclass(frozen=True)
-class _Job:
-    uri: str
-    names: dict[str, str]  # kind -> its place below OUT
-    tag: str | None  # see predictions.Stamp
-    sha256: str = ""  # of its file, once it was read
-
-
-def classify(trained: Trained, image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W) classes of a uint8 (H, W, 3) image, at its own size, as the run's evaluation would see it."""
-    return _classify(trained, [image])[0]
+SETTINGS = "predictions.json"  # in OUT: the model and the inference settings
+_WRITING = 16  # images whose files may be queued for writing
+_WRITING_BYTES = 1 << 28  # of queued files
 
 
 def predict_files(
@@ -68,90 +47,97 @@ def predict_files(
     kinds: Sequence[str] = ("mask", "overlay"),
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
-    """Writes OUT/NAME.png (index mask) and whatever else of ENDS `kinds` asks for, for every image; where they went.
+    """Predict images and write OUT/NAME.png (index mask) and the other `kinds` of output (see SUFFIXES). Return the files.
 
-    `images` are URIs of files, of folders whose images are all meant, or patterns with *, ? and **. Files of folders keep
-    their place below them; of names that would clash see targets.stems. Images whose results are there already are passed
-    over, unless `overwrite`; one that has changed since is predicted anew. OUT/shares.csv has the share of each class in
-    each image, those of earlier calls included, and OUT/shares.jsonl the same, one JSON object per line; also where the work
-    is interrupted. Probabilities are an npz file that numpy reads: `probabilities`, float16 (K, H, W), and `names` (K,).
+    `images` are URIs of files, of folders (all images in them), or patterns with *, ? and **. Images of folders keep their
+    relative paths; see `inputs.output_stems` for name clashes. Existing results are skipped unless `overwrite`; a changed
+    image is predicted again. OUT/shares.csv holds each image's class shares, including those of earlier calls, and
+    OUT/shares.jsonl the same as one JSON object per line. Both are also written if the prediction is interrupted.
+    Probabilities are a numpy npz file with `probabilities`, float16 (K, H, W), and `names` (K,).
 
-    Raises UserError before the first image when something would be overwritten: another image's mask, an image itself, or
-    what another model predicted. An image that cannot be read, or is larger than `max_megapixels` or than probabilities can
-    be of, does not stop the others: UserError names such images at the end.
+    Raises UserError before the first image if something would be overwritten: the mask of another image, an image itself, or
+    the predictions of another model. Images that are unreadable, larger than `max_megapixels`, or too large for probabilities
+    do not stop the others; a UserError lists them at the end.
     """
-    jobs = _jobs(images, out, kinds)
+    jobs = _plan(images, out, kinds)
     storage.check_writable(out)
-    mark = _mark(trained)
-    by, there = hashlib.sha256(mark).hexdigest(), {entry.name for entry in storage.walk(out)}
-    earlier = outputs.rows(out, there, list(ENDS)) if _is_of(out, mark, overwrite) else {}
-    known = {} if overwrite else _known(jobs, out, there, by, trained.labels)
-    storage.write(storage.join(out, MARK), mark)
-    ready = [job for job in jobs if job.uri in known and there.issuperset(job.names.values())]
-    found = {job.uri: known[job.uri].shares for job in ready if {*job.names} <= {*known[job.uri].kinds}}
-    if found:
-        console.say(f"{len(found)} of {len(jobs)} images have their results already; --overwrite makes them anew")
-    todo, writer = [job for job in jobs if job.uri not in found], _Writer()
+    settings = _settings(trained)
+    digest, existing_files = hashlib.sha256(settings).hexdigest(), {entry.name for entry in storage.walk(out)}
+    same_settings = _check_settings(out, settings, overwrite)
+    earlier = outputs.read_rows(out, existing_files, list(SUFFIXES)) if same_settings else {}
+    existing = {} if overwrite else _existing(jobs, out, existing_files, digest, trained.labels)
+    storage.write(storage.join(out, SETTINGS), settings)
+    complete = [job for job in jobs if job.uri in existing and existing_files.issuperset(job.names.values())]
+    done = {job.uri: existing[job.uri].shares for job in complete if {*job.names} <= {*existing[job.uri].kinds}}
+    if done:
+        console.say(f"{len(done)} of {len(jobs)} images already have results. Use --overwrite to predict them again.")
+    todo, writer = [job for job in jobs if job.uri not in done], _Writer()
     failed: list[str] = []
 
-    def put_tables() -> list[dict[str, Any]]:
-        records = _records(jobs, found | writer.done, out, trained.labels)
-        outputs.put_tables(out, _merged(earlier, records), trained.labels)
+    def write_tables() -> list[dict[str, Any]]:
+        records = _records(jobs, done | writer.done, out, trained.labels)
+        outputs.write_tables(out, _merged(earlier, records), trained.labels)
         return list(records.values())
 
-    progress, advance = console.bar("predicting", len(jobs), len(found))
+    progress, advance = console.bar("predicting", len(jobs), len(done))
     try:
         with progress, writer:
-            _predict(trained, todo, known, by, out, max_megapixels, writer, failed, advance)
+            _predict(trained, todo, existing, digest, out, max_megapixels, writer, failed, advance)
     except BaseException as error:
-        with contextlib.suppress(StorageError):  # it may be what failed
-            put_tables()
+        with contextlib.suppress(StorageError):  # storage may be what failed
+            write_tables()
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            num = len(found) + len(writer.done)
-            console.say(f"stopped: {num} of {len(jobs)} images are done, in {out}; the same command goes on from there")
+            num = len(done) + len(writer.done)
+            console.say(f"stopped: {num} of {len(jobs)} images are in {out}. Run the same command to continue.")
         raise
-    records = put_tables()
+    records = write_tables()
     if failed:
         raise UserError(
-            "\n".join([*failed, f"{len(failed)} of {len(jobs)} images could not be read; the others are in {out}"])
+            "\n".join(
+                [
+                    *failed,
+                    f"{len(failed)} of {len(jobs)} images could not be read. The results of the others are in {out}.",
+                ]
+            )
         )
     return records
 
 
 def _predict(
     trained: Trained,
-    jobs: list[_Job],
-    known: dict[str, Known],
-    by: str,
+    jobs: list[Job],
+    existing: dict[str, Existing],
+    digest: str,
     out: str,
     max_megapixels: int,
     writer: _Writer,
     failed: list[str],
     advance: Callable[[int], None],
 ) -> None:
-    """Puts the results of all jobs on their way; what cannot be read goes to `failed`. `by`: see predictions.Stamp."""
+    """Predict all jobs and queue their files for writing. Unreadable images go to `failed`. `digest`: of the settings."""
     num_kept = trained.labels.num_classes if any("probabilities" in job.names for job in jobs) else 0
-    for batch, pixels in _batches(jobs, trained.cfg.eval.batch_size, max_megapixels, num_kept, failed, advance):
+    batch_size = trained.cfg.eval.batch_size
+    for batch, pixels in batches.batches(jobs, batch_size, max_megapixels, num_kept, failed, advance):
         kept = torch.empty(len(batch), num_kept, *pixels[0].shape[:2], dtype=torch.float16) if num_kept else None
-        for i, (job, image, classes) in enumerate(zip(batch, pixels, _classify(trained, pixels, kept))):
-            others = known[job.uri].kinds if job.uri in known else ()  # which this prediction would repeat
-            kinds = tuple(kind for kind in ENDS if kind in {*job.names, *others})
+        for i, (job, image, classes) in enumerate(zip(batch, pixels, batches.classify_batch(trained, pixels, kept))):
+            earlier = existing[job.uri].kinds if job.uri in existing else ()  # outputs of the same prediction
+            kinds = tuple(kind for kind in SUFFIXES if kind in {*job.names, *earlier})
             name = PurePosixPath(storage.redacted(job.uri)).name
-            stamp = Stamp(name, outputs.digest(job.uri), job.sha256, job.tag, by, kinds)
+            stamp = Stamp(name, outputs.uri_digest(job.uri), job.sha256, job.tag, digest, kinds)
             files = []
             for kind, name in job.names.items():
                 if kind == "probabilities":
                     assert kept is not None
-                    data = _packed(kept[i].numpy(), trained.labels.names)
+                    data = _npz(kept[i].numpy(), trained.labels.names)
                 else:
-                    data = _drawn(kind, image, classes, trained.labels, stamp)
+                    data = _image_file(kind, image, classes, trained.labels, stamp)
                 files.append((storage.join(out, name), data))
-            writer.put(job.uri, shares(classes, trained.labels), files[::-1])  # the mask last
+            writer.put(job.uri, class_shares(classes, trained.labels), files[::-1])  # the mask last
             advance(1)
 
 
-def _records(jobs: list[_Job], done: dict[str, list[float]], out: str, labels: Labels) -> dict[str, dict[str, Any]]:
-    """By the name of its mask, what the tables say of each image that is `done`: {URI: its shares}."""
+def _records(jobs: list[Job], done: dict[str, list[float]], out: str, labels: Labels) -> dict[str, dict[str, Any]]:
+    """Return the table rows of finished images by the name of their mask. `done`: {URI: class shares}."""
     return {
         job.names["mask"]: {
             "image": job.uri,
@@ -164,138 +150,90 @@ def _records(jobs: list[_Job], done: dict[str, list[float]], out: str, labels: L
 
 
 def _merged(earlier: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of earlier calls and of this one; an image whose results now have another name is there once."""
+    """Return the rows of earlier calls and of this one, with one row per image even if its results were renamed."""
     images = {row["image"] for row in now.values()}
     return list(({k: row for k, row in earlier.items() if k in now or row["image"] not in images} | now).values())
 
 
-def _jobs(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[_Job]:
-    """What goes where. Raises UserError when two results, or a result and an image, would be one file."""
-    ends = {kind: ENDS[kind] for kind in ENDS if kind in {"mask", *kinds}}
-    chosen = inputs.pictures(images, out)
-    stems = inputs.stems(chosen, list(ends.values()))
-    jobs = [_Job(one.uri, {kind: stems[one.uri] + end for kind, end in ends.items()}, one.tag) for one in chosen]
-    taken = {place(job.uri): "" for job in jobs}
+def _plan(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[Job]:
+    """Return the images and the names of their outputs. Raises UserError if two outputs, or an output and an image, clash."""
+    suffixes = {kind: SUFFIXES[kind] for kind in SUFFIXES if kind in {"mask", *kinds}}
+    found = inputs.find_images(images, out)
+    stems = inputs.output_stems(found, list(suffixes.values()))
+    jobs = [Job(one.uri, {kind: stems[one.uri] + end for kind, end in suffixes.items()}, one.tag) for one in found]
+    owners = {
+        canonical(job.uri): "" for job in jobs
+    }  # of each file: the image whose output it is; "" for an input image
     for job in jobs:
         for target in (storage.join(out, name) for name in job.names.values()):
-            if other := taken.get(place(target)):
-                shown = storage.redacted(job.uri)
+            if other := owners.get(canonical(target)):
                 raise UserError(
-                    f"the results for {other} and for {shown} would both be {target}; predict them apart, to two folders"
+                    f"{target} would be the result of both {other} and {storage.redacted(job.uri)}. Predict them "
+                    "separately, into two folders."
                 )
             if other is not None:
-                raise UserError(f"{target} would overwrite that image; give another --out")
-            taken[place(target)] = storage.redacted(job.uri)
+                raise UserError(f"{target} is an input image and would be overwritten. Choose another --out.")
+            owners[canonical(target)] = storage.redacted(job.uri)
     return jobs
 
 
-def _mark(trained: Trained) -> bytes:
-    """What predicts, and how it looks at images."""
-    how = inference_settings(trained.cfg.eval, trained.cfg.data.crop_size)
-    now = {
+def _settings(trained: Trained) -> bytes:
+    """Return the content of OUT's predictions.json: the model and the inference settings."""
+    settings = inference_settings(trained.cfg.eval, trained.cfg.data.crop_size)
+    tree = {
         "checkpoint": trained.uri,
         "checkpoint_digest": trained.digest or checkpoints.digest(trained.uri),
         "weights": trained.weights,
         "image_size": trained.cfg.data.image_size,
-        **asdict(how),
+        **asdict(settings),
     }
-    return json.dumps(now, indent=1).encode()
+    return json.dumps(tree, indent=1).encode()
 
 
-def _is_of(out: str, mark: bytes, overwrite: bool) -> bool:
-    """Whether OUT holds predictions of the same model and look; not, where it holds none.
+def _check_settings(out: str, settings: bytes, overwrite: bool) -> bool:
+    """Return whether OUT holds predictions with the same model and settings.
 
-    Raises UserError when, unless `overwrite`, it holds those of another.
+    Raises UserError if it holds predictions with others, unless `overwrite`.
     """
     try:
-        before = json.loads(storage.read(storage.join(out, MARK)))
+        before = json.loads(storage.read(storage.join(out, SETTINGS)))
     except MissingError:
         return False
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         before = {}
-    if before == json.loads(mark):
+    if before == json.loads(settings):
         return True
     if not overwrite:
+        checkpoint = before.get("checkpoint", "an unknown checkpoint")
         raise UserError(
-            f"{out} holds predictions of {before.get('checkpoint', 'something else')}, or made otherwise; give another "
-            "--out, or --overwrite"
+            f"{out} holds predictions of {checkpoint} or with other settings. Choose another --out, or use --overwrite."
         )
     return False
 
 
-def _known(jobs: list[_Job], out: str, there: set[str], by: str, labels: Labels) -> dict[str, Known]:
-    """By URI, what is there already. Raises UserError when a mask is there that is another image's."""
-    held = [job for job in jobs if job.names["mask"] in there]
+def _existing(jobs: list[Job], out: str, existing_files: set[str], digest: str, labels: Labels) -> dict[str, Existing]:
+    """Return usable existing results by image URI. Raises UserError if a mask belongs to another image."""
+    held = [job for job in jobs if job.names["mask"] in existing_files]
 
-    def look(job: _Job) -> Known | None:
-        return outputs.known(storage.join(out, job.names["mask"]), job.uri, job.tag, by, labels)
+    def read(job: Job) -> Existing | None:
+        return outputs.read_existing(storage.join(out, job.names["mask"]), job.uri, job.tag, digest, labels)
 
-    with ThreadPoolExecutor(_BEHIND, "read") as pool:
-        return {job.uri: one for job, one in zip(held, pool.map(look, held)) if one is not None}
-
-
-def _batches(
-    jobs: list[_Job], batch_size: int, max_megapixels: int, num_kept: int, failed: list[str], advance: Any
-) -> Iterator[tuple[list[_Job], list[np.ndarray]]]:
-    """Images in order, neighbours of one size together; what cannot be read goes to `failed`.
-
-    `num_kept`: of so many classes the probabilities will be held in memory.
-    """
-
-    def load(job: _Job) -> tuple[_Job, np.ndarray] | DataError:
-        data = storage.read(job.uri)
-        try:
-            image = _decoded(data, job.uri, max_megapixels)
-        except DataError as error:
-            return error
-        height, width = image.shape[:2]
-        if (size := 2 * num_kept * height * width) > _MOST_BYTES:
-            return DataError(
-                f"{job.uri}: the probabilities of {num_kept} classes at {height}x{width} px (height x width) take "
-                f"{size / 1e9:.1f} GB, more than {_MOST_BYTES / 1e9:.1f}; cut it into parts, or predict it "
-                "without --save probabilities"
-            )
-        return replace(job, sha256=hashlib.sha256(data).hexdigest()), image
-
-    def readable() -> Iterator[tuple[_Job, np.ndarray]]:
-        for one in ahead(pool, load, jobs, _AHEAD):
-            if isinstance(one, DataError):
-                failed.append(str(one))
-                advance(1)
-            else:
-                yield one
-
-    with ThreadPoolExecutor(4, "decode") as pool:
-        for shape, run in groupby(readable(), lambda pair: pair[1].shape):
-            num_pixels = shape[0] * shape[1]
-            most = max(1, min(batch_size, _BATCH_PIXELS // num_pixels))
-            if num_kept:
-                most = max(1, min(most, _KEPT_BYTES // (2 * num_kept * num_pixels)))
-            while batch := list(islice(run, most)):
-                yield [job for job, _ in batch], [image for _, image in batch]
+    with ThreadPoolExecutor(_WRITING, "read") as pool:
+        return {job.uri: one for job, one in zip(held, pool.map(read, held)) if one is not None}
 
 
-def _classify(trained: Trained, images: list[np.ndarray], keep: torch.Tensor | None = None) -> np.ndarray:
-    """uint8 (B, H, W) classes of uint8 (H, W, 3) images of one size; `keep` (B, K, H, W) takes the probabilities."""
-    cfg, size = trained.cfg, images[0].shape[:2]
-    small = model_size(cfg.data.image_size, *size)
-    seen = torch.stack([resize_image(torch.from_numpy(image).permute(2, 0, 1), small) for image in images])
-    how = inference_settings(cfg.eval, cfg.data.crop_size)
-    pred, _ = segment(trained.model, seen, size, how, cfg.eval.batch_size, keep=keep)
-    return pred.cpu().numpy()
-
-
-def _drawn(kind: str, image: np.ndarray, classes: np.ndarray, labels: Labels, stamp: Stamp) -> bytes:
+def _image_file(kind: str, image: np.ndarray, classes: np.ndarray, labels: Labels, stamp: Stamp) -> bytes:
+    """Return the PNG of a mask, colour mask or overlay."""
     if kind == "overlay":
         return figures.png(figures.overlay(image, classes, labels))
     mask = figures.index_mask(classes, labels)
-    return outputs.stamped(mask, stamp) if kind == "mask" else figures.png(mask.convert("RGB"))
+    return outputs.encode_mask(mask, stamp) if kind == "mask" else figures.png(mask.convert("RGB"))
 
 
-def _packed(probabilities: np.ndarray, names: list[str]) -> bytes:
-    """An npz file. Deflated lightly: most probabilities are near 0 or 1, and the default level takes five times as long."""
+def _npz(probabilities: np.ndarray, names: list[str]) -> bytes:
+    """Return an npz file, at the lightest compression: most values are near 0 or 1, and the default takes five times longer."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in (("probabilities", probabilities), ("names", np.array(names))):
@@ -305,43 +243,31 @@ def _packed(probabilities: np.ndarray, names: list[str]) -> bytes:
 
 
 class _Writer:
-    """Files on their way out, those of a few images at a time; the first that cannot be written stops the work."""
+    """Writes the files of a few images at a time in the background. The first failed write is raised and stops the work."""
 
     def __init__(self) -> None:
-        self.done: dict[str, list[float]] = {}  # by URI of the image: its shares, once all its files are written
+        self.done: dict[str, list[float]] = {}  # image URI -> class shares, once all its files are written
 
     def __enter__(self) -> _Writer:
         self._pool = ThreadPoolExecutor(4, "write")
-        self._pending: list[tuple[int, Future[None]]] = []  # bytes of each
+        self._pending: list[tuple[int, Future[None]]] = []  # (bytes, write)
         return self
 
-    def put(self, image: str, scores: list[float], files: list[tuple[str, bytes]]) -> None:
-        """The files of one image, (URI, bytes), which are written one after the other."""
+    def put(self, image: str, shares: list[float], files: list[tuple[str, bytes]]) -> None:
+        """Queue the files (URI, bytes) of one image, which are written one after the other. Waits if the queue is full."""
         num_bytes = sum(len(data) for _, data in files)
-        most = max(_BEHIND_BYTES, num_bytes)
-        while len(self._pending) >= _BEHIND or sum(size for size, _ in self._pending) + num_bytes > most:
+        most = max(_WRITING_BYTES, num_bytes)
+        while len(self._pending) >= _WRITING or sum(size for size, _ in self._pending) + num_bytes > most:
             self._pending.pop(0)[1].result()
-        self._pending.append((num_bytes, self._pool.submit(self._write, image, scores, files)))
+        self._pending.append((num_bytes, self._pool.submit(self._write, image, shares, files)))
 
-    def _write(self, image: str, scores: list[float], files: list[tuple[str, bytes]]) -> None:
+    def _write(self, image: str, shares: list[float], files: list[tuple[str, bytes]]) -> None:
         for uri, data in files:
             storage.write(uri, data)
-        self.done[image] = scores
+        self.done[image] = shares
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True)
         if error[0] is None:
-            for _, one in self._pending:
-                one.result()
-
-
-def read_image(uri: str, max_megapixels: int) -> np.ndarray:
-    """uint8 (H, W, 3) pixels, upright. Raises DataError when they cannot be read, or are too many."""
-    return _decoded(storage.read(uri), uri, max_megapixels)
-
-
-def _decoded(data: bytes, uri: str, max_megapixels: int) -> np.ndarray:
-    Image.MAX_IMAGE_PIXELS = None  # our own limit, with a remedy, stands before the decode
-    with open_picture(data, uri, max_megapixels * 10**6) as opened:
-        check_range(opened, uri)
-        return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
+            for _, write in self._pending:
+                write.result()

@@ -1,7 +1,8 @@
-"""A folder of predictions: which image each mask in it is of, and the tables of all calls that wrote there.
+"""The output folder of predictions: which image each mask belongs to, and the tables of all calls that wrote there.
 
-A mask says so itself, in a text chunk of its PNG, and is the last of an image's files to be written. So what an interrupted
-prediction has left needs no journal, and the name of a file never makes one image's result another's.
+A text chunk in each mask's PNG names its image and settings, and the mask is the last of an image's files to be written. An
+interrupted prediction can therefore resume without a journal, and a result is never attributed to another image of the same
+name.
 """
 
 from __future__ import annotations
@@ -29,61 +30,66 @@ _CHUNK = "segdist"
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a mask says of itself."""
+    """The metadata in a mask's PNG. The field names are part of the file format."""
 
-    name: str  # of the image's file
-    place: str  # digest of its URI, which may be private, and masks are handed on
-    sha256: str  # of the image's file
-    tag: str | None  # of the image in a listing, where its store tells
-    by: str  # digest of the model and how it looked
-    kinds: tuple[str, ...]  # what was written of the same prediction
+    name: str  # of the image file
+    place: str  # digest of the image's URI: the URI may be private, and masks are passed on
+    sha256: str  # of the image file
+    tag: str | None  # ETag of the image in a listing, if its storage has one
+    by: str  # digest of the model and the inference settings
+    kinds: tuple[str, ...]  # outputs written from the same prediction
 
 
 @dataclass(frozen=True)
-class Known:
-    """A result that is there already."""
+class Existing:
+    """An existing result of an image."""
 
     shares: list[float]  # of each class
     kinds: tuple[str, ...]
 
 
-def stamped(mask: Image.Image, stamp: Stamp) -> bytes:
-    """The mask as a PNG file's bytes."""
+def encode_mask(mask: Image.Image, stamp: Stamp) -> bytes:
+    """Encode a mask as PNG with its metadata."""
     info, out = PngInfo(), io.BytesIO()
     info.add_text(_CHUNK, json.dumps(asdict(stamp)))
     mask.save(out, "PNG", pnginfo=info)
     return out.getvalue()
 
 
-def known(address: str, uri: str, tag: str | None, by: str, labels: Labels) -> Known | None:
-    """What the mask at an address holds, if it is of the image `uri` as that is now; None where it must be made anew.
+def read_existing(mask_uri: str, uri: str, tag: str | None, settings_digest: str, labels: Labels) -> Existing | None:
+    """Return the result in an existing mask if it is up to date for the image `uri`, or None if it must be predicted again.
 
-    The image is read only where its `tag` (see Stamp) does not tell. Raises UserError when the mask is not of this image.
+    The image is read only if its `tag` (see Stamp) does not settle whether it has changed. Raises UserError if the mask belongs
+    to another image.
     """
-    data = storage.read(address)
-    Image.MAX_IMAGE_PIXELS = None  # it is as large as its image was allowed to be
+    data = storage.read(mask_uri)
+    Image.MAX_IMAGE_PIXELS = None  # the mask is as large as its image, whose size was checked
     try:
         with Image.open(io.BytesIO(data)) as mask:
-            said, classes = mask.info.get(_CHUNK, ""), np.array(mask)
-    except (OSError, SyntaxError, ValueError):  # cut off
+            text, classes = mask.info.get(_CHUNK, ""), np.array(mask)
+    except (OSError, SyntaxError, ValueError):  # truncated
         return None
     try:
-        stamp = Stamp(**json.loads(said))
+        stamp = Stamp(**json.loads(text))
     except (TypeError, ValueError):
-        raise UserError(f"{address} does not say which image it is of; give another --out, or --overwrite") from None
-    is_here = stamp.place == digest(uri)
-    if is_here and stamp.by != by:
-        return None
-    is_same = (tag is not None and tag == stamp.tag) or hashlib.sha256(storage.read(uri)).hexdigest() == stamp.sha256
-    if not is_same and not is_here:
         raise UserError(
-            f"{address} is the result for another image ({stamp.name}) than {uri}; give another --out, or --overwrite"
+            f"{mask_uri} does not name the image it belongs to. Choose another --out, or use --overwrite."
+        ) from None
+    same_uri = stamp.place == uri_digest(uri)
+    if same_uri and stamp.by != settings_digest:
+        return None
+    unchanged = (tag is not None and tag == stamp.tag) or hashlib.sha256(storage.read(uri)).hexdigest() == stamp.sha256
+    if not unchanged and not same_uri:
+        raise UserError(
+            f"{mask_uri} is the result of another image ({stamp.name}), not of {uri}. Choose another --out, or use --overwrite."
         )
-    return Known(shares(classes, labels), tuple(stamp.kinds)) if is_same and stamp.by == by else None
+    if not unchanged or stamp.by != settings_digest:
+        return None
+    return Existing(class_shares(classes, labels), tuple(stamp.kinds))
 
 
-def place(uri: str) -> str:
-    """What two URIs of one file have in common."""
+def canonical(uri: str) -> str:
+    """Return the same text for all URIs of one file: the resolved path, or the URI without its secrets."""
     return (
         str(Path(uri.removeprefix("file://")).expanduser().resolve())
         if storage.is_local(uri)
@@ -91,21 +97,21 @@ def place(uri: str) -> str:
     )
 
 
-def digest(uri: str) -> str:
-    """Tells a place from others without naming it."""
-    return hashlib.sha256(place(uri).encode()).hexdigest()[:16]
+def uri_digest(uri: str) -> str:
+    """Return a digest that identifies a URI without revealing it."""
+    return hashlib.sha256(canonical(uri).encode()).hexdigest()[:16]
 
 
-def shares(classes: np.ndarray, labels: Labels) -> list[float]:
-    """The share of each class."""
+def class_shares(classes: np.ndarray, labels: Labels) -> list[float]:
+    """Return each class's share of the pixels."""
     counts = np.bincount(classes.ravel(), minlength=labels.num_classes)[: labels.num_classes]
     return [float(c / classes.size) for c in counts]
 
 
-def rows(out: str, there: set[str], kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Rows of OUT's table by the name of their mask, of masks that are `there`; OUT may have been moved since.
+def read_rows(out: str, existing_files: set[str], kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows of OUT's table by the name of their mask, for masks that still exist. OUT may have been moved.
 
-    Raises UserError when the table is damaged.
+    Raises UserError if the table is damaged.
     """
     address = storage.join(out, LINES)
     try:
@@ -118,20 +124,20 @@ def rows(out: str, there: set[str], kinds: Sequence[str]) -> dict[str, dict[str,
             row = json.loads(line)
             parts = row["mask"].split("/")
             names = ["/".join(parts[k:]) for k in range(len(parts))]
-            name = next((name for name in names if name in there), None)
+            name = next((name for name in names if name in existing_files), None)
             if name is not None:
                 before = row["mask"].removesuffix(name)
                 moved = {kind: storage.join(out, row[kind].removeprefix(before)) for kind in kinds if kind in row}
                 found[name] = {"image": row["image"], **moved, "shares": dict(row["shares"])}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{address}: line {i + 1} is damaged; delete this file, and call again for all images that are to be in it"
+                f"{address}: line {i + 1} is damaged. Delete this file, and predict all images again that it should list."
             ) from None
     return found
 
 
-def put_tables(out: str, rows: Sequence[dict[str, Any]], labels: Labels) -> None:
-    """Writes the rows as CSV, and as JSON, one object per line."""
+def write_tables(out: str, rows: Sequence[dict[str, Any]], labels: Labels) -> None:
+    """Write the rows as CSV and as JSON lines."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *labels.names])

@@ -1,3 +1,3 @@
-"""What leaves segdist: exports, model cards, and repositories on the Hugging Face Hub."""
+"""Publishing: exports, model cards, and repositories on the Hugging Face Hub."""
 
 __all__ = ["export", "exported", "hub", "push", "push_data"]

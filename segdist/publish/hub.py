@@ -1,8 +1,8 @@
-"""A repository of the Hugging Face Hub, written to: created when need be, changed by whole commits.
+"""Write to a repository on the Hugging Face Hub: create it if needed, and change it by whole commits.
 
-Every commit is one request that holds all files, so what a reader finds is one export, never half of two. Where the Hub does
-not answer, or another commit came between, it is asked again for two minutes; a commit whose answer was lost is found made,
-since a commit that changes nothing is not made again.
+Each commit is a single request with all files, so readers never see a mix of two exports. Requests are retried for two minutes
+if the Hub does not answer or another commit came first. If the response to a commit was lost, the retry finds the commit
+already made, because a commit without changes is not made again.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from segdist import console, storage
-from segdist.errors import StorageError, UnavailableError, UserError
+from segdist.errors import StorageError, UnavailableError, UserError, first_few, last_line
 
 T = TypeVar("T")
 README = "README.md"
-MARK = "segdist.json"  # in every repository that segdist has written: {"run_id", "files", ...}
-_TIMEOUT_SECONDS = 120.0  # without an answer, or without a byte going either way
-_OTHERS = {".gitattributes", README, "LICENSE"}  # what a repository made by hand may hold
+MANIFEST = "segdist.json"  # in every repository and export that segdist has written: {"run_id", "files", ...}
+_TIMEOUT_SECONDS = 120.0  # without a response, or without any data transferred
+_IGNORED = {".gitattributes", README, "LICENSE"}  # files that a repository created by hand may contain
 
 
 class Repo:
-    """A model or data set of the Hub. Nothing is asked before a method is called; all raise UserError with a remedy."""
+    """A model or dataset repository on the Hub.
+
+    The constructor sends no request. All methods raise UserError with a remedy, or StorageError if the Hub does not answer.
+    """
 
     def __init__(self, repo_id: str, kind: Literal["model", "dataset"] = "model") -> None:
         from huggingface_hub import HfApi, get_session
@@ -36,138 +39,133 @@ class Repo:
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
-            raise UserError(f"{repo_id!r} is no repository of the Hub; give OWNER/NAME ({error})") from None
+            raise UserError(f"{repo_id!r} is not a valid Hub ID ({error}). Use the form OWNER/NAME.") from None
         if "/" not in repo_id:
-            raise UserError(f"{repo_id!r} is no repository of the Hub; give OWNER/NAME")
+            raise UserError(f"{repo_id!r} is not a valid Hub ID. Use the form OWNER/NAME.")
         if not console.console.is_terminal:
             disable_progress_bars()
-        get_session().timeout = _TIMEOUT_SECONDS  # the library's own waits for ever
+        get_session().timeout = _TIMEOUT_SECONDS  # the library's default is no timeout
         self.repo_id, self._kind, self._api = repo_id, kind, HfApi()
-        self._uploads: dict[str, Any] = {}  # by name: files of the next commit that are there already
-        self.changed = False  # by the last commit
+        self._uploads: dict[str, Any] = {}  # files of the next commit that are already uploaded, by name
+        self.changed = False  # whether the last commit changed anything
 
     def open(self, private: bool) -> str:
-        """Its address; it is created where it does not exist.
+        """Create the repository if it does not exist, and return its URL.
 
-        Asks whether the token there is may do that: whoever calls it before a long work does not work in vain. Raises
-        UserError, too, where it should be private, and everybody sees it.
+        Also checks that the token may write. Call it before long work, so that the work is not wasted. Raises UserError if
+        `private` and the repository is public.
         """
-        self._role(self._ask(self._api.whoami))
-        made = lambda: self._api.create_repo(self.repo_id, repo_type=self._kind, private=private, exist_ok=True)  # noqa: E731
-        url = str(self._ask(made))
+        self._check_role(self._request(self._api.whoami))
+        create = lambda: self._api.create_repo(self.repo_id, repo_type=self._kind, private=private, exist_ok=True)  # noqa: E731
+        url = str(self._request(create))
         if private and not self.is_private():
             raise UserError(
-                f"{self.repo_id} on the Hub is public; give another name, or say --public (in a config: hub.private=false) if "
-                "everybody may see what you put there"
+                f"{self.repo_id} on the Hub is public. Choose another name, or use --public (in a config: hub.private=false) "
+                "if everyone may see the content."
             )
         return url
 
     def check(self) -> bool:
-        """Whether it exists; changes nothing. Raises UserError when the token there is plainly may not write it."""
-        who = self._ask(self._api.whoami)
-        self._role(who)
+        """Return whether the repository exists, without changing it. Raises UserError if the token clearly may not write."""
+        who = self._request(self._api.whoami)
+        self._check_role(who)
         owners = [who["name"], *(org["name"] for org in who.get("orgs", []))]
         if self.repo_id.split("/")[0] not in owners:
             raise UserError(
-                f"{self.repo_id}: your token may not write there: it is of {', '.join(owners)}; give another token or "
-                "repository"
+                f"{self.repo_id}: your token may not write there, because it belongs to {', '.join(owners)}. Use another token "
+                "or another repository."
             )
-        return self._ask(lambda: self._api.repo_exists(self.repo_id, repo_type=self._kind))
+        return self._request(lambda: self._api.repo_exists(self.repo_id, repo_type=self._kind))
 
-    def _role(self, who: dict[str, Any]) -> None:
-        """Raises UserError when the token says of itself that it may only read."""
+    def _check_role(self, who: dict[str, Any]) -> None:
+        """Raise UserError if the token has the role Read."""
         if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise UserError(
-                f"{self.repo_id}: your token may not write there: it may only read (role Read). {_how_to_get_one()}"
+                f"{self.repo_id}: your token may not write there, because its role is Read. {_how_to_get_a_token()}"
             )
 
     def is_private(self) -> bool:
-        return bool(self._ask(lambda: self._api.repo_info(self.repo_id, repo_type=self._kind)).private)
+        return bool(self._request(lambda: self._api.repo_info(self.repo_id, repo_type=self._kind)).private)
 
-    def mark(self) -> dict[str, Any] | None:
-        """What its last commit by segdist says of itself; None where it holds nothing.
+    def manifest(self) -> dict[str, Any] | None:
+        """Return the segdist.json of the last commit by segdist, or None if the repository is empty.
 
-        Raises UserError where it holds other things.
+        Raises UserError if it holds other files.
         """
-        _, files = self._head()
-        if MARK in files:
-            return self._ask(self._read_mark)
-        if files - _OTHERS:
+        _, files = self._request(self._head)
+        if MANIFEST in files:
+            return self._request(self._read_manifest)
+        if foreign := sorted(files - _IGNORED):
             raise UserError(
-                f"{self.repo_id} on the Hub holds files that segdist did not write ({', '.join(sorted(files - _OTHERS)[:3])}); "
-                "give another name, or replace those of the same names with --overwrite (in a config: hub.overwrite=true)"
+                f"{self.repo_id} on the Hub holds files that segdist did not write ({first_few(foreign, 3)}). Choose another "
+                "name, or replace files of the same names with --overwrite (in a config: hub.overwrite=true)."
             )
         return None
 
     def upload(self, name: str, data: bytes) -> None:
-        """Sends a file of the next commit ahead, so that neither disk nor memory need hold all of them."""
+        """Upload a file of the next commit in advance, so that neither disk nor memory must hold all files."""
         from huggingface_hub import CommitOperationAdd
 
-        def once() -> Any:
+        def attempt() -> Any:
             added = CommitOperationAdd(name, data)
             self._api.preupload_lfs_files(self.repo_id, [added], repo_type=self._kind)
             return added
 
-        self._uploads[name] = self._ask(once)
+        self._uploads[name] = self._request(attempt)
 
     def commit(self, folder: Path, message: str, overwrite: bool = False) -> str:
-        """Makes the repository hold the files of a folder, and what was uploaded before; the commit's id, and see `changed`.
+        """Commit the files of a folder and those uploaded before. Return the commit ID and set `changed`.
 
-        A README.md that somebody else wrote or edited there stays, unless `overwrite`.
-
-        Of an earlier commit by segdist nothing else stays; files that segdist did not write stay as they are, but for those of
-        the same names. The folder's segdist.json tells this commit from others.
+        Files of earlier commits by segdist are deleted. Other files stay, unless the commit has a file of the same name. A
+        README.md that was edited on the Hub also stays, unless `overwrite`. The folder's segdist.json identifies the commit.
         """
-        mine = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        local = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
         tried = False
 
-        def once() -> str:
+        def attempt() -> str:
             nonlocal tried
             from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-            head, there = self._head_now()
-            held = self._read_mark() if MARK in there else {}
-            if tried and MARK in mine and held == json.loads(mine[MARK].read_bytes()):
+            head, remote = self._head()
+            manifest = self._read_manifest() if MANIFEST in remote else {}
+            if tried and MANIFEST in local and manifest == json.loads(local[MANIFEST].read_bytes()):
                 self.changed = True
-                return str(head)  # it was made, and its answer lost
+                return str(head)  # the commit was made, but its response was lost
             tried = True
-            stale = sorted(there & set(held.get("files", [])) - set(mine) - set(self._uploads))
-            kept = set() if overwrite else self._edited(there, held)
-            add = [CommitOperationAdd(name, path) for name, path in mine.items() if name not in kept]
-            with _quiet():
-                made = self._api.create_commit(
+            stale = sorted(remote & set(manifest.get("files", [])) - set(local) - set(self._uploads))
+            kept = set() if overwrite else self._edited(remote, manifest)
+            add = [CommitOperationAdd(name, path) for name, path in local.items() if name not in kept]
+            with _quiet_library():
+                done = self._api.create_commit(
                     self.repo_id,
                     [*add, *self._uploads.values(), *map(CommitOperationDelete, stale)],
                     repo_type=self._kind,
                     commit_message=message,
                     parent_commit=head,
                 )
-            self.changed = made.oid != head
-            return made.oid
+            self.changed = done.oid != head
+            return done.oid
 
-        return self._ask(once)
+        return self._request(attempt)
 
-    def _edited(self, there: set[str], held: dict[str, Any]) -> set[str]:
-        """README.md, where the one on the Hub is not as segdist left it."""
-        if README not in there or hashlib.sha256(self._read(README)).hexdigest() == held.get("readme"):
+    def _edited(self, remote: set[str], manifest: dict[str, Any]) -> set[str]:
+        """Return {README.md} if the one on the Hub was not written by segdist's last commit, else an empty set."""
+        if README not in remote or hashlib.sha256(self._read(README)).hexdigest() == manifest.get("readme"):
             return set()
         console.say(
-            f"{self.repo_id}: its {README} was written or edited by somebody else, and stays; --overwrite replaces it"
+            f"{self.repo_id}: keeping its {README}, which was edited on the Hub. Use --overwrite to replace it."
         )
         return {README}
 
     def _head(self) -> tuple[str | None, set[str]]:
-        return self._ask(self._head_now)
-
-    def _head_now(self) -> tuple[str | None, set[str]]:
-        """(newest commit, its files)."""
+        """Return (newest commit, its files)."""
         info = self._api.repo_info(self.repo_id, repo_type=self._kind)
         return info.sha, {item.rfilename for item in getattr(info, "siblings", None) or []}
 
-    def _read_mark(self) -> dict[str, Any]:
-        """segdist.json as it is; {} where it is damaged."""
+    def _read_manifest(self) -> dict[str, Any]:
+        """Return the content of segdist.json, or {} if it is damaged."""
         try:
-            tree = json.loads(self._read(MARK))
+            tree = json.loads(self._read(MANIFEST))
         except (json.JSONDecodeError, UnicodeDecodeError):
             return {}
         return tree if isinstance(tree, dict) else {}
@@ -176,11 +174,11 @@ class Repo:
         kind = "datasets/" if self._kind == "dataset" else ""
         return storage.read(f"hf://{kind}{self.repo_id}/{name}")
 
-    def _ask(self, work: Callable[[], T]) -> T:
-        """work(), patiently, with the errors of huggingface_hub told in our words."""
-        return storage.with_retries(lambda: self._asked(work), console.say)
+    def _request(self, work: Callable[[], T]) -> T:
+        """Run work() with retries, and translate the errors of huggingface_hub."""
+        return storage.with_retries(lambda: self._attempt(work), console.say)
 
-    def _asked(self, work: Callable[[], T]) -> T:
+    def _attempt(self, work: Callable[[], T]) -> T:
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
         try:
@@ -188,10 +186,10 @@ class Repo:
         except UserError:
             raise
         except LocalTokenNotFoundError:
-            raise UserError(f"{self.repo_id}: writing to the Hub needs a token. {_how_to_get_one()}") from None
+            raise UserError(f"{self.repo_id}: writing to the Hub needs a token. {_how_to_get_a_token()}") from None
         except OfflineModeIsEnabled:
-            raise UserError(f"{self.repo_id}: HF_HUB_OFFLINE is set; unset it to write to the Hub") from None
-        except (HTTPError, RuntimeError) as error:  # uploads of large files wrap what happened to them
+            raise UserError(f"{self.repo_id}: HF_HUB_OFFLINE is set. Unset it to write to the Hub.") from None
+        except (HTTPError, RuntimeError) as error:  # uploads of large files wrap the original error
             cause = error if isinstance(error, HTTPError) else error.__cause__
             if not isinstance(cause, HTTPError | OSError):
                 raise
@@ -200,31 +198,32 @@ class Repo:
         except (ConnectionError, TimeoutError) as error:
             raise UnavailableError(f"{self.repo_id}: the Hub does not answer ({error})") from None
         except OSError as error:
-            raise StorageError(f"{self.repo_id}: {error}; mend that on this machine") from None
+            raise StorageError(f"{self.repo_id}: an error on this machine prevented the upload ({error})") from None
         except ValueError as error:
-            raise UserError(f"{self.repo_id}: the Hub does not take it ({error}); please report this") from None
+            raise UserError(f"{self.repo_id}: the Hub rejected the content ({error}). Please report this.") from None
 
     def _explained(self, error: BaseException, status: int) -> StorageError | UserError:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+        reason = last_line(error)
         if status in (409, 412):
-            return UnavailableError(f"{self.repo_id}: somebody else is changing this repository ({said})")
+            return UnavailableError(f"{self.repo_id}: someone else is changing this repository ({reason})")
         if status == 401:
             return UserError(
-                f"{self.repo_id}: the Hub does not know the token in HF_TOKEN (or that of `hf auth login`). {_how_to_get_one()}"
+                f"{self.repo_id}: the Hub does not accept the token in HF_TOKEN (or from `hf auth login`). "
+                f"{_how_to_get_a_token()}"
             )
         if status == 403:
             return UserError(
-                f"{self.repo_id}: your token may not write there ({said}); give a repository of your own, or another token. "
-                f"{_how_to_get_one()}"
+                f"{self.repo_id}: your token may not write there ({reason}). Use a repository that you own, or another token. "
+                f"{_how_to_get_a_token()}"
             )
         if status in (0, 408, 429) or status >= 500:
-            return UnavailableError(f"{self.repo_id}: the Hub does not answer ({status or said})")
-        return UserError(f"{self.repo_id}: the Hub refuses ({status}: {said})")
+            return UnavailableError(f"{self.repo_id}: the Hub does not answer ({status or reason})")
+        return UserError(f"{self.repo_id}: the Hub refused the request ({status}: {reason})")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own word on a commit that changes nothing: ours says it."""
+def _quiet_library() -> Iterator[None]:
+    """Suppress the library's warning about a commit without changes; segdist reports that itself."""
     logger = logging.getLogger("huggingface_hub.hf_api")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -234,24 +233,25 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _how_to_get_one() -> str:
-    """The right that a token needs, and where to make such a token."""
+def _how_to_get_a_token() -> str:
+    """Say which permission a token needs, and where to create it."""
     from huggingface_hub import constants
 
     return (
-        "Make one with the role Write, or a fine-grained one with write access to contents of this repository (to create it: "
-        f"of its owner's repositories), at {constants.ENDPOINT}/settings/tokens; set HF_TOKEN, or give it to `hf auth login`"
+        f"Create one at {constants.ENDPOINT}/settings/tokens: with the role Write, or fine-grained with write access to the "
+        "contents of this repository (to create a repository: of its owner's repositories). Then set HF_TOKEN or run "
+        "`hf auth login`."
     )
 
 
-def seal(folder: Path, told: dict[str, Any], elsewhere: Iterable[str] = ()) -> None:
-    """Writes segdist.json into a folder that is to be committed: what is told, its files and those `elsewhere`, a digest."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MARK)
+def write_manifest(folder: Path, facts: dict[str, Any], uploaded: Iterable[str] = ()) -> None:
+    """Write segdist.json into a folder to commit: `facts`, the names of its files and of those `uploaded`, and a digest."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     digest = hashlib.sha256()
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     names = [path.relative_to(folder).as_posix() for path in files]
-    tree = {**told, "files": [*names, *elsewhere, MARK], "content": digest.hexdigest()[:16]}
+    tree = {**facts, "files": [*names, *uploaded, MANIFEST], "content": digest.hexdigest()[:16]}
     if (folder / README).is_file():
         tree["readme"] = hashlib.sha256((folder / README).read_bytes()).hexdigest()
-    (folder / MARK).write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(tree, indent=1), encoding="utf-8")

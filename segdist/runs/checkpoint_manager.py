@@ -1,4 +1,4 @@
-"""The checkpoints of one attempt: commits them in the background, marks the scored ones, deletes the rest."""
+"""The checkpoints of one attempt: commit them in the background, mark the scored ones, keep the best, delete the rest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from segdist.runs.writer import BackgroundWriter
 
 
 class CheckpointManager:
-    """The checkpoints of one attempt, written through an writer: newest, best, and the deletion of the rest.
+    """Writes checkpoints through a background writer.
 
-    `owns` says whether the run still belongs to this attempt; when not, nothing is written.
+    `owns()` returns whether this attempt still owns the run. If it does not, nothing is written.
     """
 
     def __init__(
@@ -27,31 +27,26 @@ class CheckpointManager:
         newest: str | None,
         best: dict[str, Any] | None,
     ) -> None:
-        self._run_uri, self._attempt, self._keep_last, self._outbox, self._owns = (
-            run_uri,
-            attempt,
-            keep_last,
-            writer,
-            owns,
-        )
+        self._run_uri, self._attempt, self._keep_last = run_uri, attempt, keep_last
+        self._writer, self._owns = writer, owns
         self.newest = newest  # URI of the newest committed checkpoint
-        self.best = best  # as best.json has it
+        self.best = best  # contents of best.json
 
     def put(self, taken: Snapshot) -> None:
-        """Commits a snapshot in the background."""
-        self._outbox.put("checkpoint", lambda: self._commit(taken))
+        """Commit a snapshot in the background."""
+        self._writer.put("checkpoint", lambda: self._commit(taken))
 
     def mark_scored(self, step: int, report: dict[str, Any], scored_on: str) -> None:
-        """Puts an evaluation into the newest checkpoint, if it is that of `step`, and makes it the best if none is better.
+        """Add an evaluation to the checkpoint of `step` if that is the newest one, and update best.json if it is the best.
 
-        `scored_on` is the digest of the split.
+        `scored_on` identifies the split and the protocol.
         """
-        self._outbox.put(f"scores {step}", lambda: self._mark_scored(step, report, scored_on))
+        self._writer.put(f"scores {step}", lambda: self._mark_scored(step, report, scored_on))
 
     def _commit(self, taken: Snapshot) -> None:
         if self._owns():
             self.newest = snapshot.commit(self._run_uri, self._attempt, taken)
-            self._outbox.put("prune", self._prune)
+            self._writer.put("prune", self._prune)
 
     def _mark_scored(self, step: int, report: dict[str, Any], scored_on: str) -> None:
         if self.newest is None or checkpoints.step_of(self.newest) != step or not self._owns():
@@ -63,7 +58,7 @@ class CheckpointManager:
             best = {"step": step, "miou": miou, "checkpoint": name, "scored_on": scored_on}
             storage.write(storage.join(self._run_uri, checkpoints.BEST), record.to_json(best, indent=1).encode())
             self.best = best
-            self._outbox.put("prune", self._prune)
+            self._writer.put("prune", self._prune)
 
     def _prune(self) -> None:
         checkpoints.prune(self._run_uri, self._attempt, self._keep_last, self.best["checkpoint"] if self.best else None)

@@ -1,4 +1,8 @@
-"""The checkpoints of a run: which are committed, which is the newest, which is the best, which were scored. Needs no torch."""
+"""All facts about a run's checkpoints: which are committed, the newest, the best, which were scored. Needs no torch.
+
+A checkpoint is a folder `checkpoints/step-SSSSSSSS-AAAA` (step, attempt) below the run. COMMITTED is written last and lists
+every file with its size and sha256; a folder without COMMITTED does not count as a checkpoint. best.json names the best one.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,25 @@ from typing import Any
 
 from segdist import console, storage
 from segdist.errors import CheckpointError, MissingError, UserError
-from segdist.runs import checkpoints, segments
+from segdist.runs import segments
 from segdist.runs.record import SWEEP
 
-COMMITTED = "COMMITTED"
-CHECKPOINT = re.compile(r"step-(\d{8})-(\d{4})")  # the name of its folder: the step, and the attempt
+COMMITTED, STATE, BEST = "COMMITTED", "state.json", "best.json"
+EVALUATION = "evaluation.json"  # written after COMMITTED, which therefore does not list it
+CHECKPOINT = re.compile(r"step-(\d{8})-(\d{4})")  # name of a checkpoint's folder: step, attempt
 
 
 def committed(run_uri: str) -> list[str]:
-    """URIs of the committed checkpoints, newest first: by attempt, then by step.
+    """Return the URIs of the committed checkpoints, newest first: by attempt, then by step.
 
-    An attempt that fell back behind a damaged checkpoint writes lower steps than its predecessor, and they are the newer.
+    An attempt that fell back behind a damaged checkpoint writes lower steps than the attempt before it. Its checkpoints are
+    the newer ones all the same.
     """
     return list(_committed(run_uri))
 
 
 def newest_committed(run_uri: str) -> str | None:
-    """The first of them, whole or not; None where there is none."""
+    """Return the URI of the newest committed checkpoint without verifying it, or None if there is none."""
     return next(_committed(run_uri), None)
 
 
@@ -38,100 +44,109 @@ def _committed(run_uri: str) -> Iterator[str]:
     return (uri for uri in uris if storage.exists(storage.join(uri, COMMITTED)))
 
 
+def folder_name(step: int, attempt: int) -> str:
+    """Return the name of a checkpoint's folder."""
+    return f"step-{step:08d}-{attempt:04d}"
+
+
 def step_of(uri: str | None) -> int | None:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name, or None for None or another name."""
     match = CHECKPOINT.fullmatch(uri.rsplit("/", 1)[-1]) if uri else None
     return int(match[1]) if match else None
 
 
-def what_a_sweep_is(uri: str) -> str | None:
-    """What to tell somebody who gives a sweep where a run is asked for; None where no sweep is there."""
-    if not storage.exists(storage.join(uri, SWEEP)):
-        return None
-    return f"{uri} is a sweep, whose trials are runs in {storage.join(uri, 'trials')}; `segdist status {uri}` names the best"
-
-
-STATE, BEST = "state.json", "best.json"
-EVALUATION = "evaluation.json"  # comes later than COMMITTED, which does not list it
+def run_of(uri: str) -> str:
+    """Return the URI of the run that a checkpoint belongs to."""
+    return uri.rsplit("/checkpoints/", 1)[0]
 
 
 def verify(uri: str) -> None:
-    """Raises CheckpointError unless every file is what was committed, StorageError where that cannot be known."""
+    """Raise CheckpointError unless every file is exactly what was committed. Raises StorageError if storage does not answer."""
     try:
-        seal = json.loads(read_file(uri, COMMITTED))
-        for name, expected in seal.items():
+        files = json.loads(read_file(uri, COMMITTED))
+        for name, expected in files.items():
             data = read_file(uri, name)
             if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-                raise CheckpointError(f"{uri}: {name} is not what was committed ({len(data)} bytes)")
+                raise CheckpointError(f"{uri}: {name} ({len(data)} bytes) differs from what was committed.")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError) and not isinstance(error, MissingError):
-            raise  # that storage does not answer tells nothing of the checkpoint
-        raise CheckpointError(f"{uri}: not a committed checkpoint ({error})") from None
+            raise  # storage that does not answer says nothing about the checkpoint
+        raise CheckpointError(f"{uri}: not a committed checkpoint ({error}).") from None
 
 
 def newest(run_uri: str, warn: Callable[[str], None]) -> str | None:
-    """The newest checkpoint that verifies; None when the run has none. Damaged ones are passed over with a warning.
+    """Return the newest checkpoint that verifies, or None. Warns about each damaged one and falls back to the one before.
 
-    Raises StorageError when storage does not answer, for then the newest one is not known.
+    Raises StorageError if storage does not answer, because the newest checkpoint is then unknown.
     """
     for uri in storage.with_retries(lambda: committed(run_uri), warn):
         try:
             verify(uri)
             return uri
         except CheckpointError as error:
-            warn(f"{error}; falling back to the one before")
+            warn(f"{str(error).rstrip('.')}. Falling back to the checkpoint before it.")
     return None
 
 
 def resolve(uri: str) -> str:
-    """The checkpoint that a run or checkpoint URI means: of a run, the best one, or the newest where none was scored.
+    """Return the checkpoint that a URI means: itself, or of a run its best checkpoint, or the newest if none was scored.
 
-    Where those are damaged, the newest one that is whole. Raises CheckpointError when there is none.
+    Falls back to the newest intact checkpoint if the best one is damaged. Raises CheckpointError if there is none.
     """
     if storage.exists(storage.join(uri, STATE)):
         verify(uri)
         return uri
     best = read_best(uri)
     if best is None and storage.exists(storage.join(uri, BEST)):
-        console.say(f"warning: {uri}: the best checkpoint is missing or damaged; taking the newest one that is whole")
+        console.say(f"warning: {uri}: the best checkpoint is missing or damaged. Using the newest intact one instead.")
     chosen = storage.join(uri, best["checkpoint"]) if best else newest(uri, console.say)
     if chosen is None:
-        if not storage.exists(uri):
-            raise CheckpointError(
-                f"{uri}: there is nothing{storage.did_you_mean(uri)}; give the run.uri of a training, such as runs/photos"
-            )
-        if storage.exists(storage.join(uri, "segdist.json")):
-            raise CheckpointError(
-                f"{uri} is an export, which `segdist predict` and segdist.load take; here give the run that it came from"
-            )
-        if sweep := checkpoints.what_a_sweep_is(uri):
-            raise CheckpointError(sweep)
-        raise CheckpointError(
-            f"{uri}: neither a run with a committed checkpoint nor a checkpoint; give the run.uri of a training, such as "
-            "runs/photos"
-        )
+        raise CheckpointError(_why_none(uri))
     return chosen
 
 
+def _why_none(uri: str) -> str:
+    """Return the message for a URI without a checkpoint."""
+    if not storage.exists(uri):
+        return (
+            f"{uri} does not exist{storage.did_you_mean(uri)}. Give the run.uri of a training run, such as runs/photos."
+        )
+    if storage.exists(storage.join(uri, "segdist.json")):
+        return f"{uri} is an export. Only `segdist predict` and segdist.load read exports; give the run it came from instead."
+    if sweep := sweep_hint(uri):
+        return sweep
+    return (
+        f"{uri} is neither a checkpoint nor a run with a committed checkpoint. Give the run.uri of a training run, such as "
+        "runs/photos."
+    )
+
+
+def sweep_hint(uri: str) -> str | None:
+    """Return what to tell a user who gives a sweep where a run is expected, or None if `uri` is not a sweep."""
+    if not storage.exists(storage.join(uri, SWEEP)):
+        return None
+    return f"{uri} is a sweep. Its trials are runs in {storage.join(uri, 'trials')}; `segdist status {uri}` names the best one."
+
+
 def digest(uri: str) -> str:
-    """sha256 of a checkpoint's COMMITTED, which lists the digests of its weights and of all else it holds."""
+    """Return the sha256 of a checkpoint's COMMITTED, which in turn lists the digests of all its files."""
     return hashlib.sha256(read_file(uri, COMMITTED)).hexdigest()
 
 
 def load_state(uri: str) -> dict[str, Any]:
-    """state.json of a checkpoint."""
+    """Return state.json of a checkpoint."""
     return json.loads(read_file(uri, STATE))
 
 
 def read_file(uri: str, name: str) -> bytes:
-    """A file of a checkpoint, waited for while storage is away."""
+    """Read a file of a checkpoint. Retries while storage is unavailable."""
     return storage.with_retries(lambda: storage.read(storage.join(uri, name)), console.say)
 
 
 def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
-    """Deletes what nobody needs: all but the newest `keep_last` and the best; never anything of a newer attempt.
+    """Delete all checkpoints but the newest `keep_last` and the best. Never deletes anything of a newer attempt.
 
-    Folders of earlier attempts that were never committed go as well.
+    Also deletes folders of earlier attempts that were never committed.
     """
     folder = storage.join(run_uri, "checkpoints")
     kept = {uri.rsplit("/", 1)[1] for uri in committed(run_uri)[:keep_last]}
@@ -139,19 +154,21 @@ def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
     for name in storage.names(folder):
         match = CHECKPOINT.fullmatch(name)
         if match and name not in kept and int(match[2]) <= attempt:
-            storage.delete(storage.join(folder, name, COMMITTED))  # first: half a checkpoint must not look whole
+            storage.delete(
+                storage.join(folder, name, COMMITTED)
+            )  # first, so that half a checkpoint never looks complete
             storage.delete(storage.join(folder, name))
 
 
 def is_better(miou: float, best: float | None) -> bool:
-    """Whether a score beats the best one; one that could not be computed (NaN, or null in JSON) is beaten by any."""
+    """Return whether a score beats the best one so far. Any score beats one that is missing or NaN."""
     return best is None or math.isnan(best) or miou > best
 
 
 def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | None:
-    """best.json: {"step", "miou", "checkpoint" (below the run), "scored_on"}.
+    """Return best.json: {"step", "miou", "checkpoint" (below the run), "scored_on"}.
 
-    None when there is none, when its checkpoint does not verify, or when it was scored on another split than asked for.
+    Returns None if there is none, if its checkpoint does not verify, or if it was scored on another split than `scored_on`.
     """
     address = storage.join(run_uri, BEST)
     if not storage.exists(address):
@@ -165,7 +182,7 @@ def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | No
 
 
 def evaluation_of(uri: str) -> dict[str, Any] | None:
-    """The report, with its confusion matrix, of a run's own evaluation of this checkpoint; None where there was none."""
+    """Return the run's own evaluation of this checkpoint, with its confusion matrix, or None if it was not scored."""
     try:
         return json.loads(storage.read(storage.join(uri, EVALUATION)))
     except MissingError:
@@ -173,7 +190,7 @@ def evaluation_of(uri: str) -> dict[str, Any] | None:
 
 
 def scores_of(uri: str) -> dict[str, Any] | None:
-    """The evaluation of a run's checkpoint, as the run's metrics have it; None where it was not scored."""
-    run_uri, step = uri.rsplit("/checkpoints/", 1)[0], step_of(uri)
-    rows = [row for row in segments.read_metrics(run_uri) if row["kind"] == "eval" and row["step"] == step]
+    """Return the run's metrics row for the evaluation of this checkpoint, or None if it was not scored."""
+    step = step_of(uri)
+    rows = [row for row in segments.read_metrics(run_of(uri)) if row["kind"] == "eval" and row["step"] == step]
     return rows[-1] if rows else None

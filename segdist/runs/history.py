@@ -1,4 +1,4 @@
-"""The history of a run as a table: what training and evaluations recorded, step by step, over all its attempts."""
+"""A run's history as a table: what training and evaluation recorded at each step, over all attempts."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ SUFFIXES = (".tsv", ".csv", ".json")
 
 
 def records(run_uri: str) -> list[dict[str, Any]]:
-    """All records in order of step, of which the last attempt's count. Raises UserError where there are none."""
+    """Return all rows in order of step. Where attempts overlap, the last one wins. Raises UserError if there are none."""
     found = segments.read_metrics(run_uri)
     if not found:
         raise UserError(
-            checkpoints.what_a_sweep_is(run_uri)
-            or f"{run_uri}: no metrics are there; give the run.uri of a training that has made its first steps"
+            checkpoints.sweep_hint(run_uri)
+            or f"{run_uri} has no metrics. Give the run.uri of a training run that has made its first steps."
         )
     return found
 
 
 def history(rows: Iterable[dict[str, Any]], every: bool = False) -> list[dict[str, Any]]:
-    """A row of COLUMNS per evaluation, from `records`; with `every`, per record of training. None where nothing is known.
+    """Return one row with COLUMNS per evaluation, or with `every`, one per training row. Unknown values are None.
 
-    `loss` is the mean over the steps since the row before; `accuracy` is that of all pixels, `mean_accuracy` and `f1` (Dice)
-    are means over classes, and `miou` is the mean Jaccard index. What was trained after the last evaluation is the last row.
+    `loss` is the mean over the steps since the previous row. `accuracy` counts all pixels; `mean_accuracy` and `f1` (Dice) are
+    means over classes; `miou` is the mean Jaccard index. Steps after the last evaluation form the last row.
     """
     table: list[dict[str, Any]] = []
     now: dict[str, Any] = {}
-    weighed: list[tuple[float, int]] = []  # losses and their steps since the last row
+    losses: list[tuple[float, int]] = []  # (mean loss, number of steps) since the last row
     before = 0
 
     def close() -> None:
-        total = sum(steps for _, steps in weighed)
-        loss = sum(loss * steps for loss, steps in weighed) / total if total else None
+        total = sum(steps for _, steps in losses)
+        loss = sum(loss * steps for loss, steps in losses) / total if total else None
         table.append({column: now.get(column) for column in COLUMNS} | {"loss": loss})
-        weighed.clear()
+        losses.clear()
         now.clear()
 
     for row in sorted(rows, key=lambda row: (row["step"], row["kind"] == "eval")):
@@ -60,7 +60,7 @@ def history(rows: Iterable[dict[str, Any]], every: bool = False) -> list[dict[st
         else:
             now.update({key: row.get(key) for key in ("epoch", "lr", "images_per_second")})
             if row["loss"] is not None:
-                weighed.append((row["loss"], row["step"] - before))
+                losses.append((row["loss"], row["step"] - before))
             before = row["step"]
     if now:
         close()
@@ -68,7 +68,7 @@ def history(rows: Iterable[dict[str, Any]], every: bool = False) -> list[dict[st
 
 
 def text(table: list[dict[str, Any]], suffix: str) -> str:
-    """The table as .tsv, .csv or .json; an empty cell, or null, where nothing is known."""
+    """Return the table as .tsv, .csv or .json. Unknown values are empty cells, or null."""
     if suffix == ".json":
         return record.to_json(table, indent=1)
     out = io.StringIO()

@@ -1,8 +1,7 @@
-"""What a run leaves behind about itself: run.json (its state), the claim of each attempt, segments of metrics,
-and which checkpoints were committed.
+"""A run's state in run.json, and the claims of its attempts.
 
-The record in storage is the truth: whoever resubmits a run reads it there. An attempt is claimed by creating its file,
-which one of two racing starters wins; the newer attempt owns the run, and an older one that finds itself outdated stops.
+The record in storage is the truth; a resubmitted job reads it there. An attempt is claimed by creating its file. If two
+processes race, exactly one of them creates it. The newest attempt owns the run, and an older attempt that notices this stops.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ATTEMPT = re.compile(r"(\d{4,})\.json")
 
 
 def load(run_uri: str) -> dict[str, Any] | None:
-    """The run's record, or None when there is no run yet."""
+    """Return run.json, or None if there is no run yet. Raises StorageError if the file is damaged."""
     address = storage.join(run_uri, NAME)
     try:
         data = storage.read(address)
@@ -36,16 +35,17 @@ def load(run_uri: str) -> dict[str, Any] | None:
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
-        raise StorageError(f"{address}: not a run's record (damaged JSON); give another run.uri or delete it")
+        raise StorageError(f"{address} is damaged: it is not a JSON object. Delete it, or set another run.uri.")
     return tree
 
 
 def save(run_uri: str, tree: dict[str, Any]) -> None:
+    """Replace run.json."""
     storage.write(storage.join(run_uri, NAME), to_json(tree, indent=1).encode())
 
 
 def claim_attempt(run_uri: str) -> int:
-    """The number of this attempt, 1 for the first; nobody else gets the same."""
+    """Claim the next attempt and return its number, 1 for the first. No other process gets the same number."""
     folder = storage.join(run_uri, "attempts")
     number = newest_attempt(run_uri)
     about = {"host": platform.node(), "pid": os.getpid(), "started": time.time(), "versions": versions()}
@@ -56,9 +56,10 @@ def claim_attempt(run_uri: str) -> int:
 
 
 def give_up(run_uri: str, launch: str, step: int, state: str, why: str) -> None:
-    """Records how a run ended whose ranks are gone, and so could not do it; not one that others have taken over.
+    """Record the end of a run whose ranks are gone and cannot do it themselves.
 
-    `launch`: who had started the ranks; `step`: the last one that was heard of.
+    Does nothing if another launch has taken over the run. `launch` identifies the launch that started the ranks; `step` is the
+    last step they reported.
     """
     newest, tree = newest_attempt(run_uri), load(run_uri)
     if tree and (tree["state"], tree.get("launch"), tree["attempt"]) == (RUNNING, launch, newest):
@@ -66,13 +67,13 @@ def give_up(run_uri: str, launch: str, step: int, state: str, why: str) -> None:
 
 
 def newest_attempt(run_uri: str) -> int:
-    """The number of the attempt that owns the run; 0 when there is none."""
+    """Return the number of the attempt that owns the run, or 0 if there is none."""
     names = storage.names(storage.join(run_uri, "attempts"))
     return max((int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))), default=0)
 
 
 def run_id(run_uri: str) -> str:
-    """What tells a run from others wherever it lies, and may be told to everybody: a digest of its first attempt's claim."""
+    """Return an ID that identifies the run even after it was moved, and that reveals nothing private."""
     try:
         first = storage.read(storage.join(run_uri, "attempts", "0001.json"))
     except MissingError:  # a checkpoint without its run
@@ -81,7 +82,7 @@ def run_id(run_uri: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of segdist, Python and the libraries that decide the numbers; only those that are loaded already."""
+    """Return the versions of segdist, Python and the libraries that affect the numbers, if they are already imported."""
     import sys
 
     found = {"segdist": __version__, "python": platform.python_version()}
@@ -92,7 +93,7 @@ def versions() -> dict[str, str]:
 
 
 def to_json(tree: Any, indent: int | None = None) -> str:
-    """JSON text; NaN and infinity become null, which JSON has no other word for."""
+    """Return JSON text. NaN and infinity become null, because JSON cannot express them."""
     return json.dumps(_finite(tree), indent=indent, allow_nan=False)
 
 

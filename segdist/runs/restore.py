@@ -1,4 +1,4 @@
-"""Models out of checkpoints: to be used, or to begin another run."""
+"""Load models from checkpoints, to use them or to start another run from them."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from segdist.config import Config
 from segdist.data.labels import Labels
 from segdist.errors import CheckpointError, UserError
 from segdist.models import head, licences, smp
-from segdist.models.segmenter import NOWHERE, Segmenter
-from segdist.models.weights import Weights, inherited, origin_of, tell
+from segdist.models.segmenter import NO_ORIGIN, Segmenter
+from segdist.models.weights import Weights, inherited, origin_of, record_origin
 from segdist.runs import checkpoints, snapshot
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model out of a checkpoint, with what one must know to use it."""
+    """A trained model with everything needed to use it."""
 
     uri: str
     model: Segmenter
     labels: Labels
     cfg: Config
     weights: Literal["trained", "averaged", "raw"] = (
-        "trained"  # raw: those that train on, of a run that scores their average
+        "trained"  # averaged: EMA weights; raw: those of a run that has EMA weights
     )
-    digest: str | None = None  # of an export; that of a checkpoint is checkpoint.digest(uri)
+    digest: str | None = None  # of an export; for a checkpoint see checkpoints.digest
 
 
 def load_trained(uri: str, device: torch.device, raw: bool = False) -> Trained:
-    """The model of a run (its best checkpoint) or of a checkpoint, in evaluation mode on the device.
+    """Load the model of a run (its best checkpoint) or of a checkpoint, in evaluation mode on the device.
 
-    `raw`: see checkpoint.load_model. Raises CheckpointError when there is none or it does not verify.
+    `raw`: see snapshot.load_model. Raises CheckpointError if there is no checkpoint or it does not verify.
     """
     return load_resolved(checkpoints.resolve(uri), device, raw)
 
 
 def load_resolved(uri: str, device: torch.device, raw: bool = False) -> Trained:
-    """As `load_trained`, of a checkpoint that checkpoint.resolve gave."""
+    """Like `load_trained`, for a checkpoint that checkpoints.resolve returned."""
     state = checkpoints.load_state(uri)
-    weights: Any = ("raw" if raw else "averaged") if snapshot.has_average(uri) else "trained"
+    weights: Any = ("raw" if raw else "averaged") if snapshot.has_ema(uri) else "trained"
     model = models.rebuild(state["arch"])
     model.load_state_dict(snapshot.load_model(uri, raw))
     return Trained(uri, model.to(device).eval(), Labels.from_json(state["labels"]), config_of(uri, state), weights)
 
 
 def config_of(uri: str, state: dict[str, Any]) -> Config:
-    """The config of the run that left this checkpoint and its state."""
-    return config.from_tree(state["config"], storage.join(uri, checkpoints.STATE))
+    """Return the config of the run that wrote this checkpoint. `state` is the checkpoint's state.json."""
+    return config.from_tree(state["config"], storage.join(uri, checkpoints.STATE), stored=True)
 
 
 def begin(cfg: Config, class_names: Sequence[str], parent: str | None) -> Segmenter:
-    """The model of a new run with its initial weights: those of model.weights and, over them, those of its parent.
+    """Return the model of a new run with its initial weights: model.weights, then the parent's weights on top.
 
-    Raises UserError when they are not to be had or do not fit.
+    Raises UserError if the weights are not available or do not fit.
     """
     if parent is None:
         return build(cfg.model, class_names)
@@ -70,29 +70,31 @@ def begin(cfg: Config, class_names: Sequence[str], parent: str | None) -> Segmen
 
 
 def build(cfg: config.Model, class_names: Sequence[str]) -> Segmenter:
-    """models.build, where model.weights may also be a run (its best checkpoint) or a checkpoint.
+    """Like models.build, but model.weights may also be a run (its best checkpoint) or a checkpoint.
 
-    The size of the network is then that of the run, as it is that of any other weights.
+    As with all other weights, the size of the network is then that of the weights.
     """
     if cfg.weights is None or not is_run(cfg.weights):
         return models.build(cfg, class_names)
     if cfg.revision is not None:
-        raise UserError(f"model.revision pins a Hub id, and model.weights {cfg.weights} is a run; leave it out")
+        raise UserError(
+            f"model.revision applies to Hub IDs only, and model.weights {cfg.weights} is a run. Remove model.revision."
+        )
     uri = checkpoints.resolve(cfg.weights)
     state = checkpoints.load_state(uri)
     if (theirs := state["arch"]["name"]) != cfg.name:
         raise UserError(
-            f"model.weights {cfg.weights} is a {theirs}, and this config asks for {cfg.name}; set `model` as that run had it: "
-            f"{said_model(state)}"
+            f"model.weights {cfg.weights} holds a {theirs}, but this config has model.name={cfg.name}. "
+            f"Use the `model` of that run: {model_line(state)}"
         )
     with tempfile.TemporaryDirectory() as place:
         return models.build(cfg, class_names, as_folder(uri, Path(place)))
 
 
 def pinned(cfg: config.Model) -> dict[str, str]:
-    """What model.weights means now, as fields of `model` that go on meaning it: a run's checkpoint, a Hub id's commit.
+    """Return fields of `model` that pin what model.weights means now: the checkpoint of a run, or the commit of a Hub ID.
 
-    Empty where nothing can be pinned: random weights, a folder, an encoder's. Raises UserError when they are not to be had.
+    Returns {} for random weights, a folder or an encoder's weights. Raises UserError if the weights are not available.
     """
     if cfg.weights is not None and cfg.revision is None and is_run(cfg.weights):
         return {"weights": checkpoints.resolve(cfg.weights)}
@@ -101,14 +103,14 @@ def pinned(cfg: config.Model) -> dict[str, str]:
 
 
 def is_run(uri: str) -> bool:
-    """Whether a run or a checkpoint lies there."""
+    """Return whether the URI is a run or a checkpoint."""
     if "://" in uri and not uri.lower().startswith(("s3://", "file://")):
         return False
     return any(storage.exists(storage.join(uri, name)) for name in (checkpoints.STATE, "checkpoints"))
 
 
 def as_folder(uri: str, folder: Path) -> Weights:
-    """Puts the model of a checkpoint into a folder, in the layout of its library, which has no place for our auxiliary head."""
+    """Write the model of a checkpoint to a folder in the layout of its library, without the auxiliary head."""
     state = checkpoints.load_state(uri)
     arch = state["arch"]
     held = {k.removeprefix("net."): v for k, v in snapshot.load_model(uri).items()}
@@ -122,31 +124,31 @@ def as_folder(uri: str, folder: Path) -> Weights:
 
 
 def initial_of(state: dict[str, Any]) -> dict[str, Any]:
-    """Where the weights of a checkpoint with this state began, as `models.weights` has it."""
+    """Return where the weights of a checkpoint with this state came from originally, in the form of `models.weights`."""
     if "initial" in state:
         return state["initial"]
-    said = state["config"]["model"].get("weights")  # of a run from before that was recorded
-    return origin_of(said, None, licences.of(said, None)) if said else NOWHERE
+    said = state["config"]["model"].get("weights")  # runs of older versions did not record this
+    return origin_of(said, None, licences.of(said, None)) if said else NO_ORIGIN
 
 
-def said_model(state: dict[str, Any]) -> str:
-    """The line of a run's config that describes its model."""
+def model_line(state: dict[str, Any]) -> str:
+    """Return the `model` line of a run's config."""
     model = {k: v for k, v in state["config"]["model"].items() if v not in (None, {}, False, "none")}
     return f"model: {{{', '.join(f'{k}: {json.dumps(v).strip(chr(34))}' for k, v in model.items())}}}"
 
 
 def load_fitting(uri: str, model: Segmenter, class_names: Sequence[str], transfer: str) -> Segmenter:
-    """The model with the weights of a checkpoint as far as names and shapes fit, and the head's as their classes allow.
+    """Load the weights of a checkpoint whose names and shapes fit, and the head's weights as `transfer` and the classes allow.
 
-    Raises CheckpointError when it holds another architecture.
+    Raises CheckpointError if the checkpoint holds another architecture.
     """
     state = checkpoints.load_state(uri)
     traits, theirs = model.traits, models.rebuild(state["arch"]).traits
     if (traits.encoder_prefix, traits.mean, traits.std) != (theirs.encoder_prefix, theirs.mean, theirs.std):
         raise CheckpointError(
-            f"{uri}: its encoder or its normalisation is another model's: it is a {state['arch']['name']}, and this config "
-            f"asks for {model.arch['name']}; set `model` as its run had it: {said_model(state)}"
+            f"{uri} holds a {state['arch']['name']} with another encoder or normalisation; this config has "
+            f"model.name={model.arch['name']}. Use the `model` of its run: {model_line(state)}"
         )
     names = Labels.from_json(state["labels"]).names
     done = head.load(snapshot.load_model(uri), model, names, class_names, transfer, uri)
-    return tell(model, uri, inherited(initial_of(state), uri), done)
+    return record_origin(model, uri, inherited(initial_of(state), uri), done)

@@ -1,6 +1,6 @@
-"""What an attempt writes about itself while it runs: the log and metrics in segments, and run.json with its heartbeat.
+"""What an attempt writes while it runs: log and metrics in segments, and run.json with its heartbeat.
 
-Only rank 0 logs; on the other ranks a `Logbook` does nothing. Everything is written through the background writer.
+Only rank 0 logs; on other ranks a `RunLogger` does nothing. Everything is written through the background writer.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _HEARTBEAT_SECONDS = 15.0
 
 
 class LogFile:
-    """What is said in this process while it is open; `flush` puts it on its way to `<run_uri>/logs/<name>-<part>.txt`."""
+    """Collects everything that this process prints while the context is open, for `<run_uri>/logs/<name>-<part>.txt`."""
 
     def __init__(self, run_uri: str, name: str, writer: BackgroundWriter) -> None:
-        self._run_uri, self._name, self._outbox = run_uri, name, writer
+        self._run_uri, self._name, self._writer = run_uri, name, writer
         self._lines: list[str] = []
         self._part = 0
         self._flushed = time.monotonic()
@@ -34,39 +34,39 @@ class LogFile:
         self.flush()
 
     def note(self, text: str) -> None:
-        """Keeps a line that nobody said."""
+        """Add a line that is not printed."""
         self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}")
 
     def flush(self, every_seconds: float = 0.0) -> None:
-        """At most so often."""
+        """Write the lines so far in the background, unless the last flush was less than `every_seconds` ago."""
         now = time.monotonic()
         if not self._lines or now - self._flushed < every_seconds:
             return
         lines, self._lines, self._flushed = self._lines, [], now
         self._part += 1
         address = (self._run_uri, f"{self._name}-{self._part:05d}")
-        self._outbox.put(f"log {self._part}", lambda: segments.write_log(*address, lines))
+        self._writer.put(f"log {self._part}", lambda: segments.write_log(*address, lines))
 
 
 class RunLogger:
-    """The diary of one attempt. Enter it as a context; an exception inside is recorded as the run's failure."""
+    """Logs one attempt. Use it as a context manager: an exception inside is recorded as the run's failure."""
 
     def __init__(
         self, run_uri: str, attempt: int, facts: dict[str, Any], num_steps: int, start: int, active: bool
     ) -> None:
         self._run_uri, self._attempt = run_uri, attempt
-        self.active = active  # whether this rank speaks and writes
+        self.active = active  # whether this rank logs
         self._record = {**facts, "num_steps": num_steps, "step": start, "attempt": attempt}
         self._rows: list[dict[str, Any]] = []
         self._part = 0
-        self._flushed = self._beaten = time.monotonic()
+        self._flushed = self._heartbeat = time.monotonic()
         self.superseded = False  # a newer attempt owns the run
         self.writer = BackgroundWriter(lambda text: console.say(f"warning: {text}"))
-        self._diary = LogFile(run_uri, f"{attempt:04d}", self.writer) if active else None
+        self._log_file = LogFile(run_uri, f"{attempt:04d}", self.writer) if active else None
 
     def __enter__(self) -> RunLogger:
-        if self._diary:
-            self._diary.__enter__()
+        if self._log_file:
+            self._log_file.__enter__()
         self.update(state=record.RUNNING)
         return self
 
@@ -75,32 +75,33 @@ class RunLogger:
             console.close()
         if error is not None:
             self.update(state=record.FAILED, error=f"{type(error).__name__}: {error}")
-            if self._diary:
-                self._diary.note(f"failed: {type(error).__name__}: {error}")
+            if self._log_file:
+                self._log_file.note(f"failed: {type(error).__name__}: {error}")
         self.flush()
-        if self._diary:
-            self._diary.__exit__()
+        if self._log_file:
+            self._log_file.__exit__()
         self.writer.close()
 
     def say(self, text: str) -> None:
+        """Print a message, on rank 0 only."""
         if self.active:
             console.say(text)
 
     def begin(self, origin: dict[str, Any], tensors: dict[str, list[str]]) -> None:
-        """Where the initial weights come from, for run.json, and what became of each tensor, for the log alone."""
+        """Record where the initial weights come from in run.json, and in the log only, what happened to each tensor."""
         self.update(initial=origin)
         for what, names in tensors.items():
-            if self._diary:
-                self._diary.note(f"tensors {what} ({len(names)}): {', '.join(names) or 'none'}")
+            if self._log_file:
+                self._log_file.note(f"tensors {what} ({len(names)}): {', '.join(names) or 'none'}")
 
     def log(self, step: int, kind: str, row: dict[str, Any]) -> None:
-        """Keeps a row of metrics: kind `train` or `eval`, after `step` updates."""
+        """Add a row of metrics. `kind` is `train` or `eval`; `step` is the number of updates so far."""
         self._rows.append({"step": step, "kind": kind, "attempt": self._attempt, "time": time.time(), **row})
         if time.monotonic() - self._flushed > _SEGMENT_SECONDS:
             self.flush()
 
     def show(self, step: int, num_steps: int, row: dict[str, Any], commit: int | None, miou: float | None) -> None:
-        """The live line, and a sign of life in run.json."""
+        """Show the live progress line, and renew the heartbeat in run.json."""
         line = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['images_per_second']:.1f} img/s  "
             f"wait {row['wait_share']:.0%}  commit {commit if commit is not None else '-'}  "
@@ -109,19 +110,19 @@ class RunLogger:
         if self.active:
             console.show(step, num_steps, line)
         self._record["step"] = step
-        if time.monotonic() - self._beaten > _HEARTBEAT_SECONDS:
+        if time.monotonic() - self._heartbeat > _HEARTBEAT_SECONDS:
             self.update()
 
     def update(self, **fields: Any) -> None:
-        """Puts fields into run.json."""
-        self._beaten = time.monotonic()
+        """Set fields of run.json."""
+        self._heartbeat = time.monotonic()
         self._record |= fields
         tree = {**self._record, "heartbeat": time.time()}
         if self.active:
             self.writer.put("run.json", lambda: self._save(tree))
 
     def owns_run(self) -> bool:
-        """Whether no newer attempt has taken the run over; asks storage."""
+        """Return whether this attempt still owns the run. Reads storage."""
         self.superseded = record.newest_attempt(self._run_uri) > self._attempt
         return not self.superseded
 
@@ -130,11 +131,11 @@ class RunLogger:
             record.save(self._run_uri, tree)
 
     def flush(self) -> None:
-        """Puts the rows and lines so far on their way to storage."""
+        """Write the rows and log lines so far in the background."""
         rows, self._rows, self._flushed = self._rows, [], time.monotonic()
         if rows and self.active:
             self._part += 1
             at = (self._run_uri, self._attempt, self._part)
             self.writer.put(f"metrics {self._part}", lambda: segments.write_metrics(*at, rows))
-        if self._diary:
-            self._diary.flush()
+        if self._log_file:
+            self._log_file.flush()

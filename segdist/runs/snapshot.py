@@ -1,7 +1,7 @@
-"""Committed checkpoints: a folder whose COMMITTED, written last, lists every file with its size and sha256.
+"""What one checkpoint holds, written and read back. Only safetensors and JSON are read, never pickle.
 
-A folder without COMMITTED does not exist. Its name carries the step and the attempt, so an outdated attempt can neither
-overwrite nor delete what a newer one wrote. Only safetensors and JSON are read, never pickle.
+The name of a checkpoint holds its step and its attempt. So an outdated attempt can neither overwrite nor delete what a newer
+attempt wrote.
 """
 
 from __future__ import annotations
@@ -11,73 +11,72 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from segdist import storage
 from segdist.errors import CheckpointError
+from segdist.models.segmenter import Tensors
 from segdist.runs import record
-from segdist.runs.checkpoints import COMMITTED, STATE, load_state, read_file
+from segdist.runs.checkpoints import COMMITTED, STATE, folder_name, load_state, read_file
 
-MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
-Tensors = dict[str, torch.Tensor]
+MODEL, OPTIMIZER, EMA = "model.safetensors", "optimizer.safetensors", "ema.safetensors"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of training, the same for every strategy and number of ranks; `state` is JSON-able.
+    """The state of training at one step, independent of strategy and number of ranks. `state` is JSON-able.
 
-    Weights and running statistics; the optimizer's states, as `optim.tensors` names them; the average of the weights, where
-    one is kept.
+    `model` holds weights and running statistics, `optimizer` the optimizer's state with the names of `optim.tensors`, `ema` the
+    EMA weights, if there are any.
     """
 
     model: Tensors
     optimizer: Tensors
-    average: Tensors | None
+    ema: Tensors | None
     state: dict[str, Any]
 
     def copied(self) -> Snapshot:
-        """The same on the CPU, apart from what trains on."""
-        average = None if self.average is None else _copies(self.average)
-        return Snapshot(_copies(self.model), _copies(self.optimizer), average, self.state)
+        """Return a copy on the CPU, which training no longer changes."""
+        ema = None if self.ema is None else _copies(self.ema)
+        return Snapshot(_copies(self.model), _copies(self.optimizer), ema, self.state)
 
 
 def commit(run_uri: str, attempt: int, taken: Snapshot) -> str:
-    """Writes a snapshot; the URI of its folder. Raises StorageError, and then nothing has been committed."""
-    uri = storage.join(run_uri, "checkpoints", f"step-{taken.state['step']:08d}-{attempt:04d}")
+    """Write a snapshot and return the URI of its folder. If this raises StorageError, nothing was committed."""
+    uri = storage.join(run_uri, "checkpoints", folder_name(taken.state["step"], attempt))
     files = {
         MODEL: save_tensors(taken.model),
         OPTIMIZER: save_tensors(taken.optimizer),
         STATE: record.to_json(taken.state, indent=1).encode(),
     }
-    if taken.average is not None:
-        files[AVERAGE] = save_tensors(taken.average)
+    if taken.ema is not None:
+        files[EMA] = save_tensors(taken.ema)
     for name, data in files.items():
         storage.write(storage.join(uri, name), data)
-    seal = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
-    storage.write(storage.join(uri, COMMITTED), json.dumps(seal, indent=1).encode())
+    listed = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
+    storage.write(storage.join(uri, COMMITTED), json.dumps(listed, indent=1).encode())
     return uri
 
 
 def load(uri: str) -> Snapshot:
-    """All that a checkpoint holds."""
-    average = _tensors(uri, AVERAGE) if has_average(uri) else None
-    return Snapshot(_tensors(uri, MODEL), _tensors(uri, OPTIMIZER), average, load_state(uri))
+    """Return everything a checkpoint holds."""
+    ema = _tensors(uri, EMA) if has_ema(uri) else None
+    return Snapshot(_tensors(uri, MODEL), _tensors(uri, OPTIMIZER), ema, load_state(uri))
 
 
 def load_model(uri: str, raw: bool = False) -> Tensors:
-    """The weights and running statistics of a checkpoint: those that were scored, or (`raw`) those that train on.
+    """Return the weights and running statistics of a checkpoint: the EMA weights if there are any, unless `raw`.
 
-    They differ where a run averages its weights (optim.ema_decay).
+    The EMA weights (optim.ema_decay) are the ones that evaluation scores.
     """
-    return _tensors(uri, AVERAGE if not raw and has_average(uri) else MODEL)
+    return _tensors(uri, EMA if not raw and has_ema(uri) else MODEL)
 
 
-def has_average(uri: str) -> bool:
-    """Whether the weights that were scored are an average of those that train on."""
-    return AVERAGE in json.loads(read_file(uri, COMMITTED))
+def has_ema(uri: str) -> bool:
+    """Return whether the checkpoint holds EMA weights."""
+    return EMA in json.loads(read_file(uri, COMMITTED))
 
 
 def _tensors(uri: str, name: str) -> Tensors:

@@ -1,7 +1,7 @@
-"""Writes on their way to storage: made in a thread, in order, retried, and never waited for by a step.
+"""Writes to storage in a background thread: in order, with retries, and without delaying a step.
 
-A job that is still waiting when a newer one of its name comes is replaced by it, so that dead storage fills no memory. What
-was given up is kept, to be tried once more at the end, and to be known as lost then.
+A waiting job is replaced by a newer job of the same name, so unavailable storage does not fill memory. A job that was given up
+is kept and tried once more at the end; if that fails too, it counts as lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PAUSES = (0.5, 1, 2, 4, 8, 16, 32)  # seconds before each retry
 
 
 class BackgroundWriter:
-    """Call `put`, and at the end `close`. `warn` is told of every failure, from the thread."""
+    """Call `put`, and `close` at the end. `warn` is called with every failure, from the thread."""
 
     def __init__(self, warn: Callable[[str], None], pauses: tuple[float, ...] = _PAUSES) -> None:
         self._warn, self._pauses = warn, pauses
@@ -29,6 +29,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def put(self, name: str, job: Callable[[], None]) -> None:
+        """Run a job in the background. It replaces a waiting job of the same name."""
         with self._changed:
             self._jobs.pop(name, None)
             self._lost.pop(name, None)
@@ -36,12 +37,12 @@ class BackgroundWriter:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Waits until everything put so far is written or given up."""
+        """Wait until every job so far is done or given up."""
         with self._changed:
             self._changed.wait_for(lambda: not self._jobs and not self._busy)
 
     def finish(self) -> list[str]:
-        """Waits for everything, tries once more what was given up, and names what is lost."""
+        """Wait for all jobs, retry once what was given up, and return the names of the jobs that are lost."""
         self.flush()
         with self._changed:
             self._jobs, self._lost = self._lost, {}
@@ -50,6 +51,7 @@ class BackgroundWriter:
         return sorted(self._lost)
 
     def close(self) -> None:
+        """Wait for all jobs and end the thread."""
         self.flush()
         with self._changed:
             self._closing = True
@@ -79,17 +81,17 @@ class BackgroundWriter:
                 return
             except StorageError as error:
                 if pause is None:
-                    self._warn(f"{name}: given up after {len(self._pauses) + 1} tries: {error}")
+                    self._warn(f"{name}: gave up after {len(self._pauses) + 1} attempts: {error}")
                     self._lose(name, job)
                     return
                 self._warn(f"{name}: {error}; trying again in {pause} s")
                 time.sleep(pause)
-            except Exception as error:  # a bug in a job must not end the thread that writes the next checkpoint
+            except Exception as error:  # a bug in one job must not end the thread that writes the next checkpoint
                 self._warn(f"{name}: failed: {error!r}")
                 self._lose(name, job)
                 return
 
     def _lose(self, name: str, job: Callable[[], None]) -> None:
         with self._changed:
-            if name not in self._jobs:  # a newer one will do
+            if name not in self._jobs:  # a newer job of this name replaces it
                 self._lost[name] = job

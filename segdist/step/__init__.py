@@ -1,3 +1,3 @@
-"""One optimizer update: the loss, the optimizer, and how gradients are reduced over ranks."""
+"""One optimizer update: the loss, the optimizer, and the reduction of gradients over ranks."""
 
 __all__ = ["loss", "optim", "update"]

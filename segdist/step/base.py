@@ -1,4 +1,4 @@
-"""How gradients of micro-batches become one update: what every strategy can do, and does where ranks keep whole weights."""
+"""The interface of a strategy: how the gradients of micro-batches become one update."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import torch
 from torch import nn
 
 from segdist.distributed import World
-from segdist.models.segmenter import Segmenter
+from segdist.models.segmenter import Segmenter, Tensors
 from segdist.step import optim
-
-Tensors = dict[str, torch.Tensor]
 
 
 class Strategy:
-    """`forward` is what training passes go through: the model, or what is wrapped around it.
+    """Base class. Its implementations are for strategies where every rank keeps all weights.
 
-    `least_passes`: forward passes that every rank must make in a step, if it has fewer micro-batches; 0: it does not matter.
+    `forward` is the module for training passes: the model or a wrapper around it. `min_passes` is the number of forward
+    passes that every rank must make in a step, even with fewer micro-batches; 0 means no minimum.
     """
 
-    least_passes = 0
+    min_passes = 0
 
     def __init__(
         self, model: Segmenter, forward: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None, world: World
@@ -29,46 +28,46 @@ class Strategy:
         self.forward = forward
         self._model, self._optimizer, self._clip, self._world = model, optimizer, clip, world
 
-    def group(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """What surrounds forward and backward of a micro-batch."""
+    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Return the context for forward and backward of a micro-batch."""
         raise NotImplementedError
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradient of a micro-batch's part of the loss."""
+        """Add the gradient of a micro-batch's part of the loss."""
         raise NotImplementedError
 
     def clear(self) -> bool:
-        """Forgets the gradients so far; whether that can be: other ranks may have some of them already."""
+        """Discard the gradients of this step; return False if that is impossible because other ranks may have received some."""
         raise NotImplementedError
 
     def update(self) -> torch.Tensor:
-        """Moves the weights by the gradient of the global batch; its norm. All ranks must call it."""
+        """Update the weights with the gradient of the global batch; return its norm. All ranks must call it."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Lets the model and the other ranks go."""
+        """Release the model and the process group."""
 
     def full_model(self) -> Segmenter:
-        """The model with all its weights. All ranks must call it."""
+        """Return the model with all its weights. All ranks must call it."""
         return self._model
 
     def optimizer_state(self) -> Tensors:
-        """As `optim.tensors` names it. All ranks must call it."""
+        """Return the optimizer's state, with the names of `optim.tensors`. All ranks must call it."""
         return optim.tensors(self._model, self._optimizer)
 
     def load_optimizer_state(self, stored: Tensors) -> None:
-        """Puts that back, before the first update. All ranks must call it."""
+        """Restore what `optimizer_state` returned, before the first update. All ranks must call it."""
         optim.load_tensors(self._model, self._optimizer, stored)
 
     def scaler_state(self) -> dict[str, Any]:
-        """What fp16's loss scale must remember; JSON-able."""
+        """Return the JSON-able state of fp16's loss scaler."""
         return {}
 
     def load_scaler_state(self, stored: dict[str, Any]) -> None:
-        """Puts that back."""
+        """Restore what `scaler_state` returned."""
 
-    def _clipped_norm(self) -> torch.Tensor:
-        """The norm of all gradients together, which are then scaled down to the limit where they exceed it."""
+    def _clip_gradients(self) -> torch.Tensor:
+        """Scale all gradients down to the norm limit, if there is one; return their norm before that."""
         moved = [p for p in self._model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
         if self._clip is not None:

@@ -1,4 +1,4 @@
-"""Gradients added in float64 on a fixed grid and reduced in float64: the same bits on any number of ranks."""
+"""Gradients summed in float64 on a fixed grid and reduced in float64: bit-identical on any number of ranks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from segdist.distributed import World
 from segdist.models.segmenter import Segmenter
 from segdist.step.base import Strategy
 
-# Adding C and taking it away rounds a float64 to multiples of 2**-40, far below Adam's eps. Sums of such numbers are
-# exact, hence independent of their order, as long as each is below 2**11 and the sum below 2**13; a gradient beyond that
-# (a run about to diverge) is still added rightly, but the last bits may then depend on the number of ranks.
+# Adding and subtracting GRID rounds a float64 to a multiple of 2**-40, far below Adam's eps. Sums of such numbers are exact,
+# and so independent of their order, as long as each is below 2**11 and the sum below 2**13. A larger gradient (of a run that
+# is about to diverge) is still added correctly, but its last bits may depend on the number of ranks.
 GRID = 1.5 * 2.0**12
 
 
 class Exact(Strategy):
-    """Costs 8 bytes per parameter. Needs the same kernels and number of threads on every rank.
+    """Takes 8 bytes per parameter. All ranks must use the same kernels and the same number of threads.
 
-    One reduction, after the last backward: in buckets beside it, it took CPU ranks longer (benchmarks/results/strategies.md).
+    There is one reduction, after the last backward pass. Bucketed reductions that overlap it were slower on CPU ranks
+    (benchmarks/results/strategies.md).
     """
 
     def __init__(
@@ -33,33 +34,33 @@ class Exact(Strategy):
         self._sum = torch.zeros(sum(sizes), dtype=torch.float64, device=world.device)
         self._parts = [part.view(p.shape) for part, p in zip(self._sum.split(sizes), self._parameters)]
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(functools.partial(self._move, part))
+            parameter.register_post_accumulate_grad_hook(functools.partial(self._add_gradient, part))
             for parameter, part in zip(self._parameters, self._parts)
         ]
 
-    def group(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    def micro_batch(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
     @staticmethod
-    def _move(part: torch.Tensor, parameter: torch.Tensor) -> None:
-        """Adds a micro-batch's gradient of a parameter to its part of the sum."""
+    def _add_gradient(part: torch.Tensor, parameter: torch.Tensor) -> None:
+        """Move a parameter's gradient of one micro-batch into its part of the sum."""
         assert parameter.grad is not None
         part.add_(parameter.grad.double().add_(GRID).sub_(GRID))
         parameter.grad = None
 
     def clear(self) -> bool:
         self._sum.zero_()
-        self._optimizer.zero_grad()  # of a parameter whose turn it was when memory ran out
+        self._optimizer.zero_grad()  # of the parameter at which memory ran out
         return True
 
     def update(self) -> torch.Tensor:
         self._world.sum(self._sum)
         for parameter, part in zip(self._parameters, self._parts):
             parameter.grad = torch.empty_like(parameter).copy_(part)  # in the parameter's own memory format
-        norm = self._clipped_norm()
+        norm = self._clip_gradients()
         self._optimizer.step()
         self.clear()
         return norm

@@ -1,7 +1,7 @@
-"""The loss of a global batch is a sum over its micro-batches, divided by what is known before any backward.
+"""The loss of a global batch: a sum over its micro-batches, with divisors that are known before any backward pass.
 
-The divisors come from the masks alone, are summed over micro-batches and ranks in integers, and divide once; so the
-gradient does not depend on how void, a rare class or a boundary is spread over them.
+The divisors are computed from the masks alone, summed over micro-batches and ranks in integers, and divide once. The gradient
+therefore does not depend on how void pixels, a rare class or boundaries are distributed over micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -22,48 +22,49 @@ from segdist.ops.resize import PixelTerms, cross_entropy_sum, pixel_sum
 
 
 class Criterion:
-    """The terms of a config, weighted and added. p is the softmax of the logits at the mask's size, y the pixel's class.
+    """The weighted sum of a config's loss terms. p is the softmax of the logits at the mask's size, y the pixel's class.
 
-    Terms of pixels are a mean over the valid pixels of the global batch, with the weights class_weight[y] * boundary:
-      cross_entropy  -log p_y; label smoothing as PyTorch has it (Szegedy et al. 2016, arXiv:1512.00567, section 7)
+    Pixel terms are a mean over the valid pixels of the global batch, with the weights class_weight[y] * boundary:
+      cross_entropy  -log p_y; label smoothing as in PyTorch (Szegedy et al. 2016, arXiv:1512.00567, section 7)
       focal          -(1 - p_y)^gamma log p_y (Lin et al. 2017, arXiv:1708.02002, equations 4 and 5, class weights for alpha);
-                     a softmax over classes and a mean over pixels, where the paper has a sigmoid for each and counts anchors
+                     a softmax over classes and a mean over pixels; the paper uses sigmoids and divides by the number of anchors
       boundary       1 + w exp(-d^2 / (2 sigma^2)), after Ronneberger et al. 2015 (arXiv:1505.04597, equation 2): here d is the
-                     chessboard distance to the nearest pixel of another class, and nothing is added beyond 3 sigma
+                     chessboard distance to the nearest pixel of another class, and the weight is 1 beyond 3 sigma
 
-    Terms of groups are a mean over the micro-batches that have valid pixels:
-      ohem           cross-entropy of hard pixels alone: see ops.hard (Shrivastava et al. 2016, arXiv:1604.03540, section 4; of
-                     pixels, with a threshold and a least number: Wu et al. 2016, arXiv:1605.06885)
-      dice           1 - 2I / (P + T) (Milletari et al. 2016, arXiv:1606.04797, section 3, with sums for its sums of squares)
+    Micro-batch terms are a mean over the micro-batches that have valid pixels:
+      ohem           cross-entropy of hard pixels only: see ops.hard (Shrivastava et al. 2016, arXiv:1604.03540, section 4; for
+                     pixels, with a threshold and a minimum number: Wu et al. 2016, arXiv:1605.06885)
+      dice           1 - 2I / (P + T) (Milletari et al. 2016, arXiv:1606.04797, section 3, with sums instead of sums of squares)
       jaccard        1 - I / (P + T - I) (Rahman & Wang 2016, Int. Symp. on Visual Computing, doi:10.1007/978-3-319-50835-1_22)
       tversky        1 - I / (I + alpha (P - I) + (1 - alpha) (T - I)) (Salehi et al. 2017, arXiv:1706.05721, equation 3)
-      lovasz         Lovász-softmax over all pixels of the group (Berman et al. 2018, arXiv:1705.08790, equations 8 to 12)
-    with I = sum of p_k where y = k, P = sum of p_k, T = number of y = k over the group's valid pixels, and the mean over the
-    classes k that its masks show.
+      lovasz         Lovász-softmax over all pixels of the micro-batch (Berman et al. 2018, arXiv:1705.08790, equations 8 to 12)
+    with I = sum of p_k where y = k, P = sum of p_k, T = number of pixels with y = k, all over the micro-batch's valid pixels.
+    Each is averaged over the classes k that occur in its masks.
     """
 
     def __init__(self, cfg: Loss, class_pixels: Sequence[int]) -> None:
-        """`class_pixels` (K,): the training pixels of each class. Raises ConfigError as class_weights does."""
+        """`class_pixels` (K,) are the training pixels of each class. Raises ConfigError as class_weights does."""
         self._cfg, self._weights = cfg, class_weights(cfg, class_pixels)
         near = any(cfg.pixel_terms.values()) and cfg.boundary_weight > 0
         self._reach = math.floor(3 * cfg.boundary_sigma_px) if near else 0  # px
         d = torch.arange(self._reach + 1, dtype=torch.float64)
         self._boost = 1 + cfg.boundary_weight * torch.exp(-0.5 * (d / cfg.boundary_sigma_px) ** 2)
-        self._boost[0] = 1  # class_distance says 0 for beyond
+        self._boost[0] = 1  # class_distance is 0 beyond the reach
         classes = torch.ones(1) if self._weights is None else self._weights
-        self._weight = torch.outer(classes.double(), self._boost).flatten()  # of a pixel in each cell of the tally
+        self._weight = torch.outer(classes.double(), self._boost).flatten()  # per cell of the tally
         self._terms = PixelTerms(cfg.cross_entropy, cfg.label_smoothing, cfg.focal, cfg.focal_gamma)
         self._plain = not (cfg.label_smoothing or cfg.focal or self._reach)
 
     def tally(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
-        """int64 (n,): what these uint8 (B, H, W) masks, one tensor for each micro-batch, add to the global batch's tally.
+        """Return int64 (n,): the tally of uint8 (B, H, W) masks, one tensor per micro-batch, to be summed over ranks.
 
-        The micro-batches with valid pixels, then the valid pixels by class and distance, as far as the weights ask for them.
+        It holds the number of micro-batches with valid pixels, then the valid pixels by class and boundary distance, where the
+        weights depend on these.
         """
         return self.total([self.count(mask) for mask in masks])
 
     def total(self, counts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The tally, from what `count` says of each micro-batch."""
+        """Return the tally, from the result of `count` for each micro-batch."""
         total = torch.zeros(1 + self._weight.numel(), dtype=torch.int64)
         for count in counts:
             total[0] += count.any()
@@ -71,9 +72,9 @@ class Criterion:
         return total
 
     def count(self, mask: torch.Tensor) -> torch.Tensor:
-        """int64 (classes * distances,) of valid pixels of uint8 (B, H, W); without class weights the classes are one.
+        """Return int64 (classes * distances,): the valid pixels of uint8 (B, H, W). Without class weights there is one class.
 
-        It costs time where boundaries weigh more, so the stream's threads do it.
+        Boundary weights make it expensive, so the stream's threads compute it.
         """
         if self._weight.numel() == 1:
             return (mask != IGNORE).sum()[None]
@@ -83,7 +84,7 @@ class Criterion:
         return table.sum(0) if self._weights is None else table[: len(self._weights)].flatten()
 
     def divisors(self, tallied: torch.Tensor) -> torch.Tensor:
-        """float64 (2,): what divides the terms of pixels and of groups, from the sum of all ranks' tallies; never 0."""
+        """Return float64 (2,): the divisors of pixel and micro-batch terms, from the sum of all ranks' tallies; never 0."""
         total = torch.stack([(tallied[1:] * self._weight.to(tallied.device)).sum(), tallied[0].double()])
         return torch.where(total > 0, total, 1.0)
 
@@ -94,21 +95,21 @@ class Criterion:
         divisors: torch.Tensor,
         align_corners: bool,
     ) -> torch.Tensor:
-        """float64 scalar: this micro-batch's part of the global batch's loss, which is the sum over micro-batches and ranks.
+        """Return this micro-batch's part of the global batch's loss (the sum over micro-batches and ranks), a float64 scalar.
 
-        outputs: logits (B, K, h, w) in any float type, or these and those of auxiliary heads, which weigh `aux_weight`; masks
-        uint8 (B, H, W) on the same device. Computed in fp32, or fp64 for fp64 logits, whatever autocast says. Beside some
-        numbers per pixel, each term holds a gradient of the logits' own size until the backward.
+        `outputs` are logits (B, K, h, w) of any float type, optionally with those of auxiliary heads, which are weighted by
+        `aux_weight`. `masks` are uint8 (B, H, W) on the same device. Computed in fp32 (fp64 for fp64 logits), independent of
+        autocast. Besides some numbers per pixel, each term holds a gradient of the logits' size until the backward pass.
         """
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         boost = self._boost.to(masks.device)[class_distance(masks, self._reach).long()] if self._reach else None
         divisors = divisors.to(masks.device)
-        loss = self._of(heads[0], masks, boost, divisors, align_corners)
+        loss = self._head_loss(heads[0], masks, boost, divisors, align_corners)
         for aux in heads[1:] if self._cfg.aux_weight else ():
-            loss = loss + self._cfg.aux_weight * self._of(aux, masks, boost, divisors, align_corners)
+            loss = loss + self._cfg.aux_weight * self._head_loss(aux, masks, boost, divisors, align_corners)
         return loss
 
-    def _of(
+    def _head_loss(
         self,
         logits: torch.Tensor,
         masks: torch.Tensor,
@@ -116,7 +117,7 @@ class Criterion:
         divisors: torch.Tensor,
         align_corners: bool,
     ) -> torch.Tensor:
-        """The loss of one head's logits; boost (B, H, W) float64."""
+        """Return the loss of one head's logits. `boost` is float64 (B, H, W)."""
         cfg = self._cfg
         logits = logits if logits.dtype == torch.float64 else logits.float()
         weights = None if self._weights is None else self._weights.to(logits)
@@ -142,7 +143,7 @@ class Criterion:
         return pixel_sum(logits, masks, align_corners, weights, kept) / torch.where(total > 0, total, 1.0)
 
     def _overlap(self, logits: torch.Tensor, masks: torch.Tensor, align_corners: bool) -> torch.Tensor:
-        """The weighted sum of dice, jaccard, tversky and lovasz of one micro-batch; 0 where it has no valid pixel."""
+        """Return the weighted sum of dice, jaccard, tversky and lovasz of one micro-batch; 0 if it has no valid pixel."""
         cfg = self._cfg
         truth = torch.bincount(masks.flatten(), minlength=256)[: logits.shape[1]]
         loss = logits.new_zeros((), dtype=torch.float64)
@@ -159,6 +160,6 @@ class Criterion:
 
 
 def _mean_miss(present: torch.Tensor, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Mean over the classes `present` (K,) of 1 - part / whole; 0 without any."""
-    whole = whole.clamp(min=1e-7)  # px; 0 / 0 in a void group, or with tversky_alpha=1 where p_k rounds to 0
+    """Return the mean of 1 - part / whole over the classes `present` (K,); 0 if there are none."""
+    whole = whole.clamp(min=1e-7)  # px; avoids 0 / 0 if all pixels are void, or with tversky_alpha=1 if p_k rounds to 0
     return ((1 - part / whole) * present).sum() / present.sum().clamp(min=1)

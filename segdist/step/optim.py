@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups and its learning rate, which is a pure function of the step."""
+"""The optimizer, its parameter groups, and the learning rate, which is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ import torch
 from torch import nn
 
 from segdist.config import Optim
+from segdist.models.segmenter import Tensors
 
-Tensors = dict[str, torch.Tensor]
 Layers = Sequence[tuple[str, ...]]
 
 _POSITIONS = re.compile(r"(^|[._])(pos(ition)?_?embed|relative_position|cls_token|mask_token)")
 
 
 def build(cfg: Optim, model: nn.Module, encoder_prefix: str, layers: Layers) -> torch.optim.Optimizer:
-    """The optimizer over encoder and head, in groups that share a learning rate and a decay.
+    """Return the optimizer, with one parameter group per learning rate and weight decay.
 
-    `layers` are name prefixes of each encoder layer's parameters, from the input up. One-dimensional parameters (norms,
-    biases) and position embeddings do not decay. Encoder layer l of n learns layer_decay ** (n - 1 - l) times as fast as
-    the deepest, which learns at the full rate (Clark et al. 2020, arXiv:2003.10555, section 3; Howard & Ruder 2018,
+    `layers` are the name prefixes of each encoder layer's parameters, from the input up. One-dimensional parameters (norms,
+    biases) and position embeddings have no weight decay. Encoder layer l of n has layer_decay ** (n - 1 - l) times the learning
+    rate of the deepest layer, which has the full rate (Clark et al. 2020, arXiv:2003.10555, section 3; Howard & Ruder 2018,
     arXiv:1801.06146, section 3.2).
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not _POSITIONS.search(name)
-            inside = name.startswith(
-                encoder_prefix
-            )  # its own groups: fused kernels cannot have a part of a group frozen
-            key = lr_factor(cfg, name, encoder_prefix, layers), cfg.weight_decay if decays else 0.0, inside
+            in_encoder = name.startswith(encoder_prefix)  # fused kernels cannot freeze a part of a parameter group
+            key = lr_factor(cfg, name, encoder_prefix, layers), cfg.weight_decay if decays else 0.0, in_encoder
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay, _), p in groups.items()]
     if cfg.name == "sgd":
@@ -42,7 +40,7 @@ def build(cfg: Optim, model: nn.Module, encoder_prefix: str, layers: Layers) -> 
 
 
 def lr_factor(cfg: Optim, name: str, encoder_prefix: str, layers: Layers) -> float:
-    """How fast a parameter learns, against the encoder's deepest layer."""
+    """Return a parameter's learning rate relative to that of the encoder's deepest layer."""
     if not name.startswith(encoder_prefix):
         return cfg.head_lr_factor
     depth = next((i for i, prefixes in enumerate(layers) if name.startswith(prefixes)), 0)
@@ -50,7 +48,7 @@ def lr_factor(cfg: Optim, name: str, encoder_prefix: str, layers: Layers) -> flo
 
 
 def lr_at(cfg: Optim, step: int, num_steps: int) -> float:
-    """The learning rate of the encoder's deepest layer at step 0..num_steps-1: linear warm-up, then the schedule."""
+    """Return the learning rate of the encoder's deepest layer at step 0..num_steps-1: linear warm-up, then the schedule."""
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / (cfg.warmup_steps + 1)
     done = (step - cfg.warmup_steps) / (num_steps - cfg.warmup_steps)
@@ -65,13 +63,13 @@ def lr_at(cfg: Optim, step: int, num_steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every group its share of a learning rate."""
+    """Set the learning rate of every parameter group to `lr` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
 
 def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """ "exp_avg/<parameter>" -> tensor, for every parameter that was ever moved; independent of parameter groups."""
+    """Return {"exp_avg/<parameter>": tensor, ...} for every parameter that was updated; independent of parameter groups."""
     names = {p: name for name, p in model.named_parameters()}
     return {
         f"{k}/{names[p]}": v
@@ -83,7 +81,7 @@ def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, stored: Tensors) -> None:
-    """Puts back what `tensors` gave, for any grouping of the same parameters."""
+    """Restore what `tensors` returned, for any parameter groups over the same parameters."""
     names = dict(model.named_parameters())
     for key, value in stored.items():
         kind, name = key.split("/", 1)

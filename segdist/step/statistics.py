@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, which must not depend on how many ranks share a batch."""
+"""BatchNorm's running statistics, independent of the number of ranks that share a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class BatchStatistics:
-    """The running statistics of all BatchNorm layers in training mode, moved once per step by the mean over the groups."""
+    """Running statistics of all BatchNorm layers in training mode, updated once per step by the mean over its micro-batches."""
 
     def __init__(self, model: nn.Module) -> None:
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
@@ -17,22 +17,25 @@ class BatchStatistics:
         self.size = sum(t.numel() for t in self._stats)
 
     def begin(self) -> None:
-        """Remembers where the step starts from."""
+        """Store the statistics at the start of a step."""
         self._start = [t.clone() for t in self._stats]
         self._start_counts = [t.clone() for t in self._counts]
 
     def rewind(self) -> None:
-        """Back to the step's start, for the next group."""
+        """Restore the statistics of the start of the step, before each micro-batch."""
         for tensors, start in ((self._stats, self._start), (self._counts, self._start_counts)):
             if tensors:
                 torch._foreach_copy_(tensors, start)
 
     def flat(self) -> torch.Tensor:
-        """float64 (size,): what a group made of them. To be asked before its backward pass, which may run blocks again."""
+        """Return float64 (size,): the statistics after a micro-batch's forward pass.
+
+        Must be called before its backward pass, which may run blocks again.
+        """
         return torch.cat([t.flatten() for t in self._stats]).double() if self._stats else torch.zeros(0)
 
     def finish(self, rows: torch.Tensor) -> None:
-        """Sets them to the mean of float64 (groups, size), one row per group of the global batch."""
+        """Set the statistics to the mean of `rows`, float64 (micro-batches of the global batch, size)."""
         if not self._stats:
             return
         for tensor, value in zip(self._stats, rows.mean(0).split([t.numel() for t in self._stats])):

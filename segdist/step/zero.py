@@ -1,8 +1,8 @@
-"""DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), driven by the same step as every other strategy.
+"""DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054).
 
-It divides among ranks 1 the optimizer states, 2 the gradients too, 3 the weights too. Weights stay in fp32, and nothing is
-compiled: the optimizer is torch's. What it keeps comes out as whole tensors by name, so a checkpoint knows no strategy.
-Some names here are private to DeepSpeed 0.19, which constraints.txt pins.
+Stage 1 partitions the optimizer states over ranks, stage 2 also the gradients, stage 3 also the weights. Weights stay in fp32.
+The optimizer is torch's, so nothing is compiled. All state is exported as whole tensors by parameter name, so checkpoints are
+independent of the strategy. Some names used here are private to DeepSpeed 0.19, which constraints.txt pins.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from torch import nn
 from segdist import models
 from segdist.distributed import TIMEOUT, World, backend
 from segdist.errors import CheckpointError
-from segdist.models.segmenter import Segmenter
+from segdist.models.segmenter import Segmenter, Tensors
 from segdist.step.base import Strategy
 
-Tensors = dict[str, torch.Tensor]
 BUCKET_ELEMENTS = 50_000_000
 
 
 class _Casting(nn.Module):
-    """Autocast inside of the engine, which switches off one outside of it."""
+    """Autocast inside the engine, which disables any autocast around it."""
 
     def __init__(self, net: nn.Module, device: str, precision: str) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class _Casting(nn.Module):
 
 
 class Zero(Strategy):
-    """Held to the band of the loss curve that DDP is held to: its additions are in fp32, in an order of its own."""
+    """Adds in fp32, in its own order, so the loss curve stays within the same tested tolerance as with DDP."""
 
     def __init__(
         self,
@@ -51,28 +50,30 @@ class Zero(Strategy):
         precision: str,
         stage: int,
         offload: bool,
-        least_passes: int,
+        min_passes: int,
     ) -> None:
         super().__init__(model, model, optimizer, clip, world)
         deepspeed = self._deepspeed = _imported(world.device)
-        self._owns_group = not dist.is_initialized()
-        if self._owns_group:  # it talks even to itself
+        self._owns_process_group = not dist.is_initialized()
+        if self._owns_process_group:  # DeepSpeed needs a process group even for one rank
             dist.init_process_group(backend(world.device.type == "cuda"), store=dist.HashStore(), rank=0, world_size=1)
-        # a group of its own, or it keeps one that outlives this process group and waits half an hour for lost ranks
-        self._group = deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=TIMEOUT)
+        # without its own process group, DeepSpeed keeps one that outlives ours and waits half an hour for lost ranks
+        self._process_group = deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=TIMEOUT)
         self._stage = stage
-        self.least_passes = least_passes if stage == 3 else 0  # each gathers weights, so all ranks must make as many
+        self.min_passes = (
+            min_passes if stage == 3 else 0
+        )  # each pass gathers weights, so all ranks must make the same number
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        model.to(memory_format=torch.contiguous_format)  # it sends bytes as they lie
+        model.to(memory_format=torch.contiguous_format)  # DeepSpeed sends raw memory
         sharing: dict[str, Any] = {
             "stage": stage,
             "reduce_bucket_size": min(BUCKET_ELEMENTS, sum(p.numel() for p in model.parameters())),
-            "overlap_comm": False,  # the reduction comes after the last group
+            "overlap_comm": False,  # the reduction follows the last micro-batch
         }
         if offload:
             sharing["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # asked for, and used for nothing
+            "train_micro_batch_size_per_gpu": 1,  # required, but without effect
             "zero_optimization": sharing,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeedCPUAdam would have to be compiled
@@ -82,18 +83,18 @@ class Zero(Strategy):
             model=_Casting(model, world.device.type, precision), optimizer=optimizer, config=config
         )
         self.forward = self._engine
-        self._local: contextlib.ExitStack | None = None  # open while backward passes keep their gradients to themselves
+        self._local: contextlib.ExitStack | None = None  # open while gradients are accumulated locally
 
     @contextlib.contextmanager
-    def group(self, is_last: bool) -> Iterator[None]:
-        """Backward passes stay local until `update`, so ranks may have different numbers of groups."""
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        """Accumulate gradients locally until `update`, so ranks may have different numbers of micro-batches."""
         if self._local is None:
             self._local = contextlib.ExitStack()
             self._local.enter_context(self._engine.coalesce_grad_reduction())
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        self._engine.backward(loss * self._world.num_ranks, scale_wrt_gas=False)  # it averages over ranks
+        self._engine.backward(loss * self._world.num_ranks, scale_wrt_gas=False)  # DeepSpeed averages over ranks
 
     def clear(self) -> bool:
         return False
@@ -105,7 +106,7 @@ class Zero(Strategy):
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         if not self._engine.was_step_applied():
-            return torch.tensor(torch.inf)  # the run stops: its training has diverged
+            return torch.tensor(torch.inf)  # stops the run: training has diverged
         return torch.as_tensor(self._engine.get_global_grad_norm())
 
     def full_model(self) -> Segmenter:
@@ -144,25 +145,25 @@ class Zero(Strategy):
         for _, members in self._flats():
             for parameter in members:
                 for kind in kinds:
-                    if (key := f"{kind}/{self._names[parameter]}") in stored:  # else never moved: zeros
+                    if (key := f"{kind}/{self._names[parameter]}") in stored:  # otherwise never updated: zeros
                         self._set(parameter, kind, stored[key])
 
     def close(self) -> None:
         self._engine.destroy()
         del self._engine, self._zero
         self.forward = self._model
-        dist.destroy_process_group(self._group)
-        if self._owns_group:
+        dist.destroy_process_group(self._process_group)
+        if self._owns_process_group:
             dist.destroy_process_group()
 
     def _flats(self) -> list[tuple[torch.Tensor, list[nn.Parameter]]]:
-        """(this rank's part of a parameter group, in one piece; the group's parameters)."""
+        """Return (this rank's flat partition, parameters) of each parameter group."""
         if self._stage < 3:
             return list(zip(self._zero.single_partition_of_fp32_groups, self._zero.bit16_groups))
         return list(zip(self._zero.fp32_partitioned_groups_flat, self._zero.fp16_groups))
 
     def _link(self) -> None:
-        """Makes the states known under their parameters; DeepSpeed does it once, and for the first group only."""
+        """Link optimizer states to their parameters. DeepSpeed does so once, and only for the first parameter group."""
         if self._stage < 3 and self._optimizer.state:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
@@ -174,34 +175,34 @@ class Zero(Strategy):
         if self._stage < 3:
             safe_set_full_optimizer_state(parameter, value, kind)
             return
-        # safe_set_full_* fails in stage 3 where the number of ranks does not divide the parameter: pad, and set the part
+        # safe_set_full_* fails in stage 3 if the parameter is not divisible by the number of ranks: pad, and set the partition
         size, rank = parameter.ds_tensor.numel(), self._world.rank
         padded = nn.functional.pad(value.flatten(), (0, size * self._world.num_ranks - value.numel()))
         safe_set_local_optimizer_state(parameter, padded[size * rank : size * (rank + 1)], kind)
 
 
-def _empty(flat: torch.Tensor, stored: Tensors, names: list[str]) -> dict[str, torch.Tensor]:
-    """States for a group's part, of the kinds that are stored; only the count of steps has its value already."""
+def _empty(flat: torch.Tensor, stored: Tensors, names: list[str]) -> Tensors:
+    """Return zero states of the stored kinds for a partition of a parameter group; only the step count has its value."""
     kinds = sorted({key.split("/", 1)[0] for key in stored})
     made = {kind: torch.zeros_like(flat, requires_grad=False) for kind in kinds if kind != "step"}
     if "step" in kinds:
         steps = {float(stored[key]) for name in names if (key := f"step/{name}") in stored} or {0.0}
         if len(steps) != 1:
             raise CheckpointError(
-                f"parameters of one group were moved {sorted(steps)} times, and ZeRO moves a group at once; go on under "
-                "train.strategy=ddp"
+                f"parameters of one parameter group have different step counts {sorted(steps)}, but ZeRO keeps one count per "
+                "parameter group. Continue with train.strategy=ddp"
             )
         made["step"] = torch.tensor(steps.pop(), device=flat.device)
     return made
 
 
 def _imported(device: torch.device) -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it takes the GPU that it sees, whatever was asked for
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # by which it chooses its GPU
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # otherwise DeepSpeed uses any visible GPU
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # selects the GPU
     import deepspeed
     import deepspeed.ops
     import deepspeed.utils.groups
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__ = {}  # nothing is compiled, and no compiler asked for
+    deepspeed.ops.__compatible_ops__ = {}  # compile nothing, and require no compiler
     return deepspeed

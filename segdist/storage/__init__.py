@@ -1,9 +1,9 @@
-"""Bytes at a URI. Everything that segdist reads or leaves behind passes through these functions.
+"""Bytes at a URI: everything that segdist reads or writes goes through these functions.
 
-Served: local paths and file://, s3:// (any S3 store; see `s3`), and to read from, hf:// (the Hugging Face Hub) and
-https:// (single files of a web server; http:// too). Writing is atomic: a reader sees the old object or the new one, never
-half of one. `create` is the one primitive that two writers can race on and only one can win. All raise StorageError with a
-remedy: MissingError where nothing is there, UnavailableError where the same request may succeed later.
+Supported: local paths and file://, s3:// (any S3 store, see `s3`), and read-only hf:// (the Hugging Face Hub), https:// and
+http:// (single files of a web server). Writes are atomic: a reader sees the old object or the new one, never a part. Of two
+writers that race with `create`, exactly one succeeds. All functions raise StorageError with a remedy: MissingError if
+nothing exists at the URI, UnavailableError if the same request may succeed later.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "exists",
     "fetch",
     "hub_file",
-    "hub_knows",
+    "hub_file_exists",
     "is_local",
     "is_relative",
     "join",
@@ -48,71 +48,71 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
-hub_file, hub_knows = hf.cached, hf.knows
-_STORES = {"": local, "file": local, "s3": s3, "hf": hf, "http": http, "https": http}
+hub_file, hub_file_exists = hf.cached_file, hf.file_exists
+_BACKENDS = {"": local, "file": local, "s3": s3, "hf": hf, "http": http, "https": http}
 _READ_ONLY = {"hf", "http", "https"}
-_PATIENCE_SECONDS = 120.0
-_LEAST_TRIES = 3
+_RETRY_SECONDS = 120.0
+_MIN_TRIES = 3
 _WARN_SECONDS = 30.0
-_warned = -_WARN_SECONDS  # when; many threads meet the same outage
+_warned_at = -_WARN_SECONDS  # shared: many threads fail at the same time
 
 
-def _store(uri: str) -> ModuleType:
+def _backend(uri: str) -> ModuleType:
     scheme = _scheme(uri)
     try:
-        return _STORES[scheme]
+        return _BACKENDS[scheme]
     except KeyError:
-        raise StorageError(f"{uri}: {scheme}:// is not served; give a local path, s3://, hf:// or https://") from None
+        raise StorageError(f"{uri}: {scheme}:// is not supported. Use a local path, s3://, hf:// or https://") from None
 
 
 def _writable(uri: str) -> ModuleType:
-    """As `_store`. Raises StorageError where segdist only reads."""
-    store, scheme = _store(uri), _scheme(uri)
+    """Return the backend. Raises StorageError if it is read-only."""
+    backend, scheme = _backend(uri), _scheme(uri)
     if scheme in _READ_ONLY:
-        raise StorageError(f"{redacted(uri)}: {scheme}:// is to read from only; write to a local folder or s3://")
-    return store
+        raise StorageError(f"{redacted(uri)}: {scheme}:// is read-only. Write to a local folder or s3://")
+    return backend
 
 
 def _scheme(uri: str) -> str:
-    """In lower case; "" of a path."""
+    """Return the scheme in lower case; "" for a path."""
     scheme, separator, _ = uri.partition("://")
     return scheme.lower() if separator else ""
 
 
 def is_local(uri: str) -> bool:
-    """Whether it is a path on this machine."""
-    return _store(uri) is local
+    """Return whether `uri` is a path on this machine."""
+    return _backend(uri) is local
 
 
 def redacted(uri: str) -> str:
-    """The URI as a message or a record may name it: the query of a web address may hold a credential."""
-    return http.shown(uri) if uri.lower().startswith(("http://", "https://")) else uri
+    """Return the URI without credentials, for messages and records: a web URL's query may hold one."""
+    return http.redacted(uri) if uri.lower().startswith(("http://", "https://")) else uri
 
 
 def is_relative(uri: str) -> bool:
-    """Whether it is a relative path, which means something else on every machine."""
+    """Return whether `uri` is a relative path, which differs between machines."""
     return is_local(uri) and not uri.startswith(("/", "~", "file:"))
 
 
 def check_absolute(*uris: str) -> None:
-    """Raises StorageError for a relative path in a job that was submitted to Ray."""
-    lost = [uri for uri in uris if is_relative(uri)]
-    if lost and "/working_dir_files/" in os.getcwd():
+    """Raises StorageError for a relative path in a job submitted to Ray."""
+    relative = [uri for uri in uris if is_relative(uri)]
+    if relative and "/working_dir_files/" in os.getcwd():
         raise StorageError(
-            f"{', '.join(lost)}: in a submitted job a relative path lies in Ray's copy of your folder, which Ray deletes; give "
-            "s3://, or an absolute path on a file system that all nodes share"
+            f"{', '.join(relative)}: in a submitted job, a relative path points into Ray's copy of your folder, which Ray "
+            "deletes. Use s3://, or an absolute path on a file system that all nodes share"
         )
 
 
 def local_path(uri: str) -> Path:
-    """The absolute path of a local URI."""
+    """Return the absolute path of a local URI."""
     return local.path_of(uri).absolute()
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of something below `uri`. Raises StorageError when it would escape it."""
+    """Return the URI of `parts` below `uri`. Raises StorageError if the result would lie outside `uri`."""
     if uri.endswith("://"):
-        raise StorageError(f"{uri}: nothing behind the scheme; write {uri}BUCKET/FOLDER")
+        raise StorageError(f"{uri}: the path is missing. Write {uri}BUCKET/FOLDER")
     for part in parts:
         if part.startswith("/") or ".." in part.split("/"):
             raise StorageError(f"{part!r} would escape {uri}")
@@ -120,49 +120,49 @@ def join(uri: str, *parts: str) -> str:
 
 
 def read(uri: str) -> bytes:
-    """All bytes."""
-    return _store(uri).read(uri)
+    """Return all bytes."""
+    return _backend(uri).read(uri)
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
-    """`length` bytes from `offset`. Raises StorageError when there are fewer."""
-    return _store(uri).read_range(uri, offset, length)
+    """Return `length` bytes from `offset`. Raises StorageError if there are fewer."""
+    return _backend(uri).read_range(uri, offset, length)
 
 
 def fetch(uri: str, path: Path) -> None:
-    """Put a copy of the file at a local path, atomically, making folders as needed."""
-    store = _store(uri)
-    if store is http:
+    """Copy the file to a local path, atomically; creates folders as needed."""
+    backend = _backend(uri)
+    if backend is http:
         http.fetch(uri, path)
     else:
-        local.write(str(path), store.read(uri))
+        local.write(str(path), backend.read(uri))
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or a folder is there. Raises StorageError when that cannot be known."""
-    return _store(uri).exists(uri)
+    """Return whether a file or folder exists. Raises StorageError if that cannot be determined."""
+    return _backend(uri).exists(uri)
 
 
 def write(uri: str, data: bytes) -> None:
-    """Put the bytes, durably and atomically, making folders as needed; returns once they are known to be there."""
+    """Write the bytes durably and atomically; creates folders as needed. Returns once the bytes are stored."""
     _writable(uri).write(uri, data)
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Put the bytes only if nothing is there; False when something was. Of two racing writers one wins.
+    """Write the bytes only if nothing exists at `uri`; return whether they were written. Of two racing writers, one wins.
 
-    The bytes of two writers must differ: where an answer is lost, what is there then tells who won.
+    Two writers must write different bytes: if a response is lost, the stored bytes show who won.
     """
     return _writable(uri).create(uri, data)
 
 
 def names(uri: str) -> list[str]:
-    """Names directly below `uri`, files and folders, sorted; none when it does not exist. Writes under way are not shown."""
-    return _store(uri).names(uri)
+    """Return the sorted names of files and folders directly below `uri`; [] if it does not exist. Omits unfinished writes."""
+    return _backend(uri).names(uri)
 
 
 def did_you_mean(uri: str) -> str:
-    """What is there and bears almost the name of something that is not: " (near it: URI)", or nothing."""
+    """Return " (did you mean URI?)" for an existing URI with a similar name; "" if there is none."""
     above, _, name = uri.rstrip("/").rpartition("/")
     if above.endswith((":", ":/")):
         return ""
@@ -170,48 +170,48 @@ def did_you_mean(uri: str) -> str:
         if above and not exists(above):
             return did_you_mean(above)
         siblings = names(above or ("/" if uri.startswith("/") else "."))
-        found = difflib.get_close_matches(name, siblings, 1)
+        similar = difflib.get_close_matches(name, siblings, 1)
     except StorageError:
         return ""
-    return f" (near it: {f'{above}/' if '/' in uri.rstrip('/') else ''}{found[0]})" if found else ""
+    return f" (did you mean {f'{above}/' if '/' in uri.rstrip('/') else ''}{similar[0]}?)" if similar else ""
 
 
 def sizes(uri: str) -> dict[str, int]:
-    """Bytes of every file directly below `uri`; none when it does not exist."""
-    return _store(uri).sizes(uri)
+    """Return {name: bytes} of the files directly below `uri`; {} if it does not exist."""
+    return _backend(uri).sizes(uri)
 
 
 def walk(uri: str) -> list[Entry]:
-    """All files below `uri`, at any depth, sorted by name; none when it does not exist."""
-    return sorted(_store(uri).walk(uri), key=lambda entry: entry.name)
+    """Return all files below `uri`, at any depth, sorted by name; [] if it does not exist."""
+    return sorted(_backend(uri).walk(uri), key=lambda entry: entry.name)
 
 
 def delete(uri: str) -> None:
-    """Remove a file, or a folder and all below it; nothing happens when it is not there."""
+    """Delete a file, or a folder and everything below it; does nothing if it does not exist."""
     _writable(uri).delete(uri)
 
 
 def remove_stale(uri: str) -> None:
-    """Removes what killed writers left directly below `uri`; only for a folder that nobody else is writing to."""
+    """Delete the temporary files of killed writers directly below `uri`. No other process may be writing there."""
     _writable(uri).remove_stale(uri)
 
 
 def check_writable(uri: str) -> None:
-    """Raises StorageError unless something can be written below `uri`; leaves nothing behind but the folder."""
+    """Raises StorageError if nothing can be written below `uri`. Leaves nothing behind except the folder."""
     check_absolute(uri)
     _writable(uri).check_writable(uri)
 
 
 def download(uri: str, folder: Path) -> Path:
-    """A local copy of the folder at `uri`: itself when it is local, else all its files in `folder`.
+    """Return a local copy of the folder at `uri`: the folder itself if it is local, otherwise `folder` with all its files.
 
-    Raises MissingError when there are none.
+    Raises MissingError if there are no files.
     """
     if is_local(uri):
         return local_path(uri)
     found = walk(uri)
     if not found:
-        raise MissingError(f"{uri}: no files are there")
+        raise MissingError(f"{uri}: no files found")
     for entry in found:
         target = local.path_of(join(str(folder), entry.name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,22 +220,22 @@ def download(uri: str, folder: Path) -> Path:
 
 
 def with_retries(work: Callable[[], T], warn: Callable[[str], None]) -> T:
-    """work(), tried again while storage does not answer: for two minutes from the first failure, and three times at least.
+    """Return work(), retried while it raises UnavailableError: for two minutes from the first failure, at least three times.
 
-    `warn` hears of it now and then. What takes long before it fails, as an upload does, is so tried again, too.
+    Calls `warn` at most every 30 s. The minimum number of tries is for work that takes long before it fails, such as an upload.
     """
-    global _warned
+    global _warned_at
     pause, num_tries, deadline = 1.0, 0, 0.0
     while True:
         try:
             return work()
         except UnavailableError as error:
             now, num_tries = time.monotonic(), num_tries + 1
-            deadline = deadline or now + _PATIENCE_SECONDS
-            if now + pause > deadline and num_tries >= _LEAST_TRIES:
+            deadline = deadline or now + _RETRY_SECONDS
+            if now + pause > deadline and num_tries >= _MIN_TRIES:
                 raise
-            if now - _warned > _WARN_SECONDS:
-                _warned = now
-                warn(f"warning: {error}; trying again for {max(deadline - now, pause):.0f} s")
+            if now - _warned_at > _WARN_SECONDS:
+                _warned_at = now
+                warn(f"warning: {error}; retrying for {max(deadline - now, pause):.0f} s")
             time.sleep(pause)
             pause = min(2 * pause, 16.0)

@@ -1,4 +1,4 @@
-"""What a listing tells of a file."""
+"""One file of a listing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """A file below some URI: its name relative to it, its bytes, and what changes with its content where a store tells."""
+    """A file below a URI. `name` is relative to that URI; `tag` changes with the content, None if the store has no such tag."""
 
     name: str
     num_bytes: int

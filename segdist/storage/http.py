@@ -1,7 +1,10 @@
-"""Web servers, to read from: http:// and https://.
+"""Read-only access to web servers: http:// and https://.
 
-A signed address carries its credential in the query, and an old-fashioned one in front of the host. So no message ever
-names more of an address than `shown`. A body counts as read when it has the length that the server announced.
+A signed URL carries its credential in the query, and an old-style URL carries one before the host. Messages therefore
+contain only what `redacted` returns. A body is complete when it has the length that the server announced.
+
+The retry loop is not urllib3's `Retry`, which cannot retry a body that is streamed (`preload_content=False`). Streaming is
+needed to limit a body's size and duration.
 """
 
 from __future__ import annotations
@@ -15,25 +18,25 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from segdist.errors import MissingError, StorageError, UnavailableError
 from segdist.storage.entry import Entry
 
 T = TypeVar("T")
-MAX_BYTES = 1 << 30  # of one answer: what is read here is a picture or a description, and ends up in memory
-_CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0  # the latter without a single byte
-_BODY_SECONDS, _LEAST_RATE = 60.0, 100_000  # a body may take that long, and a second more for so many bytes
-_TRIES, _HOPS, _CONNECTIONS = 5, 5, 32
-_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
+MAX_BYTES = 1 << 30  # per response; every body ends up in memory
+_CONNECT_SECONDS, _READ_SECONDS = 5.0, 20.0  # _READ_SECONDS: without a single byte
+_BODY_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 100_000  # a body may take _BODY_SECONDS plus its size at this rate
+_TRIES, _MAX_REDIRECTS, _CONNECTIONS = 5, 5, 32
+_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.5, 30.0
 _CHUNK_BYTES = 1 << 20
 _HEADERS = {"User-Agent": "segdist", "Accept-Encoding": "identity"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
-def shown(uri: str) -> str:
-    """The address as people and logs may see it: without user, password, query and fragment."""
+def redacted(uri: str) -> str:
+    """Return the URL without user, password, query and fragment, for messages and logs."""
     try:
         parts = urlsplit(uri)
     except ValueError:
@@ -42,50 +45,55 @@ def shown(uri: str) -> str:
 
 
 def read(uri: str) -> bytes:
-    return _ask(uri, lambda answer: b"".join(_chunks(uri, answer)))
+    return _get(uri, lambda response: b"".join(_chunks(uri, response)))
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
-    def take(answer: Any) -> bytes:
-        data = b"".join(_chunks(uri, answer))
-        if answer.status == 200:  # the server knows no ranges
+    def take(response: Any) -> bytes:
+        data = b"".join(_chunks(uri, response))
+        if response.status == 200:  # the server ignores ranges
             return data[offset : offset + length]
-        if not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            raise StorageError(f"{shown(uri)}: the server sent another range than bytes {offset}-{offset + length - 1}")
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            raise StorageError(
+                f"{redacted(uri)}: the server sent a different range than bytes {offset}-{offset + length - 1}. Download "
+                "the file and use the local copy"
+            )
         return data
 
-    data = _ask(uri, take, {"Range": f"bytes={offset}-{offset + length - 1}"}, fine=(206,))
+    data = _get(uri, take, {"Range": f"bytes={offset}-{offset + length - 1}"}, accepted=(206,))
     if len(data) != length:
-        raise StorageError(f"{shown(uri)}: truncated: {len(data)} of {length} bytes at offset {offset}")
+        raise StorageError(
+            f"{redacted(uri)}: truncated: {len(data)} of {length} bytes at offset {offset}. Upload the file again"
+        )
     return data
 
 
 def fetch(uri: str, path: Path) -> None:
-    """Streams a file to a local path, atomically."""
+    """Stream a file to a local path, atomically."""
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
 
-    def take(answer: Any) -> None:
+    def take(response: Any) -> None:
         with temporary.open("wb") as file:
-            for chunk in _chunks(uri, answer):
+            for chunk in _chunks(uri, response):
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _ask(uri, take)
+        _get(uri, take)
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(f"{path}: cannot write ({error.strerror}); give a place you may write to") from error
+        raise StorageError(f"{path}: cannot write ({error.strerror}). Choose a writable location") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def exists(uri: str) -> bool:
-    """By asking for one byte: an address that is signed for GET answers HEAD with 403."""
+    """Request one byte, because a URL that is signed for GET answers HEAD with 403."""
     try:
-        _ask(uri, lambda answer: None, {"Range": "bytes=0-0"}, fine=(206, 416))  # 416: there, and empty
+        _get(uri, lambda response: None, {"Range": "bytes=0-0"}, accepted=(206, 416))  # 416: exists, and is empty
     except MissingError:
         return False
     return True
@@ -105,130 +113,132 @@ def walk(uri: str) -> Iterator[Entry]:
 
 def _no_listing(uri: str) -> StorageError:
     return StorageError(
-        f"{shown(uri)}: a web server does not tell which files it has; name one file, or give a local folder, s3:// or hf://"
+        f"{redacted(uri)}: a web server does not list its files. Name a single file, or use a local folder, s3:// or hf://"
     )
 
 
-def _ask(uri: str, take: Callable[[Any], T], headers: dict[str, str] | None = None, fine: tuple[int, ...] = ()) -> T:
-    """take(answer), with the errors of urllib3 told in our words; asked again, later and later, while it may help."""
+def _get(
+    uri: str, take: Callable[[Any], T], headers: dict[str, str] | None = None, accepted: tuple[int, ...] = ()
+) -> T:
+    """Return take(response), with retries and exponential backoff. Raises StorageError for urllib3's errors."""
     from urllib3.exceptions import HTTPError
 
-    for i in range(_TRIES):
-        answer = None
-        least = 0.0
+    for attempt in range(1, _TRIES + 1):
+        retry_after = 0.0
         try:
-            answer = _follow(uri, headers or {})
-            if answer.status != 200 and answer.status not in fine:
-                least = _retry_after(answer)
-                _refuse(uri, answer.status)
-            return take(answer)
-        except HTTPError as error:
-            failure = _told(uri, error)
-            if not isinstance(failure, UnavailableError) or i == _TRIES - 1:
-                raise failure from None  # urllib3's own text may hold the whole address
-        except UnavailableError:
-            if i == _TRIES - 1:
-                raise
-        except ValueError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(f"{shown(uri)}: not an address; write https://HOST/PATH") from None
-        finally:
-            if answer is not None:
-                answer.close()
-        pause = _PAUSE_SECONDS * 2**i * random.uniform(0.5, 1.5)  # many threads meet the same outage
-        time.sleep(min(max(pause, least), _LONGEST_PAUSE_SECONDS))
+            with contextlib.closing(_follow(uri, headers or {})) as response:
+                if response.status != 200 and response.status not in accepted:
+                    retry_after = _retry_after(response)
+                    raise _status_error(uri, response.status)
+                return take(response)
+        except (HTTPError, ValueError) as error:  # StorageError is a ValueError
+            failure = error if isinstance(error, StorageError) else _storage_error(uri, error)
+            if attempt == _TRIES or not isinstance(failure, UnavailableError):
+                raise failure from None  # urllib3's own text may contain the whole URL
+        pause = _PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # many threads fail at the same time
+        time.sleep(min(max(pause, retry_after), _MAX_PAUSE_SECONDS))
     raise AssertionError("unreachable")
 
 
 def _follow(uri: str, headers: dict[str, str]) -> Any:
-    """The answer behind a few redirections, its body still unread."""
-    at = uri
-    for _ in range(_HOPS + 1):
-        answer = _pool(at).request("GET", at, headers=_HEADERS | headers, redirect=False, preload_content=False)
-        place = answer.headers.get("Location")
-        if answer.status not in _REDIRECTS or not place:
-            return answer
-        answer.close()
-        onwards = urljoin(at, place)
-        allowed = ("https",) if urlsplit(at).scheme == "https" else ("http", "https")
-        if urlsplit(onwards).scheme not in allowed:
-            raise StorageError(f"{shown(uri)}: leads to {shown(onwards)}, which is not followed from there")
-        at = onwards
-    raise StorageError(f"{shown(uri)}: leads in a circle, or through more than {_HOPS} redirections")
+    """Return the response at the end of at most _MAX_REDIRECTS redirects, with its body unread.
 
-
-def _chunks(uri: str, answer: Any) -> Iterator[bytes]:
-    """The body in pieces, as they come. Raises StorageError when it is, or says it is, larger than MAX_BYTES.
-
-    Raises UnavailableError when it comes too slowly: a server that sends a byte now and then would hold us for ever.
+    urllib3 would follow a redirect from https to http, and would keep the first hop's proxy.
     """
-    num = answer.length_remaining or 0
-    if num <= MAX_BYTES:
-        num, began = 0, time.monotonic()
-        while chunk := answer.read1(_CHUNK_BYTES):
-            num += len(chunk)
-            if num > MAX_BYTES:
+    url = uri
+    for _ in range(_MAX_REDIRECTS + 1):
+        response = _pool(url).request("GET", url, headers=_HEADERS | headers, redirect=False, preload_content=False)
+        location = response.headers.get("Location")
+        if response.status not in _REDIRECTS or not location:
+            return response
+        response.close()
+        target = urljoin(url, location)
+        allowed = ("https",) if urlsplit(url).scheme == "https" else ("http", "https")
+        if urlsplit(target).scheme not in allowed:
+            raise StorageError(
+                f"{redacted(uri)}: redirects to {redacted(target)}, which is not followed. Use the final URL"
+            )
+        url = target
+    raise StorageError(f"{redacted(uri)}: redirects in a circle or more than {_MAX_REDIRECTS} times. Use the final URL")
+
+
+def _chunks(uri: str, response: Any) -> Iterator[bytes]:
+    """Yield the body in pieces. Raises StorageError if its real or announced length exceeds MAX_BYTES.
+
+    Raises UnavailableError if the body is too slow: a server that sends a byte now and then never hits the read timeout.
+    """
+    num_bytes = response.length_remaining or 0
+    if num_bytes <= MAX_BYTES:
+        num_bytes, start = 0, time.monotonic()
+        while chunk := response.read1(_CHUNK_BYTES):
+            num_bytes += len(chunk)
+            if num_bytes > MAX_BYTES:
                 break
-            seconds = time.monotonic() - began
-            if seconds > _BODY_SECONDS + num / _LEAST_RATE:
-                raise UnavailableError(f"{shown(uri)}: the server is too slow: {num} bytes in {seconds:.0f} s")
+            seconds = time.monotonic() - start
+            if seconds > _BODY_SECONDS + num_bytes / _MIN_BYTES_PER_SECOND:
+                raise UnavailableError(
+                    f"{redacted(uri)}: the server is too slow: {num_bytes} bytes in {seconds:.0f} s. Try again later"
+                )
             yield chunk
-    if num > MAX_BYTES:
-        raise StorageError(f"{shown(uri)}: more than {MAX_BYTES >> 20} MiB, which is more than is read from the web")
-
-
-def _refuse(uri: str, status: int) -> NoReturn:
-    name = shown(uri)
-    if status in (404, 410):
-        raise MissingError(f"{name}: nothing is there ({status})")
-    if status in (401, 403):
+    if num_bytes > MAX_BYTES:
         raise StorageError(
-            f"{name}: the server refuses ({status}); an address that was signed may have expired: get it anew"
+            f"{redacted(uri)}: larger than {MAX_BYTES >> 20} MiB, the limit for files read from the web. Download the file "
+            "and use the local copy"
+        )
+
+
+def _status_error(uri: str, status: int) -> StorageError:
+    url = redacted(uri)
+    if status in (404, 410):
+        return MissingError(f"{url}: not found ({status}). Check the URL")
+    if status in (401, 403):
+        return StorageError(
+            f"{url}: access denied ({status}). If the URL is signed, it may have expired: get a new one"
         )
     if status in (408, 425, 429) or status >= 500:
-        raise UnavailableError(f"{name}: the server does not serve it now ({status})")
-    raise StorageError(f"{name}: the server answers {status}")
+        return UnavailableError(f"{url}: the server is unavailable ({status}). Try again later")
+    return StorageError(f"{url}: the server answered with status {status}. Check the URL")
 
 
-def _told(uri: str, error: Exception) -> StorageError:
-    """What went wrong, and the remedy."""
+def _storage_error(uri: str, error: Exception) -> StorageError:
+    """Return the StorageError, with a remedy, for an error of urllib3 or urllib."""
     import ssl
 
-    from urllib3 import exceptions as web
+    from urllib3 import exceptions
 
-    name = shown(uri)
-    if isinstance(error, web.LocationValueError | web.URLSchemeUnknown):
-        return StorageError(f"{name}: not an address; write https://HOST/PATH")
+    url = redacted(uri)
+    if isinstance(error, ValueError | exceptions.LocationValueError | exceptions.URLSchemeUnknown):
+        return StorageError(f"{url}: not a valid URL. Write https://HOST/PATH")
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in (error, error.__cause__, *error.args)):
         return StorageError(
-            f"{name}: the server's certificate is not trusted; if it is your own authority's, name its file in SSL_CERT_FILE"
+            f"{url}: the server's certificate is not trusted. For a private certificate authority, set SSL_CERT_FILE to its "
+            "certificate file"
         )
-    if isinstance(error, web.DecodeError):
-        return StorageError(f"{name}: the body is not compressed as the server says")
-    if isinstance(error, web.ReadTimeoutError):
-        return UnavailableError(f"{name}: the server sent nothing for {_READ_SECONDS:g} s")
-    if isinstance(error, web.IncompleteRead | web.ProtocolError):
-        return UnavailableError(f"{name}: the connection broke before all was there")
-    return UnavailableError(
-        f"{name}: the server cannot be reached ({type(error).__name__}); check the name and the network"
-    )
+    if isinstance(error, exceptions.DecodeError):
+        return StorageError(
+            f"{url}: the body does not match its Content-Encoding. Download the file and use the local copy"
+        )
+    if isinstance(error, exceptions.ReadTimeoutError):
+        return UnavailableError(f"{url}: the server sent nothing for {_READ_SECONDS:g} s. Try again later")
+    if isinstance(error, exceptions.IncompleteRead | exceptions.ProtocolError):
+        return UnavailableError(f"{url}: the connection closed before the whole body arrived. Try again later")
+    return UnavailableError(f"{url}: cannot reach the server ({type(error).__name__}). Check the URL and the network")
 
 
-def _retry_after(answer: Any) -> float:
-    """The seconds for which the server asks not to be asked."""
+def _retry_after(response: Any) -> float:
+    """Return the seconds of the Retry-After header; 0 if it is missing or invalid."""
     from urllib3.exceptions import InvalidHeader
     from urllib3.util import Retry
 
     try:
-        return float(Retry().get_retry_after(answer) or 0.0)
+        return float(Retry().get_retry_after(response) or 0.0)
     except InvalidHeader:
         return 0.0
 
 
-def _pool(uri: str) -> Any:
-    """The connections to use for it: direct, or through the proxy that the environment names."""
-    parts = urlsplit(uri)
+def _pool(url: str) -> Any:
+    """Return the connection pool for a URL: direct, or through the proxy that the environment names."""
+    parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme, "")
     if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
         return _pool_of(os.getpid(), "")
@@ -237,11 +247,11 @@ def _pool(uri: str) -> Any:
 
 @functools.cache
 def _pool_of(pid: int, proxy: str) -> Any:
-    """A forked process must not share connections. Certificates are verified, which is urllib3's default."""
+    """Return a connection pool. A forked process gets its own. urllib3 verifies certificates by default."""
     import urllib3
 
     settings: dict[str, Any] = {
-        "retries": False,  # ours know our errors
+        "retries": False,  # see _get
         "timeout": urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
         "maxsize": _CONNECTIONS,
     }

@@ -1,4 +1,4 @@
-"""Files on this machine, or on what is mounted there. Writing goes through a temporary name, fsync and a rename."""
+"""Files on this machine or on a mounted file system. Writes go through a temporary file, fsync and a rename."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEMPORARY = ".tmp-"
 
 
 def path_of(uri: str) -> Path:
-    """The path of a URI."""
+    """Return the path of a URI."""
     return Path(uri.removeprefix("file://")).expanduser()
 
 
@@ -24,7 +24,7 @@ def read(uri: str) -> bytes:
     try:
         return path_of(uri).read_bytes()
     except OSError as error:
-        raise _unread(uri, error) from error
+        raise _read_error(uri, error) from error
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
@@ -32,10 +32,10 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
         with path_of(uri).open("rb") as file:
             data = os.pread(file.fileno(), length, offset)
     except OSError as error:
-        raise _unread(uri, error) from error
+        raise _read_error(uri, error) from error
     if len(data) != length:
         raise StorageError(
-            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}; prepare the data again"
+            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Prepare the dataset again"
         )
     return data
 
@@ -44,16 +44,16 @@ def exists(uri: str) -> bool:
     try:
         return path_of(uri).exists()
     except OSError as error:
-        raise _unread(uri, error) from error
+        raise _read_error(uri, error) from error
 
 
 def write(uri: str, data: bytes) -> None:
-    _put(path_of(uri), data, os.replace, uri)
+    _write(path_of(uri), data, os.replace, uri)
 
 
 def create(uri: str, data: bytes) -> bool:
     try:
-        _put(path_of(uri), data, os.link, uri)
+        _write(path_of(uri), data, os.link, uri)
     except FileExistsError:
         return False
     return True
@@ -79,19 +79,19 @@ def walk(uri: str) -> Iterator[Entry]:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise StorageError(f"{error.filename}: cannot list ({error.strerror})") from error
 
-    above = {str(root): {root.resolve()}}  # what each folder lies in, itself among them, by their real paths
+    ancestors = {str(root): {root.resolve()}}  # folder -> real paths of itself and of the folders above it
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         inside = {name: (Path(folder) / name).resolve() for name in folders}
-        chain = above.pop(folder)
-        folders[:] = [name for name in folders if inside[name] not in chain]  # links in a circle
-        above |= {os.path.join(folder, name): chain | {inside[name]} for name in folders}
+        chain = ancestors.pop(folder)
+        folders[:] = [name for name in folders if inside[name] not in chain]  # skip links that form a cycle
+        ancestors |= {os.path.join(folder, name): chain | {inside[name]} for name in folders}
         for name in files:
             path = Path(folder) / name
             if name.startswith(_TEMPORARY):
                 continue
             if path.is_file():
                 yield Entry(path.relative_to(root).as_posix(), path.stat().st_size)
-            elif path.is_symlink():  # to nothing: who reads it is told so
+            elif path.is_symlink():  # dangling: reading it raises the error
                 yield Entry(path.relative_to(root).as_posix(), 0)
 
 
@@ -111,17 +111,18 @@ def check_writable(uri: str) -> None:
     try:
         write(probe, b"segdist writes here")
     except StorageError as error:
-        reason = getattr(error.__cause__, "strerror", None) or "something on the way is no folder"
-        raise StorageError(f"{uri}: cannot write there ({reason}); give another place") from None
+        reason = getattr(error.__cause__, "strerror", None) or "part of the path is not a folder"
+        raise StorageError(f"{uri}: cannot write there ({reason}). Choose a writable location") from None
     delete(probe)
 
 
-def _unread(uri: str, error: OSError) -> StorageError:
+def _read_error(uri: str, error: OSError) -> StorageError:
     kind = MissingError if isinstance(error, FileNotFoundError | NotADirectoryError) else StorageError
     return kind(f"{uri}: cannot read ({error.strerror})")
 
 
-def _put(path: Path, data: bytes, place: Callable[[Path, Path], None], uri: str) -> None:
+def _write(path: Path, data: bytes, place: Callable[[Path, Path], None], uri: str) -> None:
+    """Write a temporary file and move it with place(temporary, path). Raises FileExistsError if `place` does."""
     temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def _put(path: Path, data: bytes, place: Callable[[Path, Path], None], uri: str)
             raise
         raise StorageError(f"{uri}: cannot write ({path.parent} is not a folder)") from None
     except OSError as error:
-        raise StorageError(f"{uri}: cannot write ({error.strerror}); give a place you may write to") from error
+        raise StorageError(f"{uri}: cannot write ({error.strerror}). Choose a writable location") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""S3 and what speaks its language, through boto3: AWS, MinIO, Ceph, R2 and others.
+"""S3 and compatible stores (AWS, MinIO, Ceph, R2 and others), through boto3.
 
-boto3 finds credentials, region and endpoint as always (environment, ~/.aws, instance role); `AWS_ENDPOINT_URL` names another
-store. Current SDKs send checksums as trailers, which Ceph 16 answers with 411 and Swift with 501; so for other stores than
-AWS they are sent `when_required` only, unless AWS_REQUEST_CHECKSUM_CALCULATION says otherwise. Every upload is verified here
-by its ETag, which is the MD5 of what arrived, and where it is something else (KMS, some stores) by reading it back.
+boto3 finds credentials, region and endpoint as usual (environment, ~/.aws, instance role); `AWS_ENDPOINT_URL` selects another
+store. Current SDKs send checksums as trailers, which Ceph 16 answers with 411 and Swift with 501. For stores other than AWS,
+checksums are therefore sent `when_required` only, unless AWS_REQUEST_CHECKSUM_CALCULATION is set. Every upload is verified by
+its ETag, the MD5 of the received bytes, or by reading it back if the ETag is something else (KMS, some stores).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segdist.errors import MissingError, StorageError, UnavailableError
 from segdist.storage.entry import Entry
 
 T = TypeVar("T")
-PART_BYTES = 16 << 20  # larger objects go up in parts and come down in ranges, several at once
+PART_BYTES = 16 << 20  # larger objects are uploaded in parts and downloaded in ranges, in parallel
 _CONNECT_SECONDS, _READ_SECONDS, _TRIES, _CONNECTIONS = 5, 20, 5, 64
 _CREDENTIALS = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "InvalidToken",
@@ -34,7 +34,7 @@ _BUSY = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "T
 
 
 def read(uri: str) -> bytes:
-    bucket, key = _place(uri)
+    bucket, key = _bucket_and_key(uri)
 
     def once() -> bytes:
         answer = _client().get_object(Bucket=bucket, Key=key)
@@ -45,50 +45,50 @@ def read(uri: str) -> bytes:
         _client().download_fileobj(bucket, key, data, Config=_transfer())
         return data.getvalue()
 
-    return _ask(uri, "read", once)
+    return _with_errors(uri, "read", once)
 
 
 def read_range(uri: str, offset: int, length: int) -> bytes:
-    bucket, key = _place(uri)
+    bucket, key = _bucket_and_key(uri)
 
     def once() -> bytes:
         wanted = f"bytes={offset}-{offset + length - 1}"
         return _client().get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read()
 
-    data = _ask(uri, "read", once)
+    data = _with_errors(uri, "read", once)
     if len(data) != length:
         raise StorageError(
-            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}; prepare the data again"
+            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Prepare the dataset again"
         )
     return data
 
 
 def exists(uri: str) -> bool:
-    bucket, key = _place(uri)
+    bucket, key = _bucket_and_key(uri)
     try:
         if key:
             _call(uri, "read", "head_object", Bucket=bucket, Key=key)
             return True
     except MissingError:
         pass
-    found = _call(uri, "list", "list_objects_v2", Bucket=bucket, Prefix=_below(key), MaxKeys=1)
+    found = _call(uri, "list", "list_objects_v2", Bucket=bucket, Prefix=_prefix(key), MaxKeys=1)
     return found["KeyCount"] > 0
 
 
 def write(uri: str, data: bytes) -> None:
-    bucket, key = _place(uri)
+    bucket, key = _bucket_and_key(uri)
     if len(data) <= PART_BYTES:
         answer = _call(uri, "write", "put_object", Bucket=bucket, Key=key, Body=data)
     else:
         _call(uri, "write", "upload_fileobj", Fileobj=io.BytesIO(data), Bucket=bucket, Key=key, Config=_transfer())
         answer = _call(uri, "write", "head_object", Bucket=bucket, Key=key)
         if answer["ContentLength"] != len(data):
-            raise UnavailableError(f"{uri}: {answer['ContentLength']} bytes arrived of {len(data)}")
+            raise UnavailableError(f"{uri}: only {answer['ContentLength']} of {len(data)} bytes were stored. Try again")
     _verify(uri, data, answer["ETag"])
 
 
 def create(uri: str, data: bytes) -> bool:
-    bucket, key = _place(uri)
+    bucket, key = _bucket_and_key(uri)
     for pause in (0.1, 0.3, 1.0, None):
         try:
             answer = _call(uri, "write", "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
@@ -96,7 +96,7 @@ def create(uri: str, data: bytes) -> bool:
             return True
         except StorageError as error:
             code = _code(error.__cause__)
-            if code in ("PreconditionFailed", "412"):  # perhaps our own write, whose answer was lost
+            if code in ("PreconditionFailed", "412"):  # possibly our own write, if its response was lost
                 return read(uri) == data
             if code != "ConditionalRequestConflict" or pause is None:
                 raise
@@ -114,19 +114,19 @@ def sizes(uri: str) -> dict[str, int]:
 
 
 def walk(uri: str) -> Iterator[Entry]:
-    prefix = _below(_place(uri)[1])
+    prefix = _prefix(_bucket_and_key(uri)[1])
     for page in _pages(uri):
         for item in page.get("Contents", []):
-            if not item["Key"].endswith("/"):  # a "folder" that some browser made
+            if not item["Key"].endswith("/"):  # a placeholder for a folder, created by a browser
                 yield Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"])
 
 
 def delete(uri: str) -> None:
-    bucket, key = _place(uri)
+    bucket, key = _bucket_and_key(uri)
     if not key:
-        raise StorageError(f"{uri}: a whole bucket is never deleted; name something in it")
+        raise StorageError(f"{uri}: a whole bucket is never deleted. Name a folder or file in the bucket")
     _call(uri, "delete", "delete_object", Bucket=bucket, Key=key)
-    keys = [_below(key) + entry.name for entry in walk(uri)]
+    keys = [_prefix(key) + entry.name for entry in walk(uri)]
     for first in range(0, len(keys), 1000):
         batch = {"Objects": [{"Key": k} for k in keys[first : first + 1000]], "Quiet": True}
         answer = _call(uri, "delete", "delete_objects", Bucket=bucket, Delete=batch)
@@ -136,11 +136,11 @@ def delete(uri: str) -> None:
 
 
 def remove_stale(uri: str) -> None:
-    """Nothing: an upload that was cut off has no name yet. A lifecycle rule of the bucket should end such uploads."""
+    """Do nothing: an interrupted upload has no name yet. A lifecycle rule of the bucket should abort such uploads."""
 
 
 def check_writable(uri: str) -> None:
-    _place(uri)
+    _bucket_and_key(uri)
     probe = f"{uri.rstrip('/')}/.probe-{uuid.uuid4().hex}"
     try:
         write(probe, b"segdist writes here")
@@ -150,27 +150,27 @@ def check_writable(uri: str) -> None:
 
 
 def _verify(uri: str, data: bytes, etag: str) -> None:
-    """Raises UnavailableError unless the object is what was sent."""
+    """Raises UnavailableError if the stored object differs from `data`."""
     if etag.strip('"') != _etag(data) and read(uri) != data:
-        raise UnavailableError(f"{uri}: what was stored is not what was sent")
+        raise UnavailableError(f"{uri}: the stored object differs from the uploaded data. Try again")
 
 
-def _place(uri: str) -> tuple[str, str]:
+def _bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
-        raise StorageError(f"{uri}: no bucket there; write s3://BUCKET/FOLDER")
+        raise StorageError(f"{uri}: the bucket is missing. Write s3://BUCKET/FOLDER")
     return bucket, key.strip("/")
 
 
-def _below(key: str) -> str:
+def _prefix(key: str) -> str:
     return f"{key}/" if key else ""
 
 
 def _pages(uri: str, **more: Any) -> Iterator[Any]:
-    bucket, key = _place(uri)
+    bucket, key = _bucket_and_key(uri)
     token: dict[str, str] = {}
     while True:
-        page = _call(uri, "list", "list_objects_v2", Bucket=bucket, Prefix=_below(key), **more, **token)
+        page = _call(uri, "list", "list_objects_v2", Bucket=bucket, Prefix=_prefix(key), **more, **token)
         yield page
         if not page.get("IsTruncated"):
             return
@@ -178,8 +178,8 @@ def _pages(uri: str, **more: Any) -> Iterator[Any]:
 
 
 def _listing(uri: str) -> tuple[list[str], dict[str, int]]:
-    """(names of folders, bytes of files) directly below."""
-    prefix = _below(_place(uri)[1])
+    """Return (names of folders, {file name: bytes}) directly below `uri`."""
+    prefix = _prefix(_bucket_and_key(uri)[1])
     folders: list[str] = []
     files: dict[str, int] = {}
     for page in _pages(uri, Delimiter="/"):
@@ -189,7 +189,7 @@ def _listing(uri: str) -> tuple[list[str], dict[str, int]]:
 
 
 def _etag(data: bytes) -> str:
-    """What S3 calls the content: its MD5, or for an upload in parts the MD5 of theirs and their number."""
+    """Return S3's ETag: the MD5, or for a multipart upload the MD5 of the parts' MD5s and the number of parts."""
     if len(data) <= PART_BYTES:
         return _md5(data).hexdigest()
     parts = [_md5(data[at : at + PART_BYTES]).digest() for at in range(0, len(data), PART_BYTES)]
@@ -205,7 +205,9 @@ def _client_of(pid: int) -> Any:
     import boto3
     from botocore.config import Config
 
-    os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")  # many ranks ask a machine for its role at once
+    os.environ.setdefault(
+        "AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5"
+    )  # many ranks query the metadata service at the same time
     basics: dict[str, Any] = {
         "connect_timeout": _CONNECT_SECONDS,
         "read_timeout": _READ_SECONDS,
@@ -214,7 +216,7 @@ def _client_of(pid: int) -> Any:
         "user_agent_extra": "segdist",
     }
     session = boto3.session.Session()
-    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"  # botocore does not read the first
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"  # botocore ignores AWS_REGION
     client = session.client("s3", region_name=region, config=Config(**basics))
     host = client.meta.endpoint_url.split("://")[-1].split("/")[0]
     if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
@@ -226,7 +228,7 @@ def _client_of(pid: int) -> Any:
 
 
 def _add_md5(params: dict[str, Any], **_: Any) -> None:
-    """What older stores ask of this one request, and boto3 no longer sends."""
+    """Add a header that older stores require for this request and that boto3 no longer sends."""
     params["headers"]["Content-MD5"] = base64.b64encode(_md5(params["body"]).digest()).decode()
 
 
@@ -240,8 +242,8 @@ def _transfer() -> Any:
     return TransferConfig(multipart_threshold=PART_BYTES + 1, multipart_chunksize=PART_BYTES, max_concurrency=8)
 
 
-def _ask(uri: str, verb: str, work: Callable[[], T]) -> T:
-    """work(), with the errors of boto3 told in our words; a body that was cut short is asked for again."""
+def _with_errors(uri: str, verb: str, work: Callable[[], T]) -> T:
+    """Return work(), retried if a body is truncated. Raises StorageError for boto3's errors."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ResponseStreamingError
     from s3transfer.exceptions import RetriesExceededError
@@ -251,15 +253,15 @@ def _ask(uri: str, verb: str, work: Callable[[], T]) -> T:
             return work()
         except (ResponseStreamingError, IncompleteReadError) as error:
             if not tries_left:
-                raise _told(uri, verb, error) from error
+                raise _storage_error(uri, verb, error) from error
         except (ClientError, BotoCoreError, Boto3Error, RetriesExceededError, ValueError) as error:
-            raise _told(uri, verb, error) from error
+            raise _storage_error(uri, verb, error) from error
     raise AssertionError("unreachable")
 
 
 def _call(uri: str, verb: str, method: str, **arguments: Any) -> Any:
-    """One call of the client."""
-    return _ask(uri, verb, lambda: getattr(_client(), method)(**arguments))
+    """Call a method of the client."""
+    return _with_errors(uri, verb, lambda: getattr(_client(), method)(**arguments))
 
 
 def _code(error: BaseException | None) -> str:
@@ -267,54 +269,54 @@ def _code(error: BaseException | None) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _told(uri: str, verb: str, error: Exception) -> StorageError:
-    """What went wrong, and the remedy."""
+def _storage_error(uri: str, verb: str, error: Exception) -> StorageError:
+    """Return the StorageError, with a remedy, for an error of boto3."""
     from botocore import exceptions as boto
     from s3transfer.exceptions import RetriesExceededError
 
-    bucket, _ = _place(uri)
+    bucket, _ = _bucket_and_key(uri)
     code = _code(error)
     status = (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "S3"
     if code == "NoSuchBucket":
-        return StorageError(f"{uri}: there is no bucket {bucket!r} at {endpoint}; create it, or correct the URI")
+        return StorageError(f"{uri}: {endpoint} has no bucket {bucket!r}. Create the bucket or correct the URI")
     if code in ("NoSuchKey", "404"):
-        return MissingError(f"{uri}: nothing is there")
+        return MissingError(f"{uri}: not found")
     if code in _CREDENTIALS:
         return StorageError(
-            f"{uri}: {endpoint} refuses these credentials ({code}); renew them: AWS_ACCESS_KEY_ID and "
+            f"{uri}: {endpoint} rejects these credentials ({code}). Renew AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), AWS_PROFILE, or the machine's role"
         )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.ProfileNotFound):
         return StorageError(
-            f"{uri}: no credentials for S3 ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            f"{uri}: no credentials for S3 ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if code in _REGION:
-        return StorageError(f"{uri}: the bucket is in another region ({code}); set AWS_REGION to it")
+        return StorageError(f"{uri}: the bucket is in another region ({code}). Set AWS_REGION to the bucket's region")
     if code in _CHECKSUM:
         return StorageError(
-            f"{uri}: cannot {verb} ({code}): {endpoint} does not understand this SDK's checksums or conditions; set "
+            f"{uri}: cannot {verb} ({code}): {endpoint} does not support this SDK's checksums or conditions. Set "
             "AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
         )
     if code in ("AccessDenied", "403", "AllAccessDisabled"):
         return StorageError(
-            f"{uri}: not allowed to {verb} there ({code}); let these credentials s3:GetObject, s3:ListBucket, and for what "
-            "is written s3:PutObject and s3:DeleteObject, or give another place"
+            f"{uri}: not allowed to {verb} there ({code}). Grant these credentials s3:GetObject and s3:ListBucket, and "
+            "s3:PutObject and s3:DeleteObject for writing, or use another location"
         )
     if isinstance(error, boto.ParamValidationError):
-        return StorageError(f"{uri}: not an address that S3 accepts ({error})")
+        return StorageError(f"{uri}: not a valid S3 URI ({error}). Write s3://BUCKET/FOLDER")
     if isinstance(error, boto.CredentialRetrievalError):
-        return UnavailableError(f"{uri}: no credentials for S3 just now ({error})")
+        return UnavailableError(f"{uri}: could not retrieve credentials for S3 ({error}). Try again later")
     if code in _BUSY or status >= 500 or status == 429:
-        return UnavailableError(f"{uri}: cannot {verb}: {endpoint} answers {status or ''} {code}")
-    away = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError)
-    if isinstance(error, (*away, RetriesExceededError)):
+        return UnavailableError(f"{uri}: cannot {verb}: {endpoint} is unavailable ({status or ''} {code})")
+    network = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError)
+    if isinstance(error, (*network, RetriesExceededError)):
         return UnavailableError(
-            f"{uri}: cannot {verb}: {endpoint} does not answer ({error}); check AWS_ENDPOINT_URL and the network"
+            f"{uri}: cannot {verb}: {endpoint} does not answer ({error}). Check AWS_ENDPOINT_URL and the network"
         )
     if not code:
         return StorageError(
-            f"{uri}: the settings for S3 are wrong ({error}); AWS_ENDPOINT_URL must begin with http:// or https://; other "
-            "settings are in AWS_* and ~/.aws/config"
+            f"{uri}: invalid settings for S3 ({error}). Check AWS_* and ~/.aws/config. AWS_ENDPOINT_URL must begin with "
+            "http:// or https://"
         )
     return StorageError(f"{uri}: cannot {verb} ({code}: {error})")

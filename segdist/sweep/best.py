@@ -1,4 +1,4 @@
-"""Which trial a sweep names as its best, and what it hands on: best.yaml and a picture."""
+"""Choose the best trial of a sweep, and write best.yaml, the config that trains its values at full length."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ import yaml
 
 from segdist import config, storage
 from segdist.runs import checkpoints, record
-from segdist.sweep.ledger import SUCCEEDED, Ledger, Score, Trial, ranked
-from segdist.sweep.plan import Plan, shown
+from segdist.sweep.ledger import SUCCEEDED, Ledger, Score, Trial, checkpoint_at, ranked
+from segdist.sweep.plan import Plan
+from segdist.sweep.space import format_values
 
 YAML = "best.yaml"
 
 
 def confirmations(plan: Plan, ledger: Ledger) -> list[Trial]:
-    """The trials that repeat the best ones with other seeds, best first; some may exist already."""
-    asked = plan.sweep.confirm
-    if plan.sweep.scheduler.name == "pbt" or not asked.num_best:
-        return []  # a member of a population is a history, which its last values do not repeat
+    """Return the trials that repeat the best ones with other seeds, best first. Some may exist already."""
+    confirm = plan.sweep.confirm
+    if plan.sweep.scheduler.name == "pbt" or not confirm.num_best:
+        return []  # PBT finds a schedule, which the final values alone do not reproduce
     known = {trial.id: trial for trial in ledger.trials}
-    made = []
-    for trial in ranked(ledger.searched, plan.sweep.metric)[: asked.num_best]:
-        own = plan.config(trial.values, ledger.address(trial)).train.seed
-        for n in range(1, asked.num_seeds + 1):
+    trials = []
+    for trial in ranked(ledger.searched, plan.sweep.metric)[: confirm.num_best]:
+        own = plan.config(trial.values, ledger.run_uri(trial)).train.seed
+        for n in range(1, confirm.num_seeds + 1):
             name = f"{trial.id}-seed-{own + n}"
-            again = Trial(name, trial.values, f"confirm/{name}", confirms=trial.id, seed=own + n)
-            made.append(known.get(name, again))
-    return made
+            repeat = Trial(name, trial.values, f"confirm/{name}", confirms=trial.id, seed=own + n)
+            trials.append(known.get(name, repeat))
+    return trials
 
 
-def seeds_of(plan: Plan, ledger: Ledger, trial: Trial) -> list[float]:
-    """The scores of a trial's values with other seeds, of those that went to their end."""
-    again = [other for other in ledger.trials if other.confirms == trial.id and other.state == SUCCEEDED]
-    return [score for other in again if (score := other.best(plan.sweep.metric)) is not None]
+def confirmed_scores(plan: Plan, ledger: Ledger, trial: Trial) -> list[float]:
+    """Return the scores of the finished trials that repeat `trial` with other seeds."""
+    repeats = [other for other in ledger.trials if other.confirms == trial.id and other.state == SUCCEEDED]
+    return [score for repeat in repeats if (score := repeat.best(plan.sweep.metric)) is not None]
 
 
 def name_best(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
-    """What sweep.json says of the best trial; None where no trial has a score.
+    """Return the best trial as sweep.json records it, or None if no trial has a score.
 
-    Among the best that were confirmed with every seed, the one with the best mean over all seeds, its own among them where that
-    was scored on the same samples. The score that is told is of the other seeds alone: its own was chosen for being high.
+    If leading trials were confirmed with every seed, the best mean over all seeds wins. A trial's own score counts only if it
+    was made on the whole split, as the confirmations are. The reported score is the mean over the other seeds: the trial's own
+    score was selected for being high.
     """
-    metric, asked = plan.sweep.metric, plan.sweep.confirm
-    leaders = ranked(ledger.searched, metric)[: max(1, asked.num_best)]
+    metric, confirm = plan.sweep.metric, plan.sweep.confirm
+    leaders = ranked(ledger.searched, metric)[: max(1, confirm.num_best)]
     if not leaders:
         return None
-    seeds = {trial.id: seeds_of(plan, ledger, trial) for trial in leaders}
-    part = plan.config(leaders[0].values, ledger.address(leaders[0])).eval.num_samples is not None
+    seeds = {trial.id: confirmed_scores(plan, ledger, trial) for trial in leaders}
+    is_partial = plan.config(leaders[0].values, ledger.run_uri(leaders[0])).eval.num_samples is not None
     sign = 1 if metric == "loss" else -1
 
     def mean(trial: Trial) -> float:
         own = trial.best(metric)
         assert own is not None
-        return statistics.fmean(seeds[trial.id] if part else [own, *seeds[trial.id]])
+        return statistics.fmean(seeds[trial.id] if is_partial else [own, *seeds[trial.id]])
 
-    confirmed = [trial for trial in leaders if 0 < asked.num_seeds <= len(seeds[trial.id])] if asked.num_best else []
+    confirmed = [t for t in leaders if 0 < confirm.num_seeds <= len(seeds[t.id])] if confirm.num_best else []
     best = min(confirmed, key=lambda trial: sign * mean(trial)) if confirmed else leaders[0]
     own = best.best_score(metric)
     assert own is not None
@@ -74,25 +76,23 @@ def name_best(plan: Plan, ledger: Ledger) -> dict[str, Any] | None:
 
 
 def _checkpoint_of(ledger: Ledger, trial: Trial, score: Score, metric: str) -> str | None:
-    """The checkpoint of a trial's best score, below the sweep; None where it is gone (a run keeps that of its best mIoU)."""
+    """Return the checkpoint of a trial's best score, below the sweep's URI. A run keeps the one with its best mIoU, so for
+    another metric it may be gone: then return None.
+    """
     if metric == "miou":
-        found = checkpoints.read_best(ledger.address(trial))
+        found = checkpoints.read_best(ledger.run_uri(trial))
         return f"{trial.run}/{found['checkpoint']}" if found else None
-    kept = [
-        one
-        for one in checkpoints.committed(ledger.address(trial))
-        if checkpoints.step_of(one) == score.step - trial.offset
-    ]
-    return f"{trial.run}/checkpoints/{kept[0].rsplit('/', 1)[-1]}" if kept else None
+    uri = checkpoint_at(ledger.run_uri(trial), score.step - trial.offset)
+    return f"{trial.run}/checkpoints/{uri.rsplit('/', 1)[-1]}" if uri else None
 
 
 def write_config(plan: Plan, best: dict[str, Any]) -> str:
-    """Writes best.yaml, which `segdist train` takes as it is: the config at its full length with the best values."""
+    """Write best.yaml, the config at its full length with the best values, and return its URI."""
     cfg = plan.full(best["values"], storage.join(plan.sweep.uri, "best"))
     address = storage.join(plan.sweep.uri, YAML)
-    about = f"# trial {best['trial']} of {plan.sweep.uri}: {shown(best['values'])}\n"
-    how = "with" if best["confirmed"] else "without"
-    about += f"# {plan.sweep.metric} {best['score']:.4f}, {how} other seeds, in trials as long as the sweep's\n"
-    text = about + f"# {record.to_json(record.versions())}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
+    header = f"# trial {best['trial']} of {plan.sweep.uri}: {format_values(best['values'])}\n"
+    seeds = "confirmed with other seeds" if best["confirmed"] else "not confirmed with other seeds"
+    header += f"# {plan.sweep.metric} {best['score']:.4f} in a trial of the sweep's length, {seeds}\n"
+    text = header + f"# {record.to_json(record.versions())}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
     storage.write(address, text.encode())
     return address

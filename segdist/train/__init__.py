@@ -1,5 +1,7 @@
-"""One training run: `fit` reads top to bottom in `loop`; `setup` is everything before the first step."""
+"""One training run: `fit` (in `loop`) reads top to bottom; `setup` holds everything before the first step."""
 
-from segdist.train.loop import Notice, Tell, fit
+from segdist.train.loop import fit
+from segdist.train.validation import Tell
+from segdist.train.votes import Notice
 
-__all__ = ["Notice", "Tell", "fit", "loop", "setup"]
+__all__ = ["Notice", "Tell", "fit", "setup"]

@@ -1,4 +1,4 @@
-"""`train.micro_batch_size: auto`: the largest micro-batch that fits into the devices' memory, tried before the first step."""
+"""`train.micro_batch_size: auto`: find the largest micro-batch that fits into device memory, before the first step."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ from segdist.distributed import World
 from segdist.errors import DeviceMemoryError, UserError, is_out_of_memory
 from segdist.runs import restore
 from segdist.step import loss, optim
-from segdist.step.update import Step, kernels
+from segdist.step.update import Step, determinism
 
-MEMORY_SHARE = 0.9  # of the device's, that a try may use: allocators fragment, and evaluation needs some
-ZERO_BYTES = 12  # per parameter, that ZeRO may hold beyond DDP: flat copies, which on few ranks outweigh what it shares
-CPU_SIZE = 4  # a CPU has memory enough, and gains nothing by larger groups
+MEMORY_SHARE = 0.9  # of device memory for the trial: allocators fragment, and evaluation needs some
+ZERO_BYTES = (
+    12  # per parameter that ZeRO may hold beyond DDP: its flat copies, which on few ranks exceed what it partitions
+)
+CPU_SIZE = 4  # a CPU has enough memory and gains nothing from larger micro-batches
 
 
-def group_size(cfg: Config, index: Index, world: World) -> int:
-    """The largest divisor of the global batch of which every rank gets a group, and which fits on all. All must call it.
+def micro_batch_size(cfg: Config, index: Index, world: World) -> int:
+    """Return the largest divisor of the global batch that gives every rank a micro-batch and fits on every device.
 
-    Raises UserError when a single image does not fit.
+    All ranks must call it. Raises UserError if a single image does not fit.
     """
     total = cfg.train.global_batch_size
-    least = 2 if cfg.model.name in config.NEEDS_PAIRS else 1
+    least = 2 if cfg.model.name in config.NEEDS_TWO_IMAGES else 1
     sizes = [n for n in range(total // world.num_ranks, least - 1, -1) if total % n == 0]
     if not sizes:
         raise UserError(
-            f"train.global_batch_size {total} cannot be cut into a micro-batch for each of {world.num_ranks} rank(s)"
-            f"{f' of {least} images at least, which model.name={cfg.model.name} needs' if least > 1 else ''}; raise it"
+            f"train.global_batch_size {total} is too small for {world.num_ranks} rank(s): each needs a micro-batch"
+            f"{f' of at least {least} images, because of model.name={cfg.model.name}' if least > 1 else ''}. Increase it."
         )
     if world.device.type == "cpu":
         return next((n for n in sizes if n <= CPU_SIZE), sizes[-1])
     for size in sizes:
-        num_groups = -(-total // size // world.num_ranks)  # of the rank that has most
-        misfits = torch.tensor([not fits(cfg, index, size, min(num_groups, 2), world.device)], dtype=torch.int64)
-        if not world.late_sum(misfits):
+        most = -(-total // size // world.num_ranks)  # micro-batches per rank
+        misfits = torch.tensor([not fits(cfg, index, size, min(most, 2), world.device)], dtype=torch.int64)
+        if not world.sum_long_timeout(misfits):
             return size
     raise UserError(
-        f"one image of {list(cfg.data.crop_size)} px does not fit into the memory of {world.device} in training; lower "
-        "data.crop_size, take a smaller model, or set train.activation_checkpointing=true"
+        f"Training on one image of {list(cfg.data.crop_size)} px does not fit into the memory of {world.device}. Lower "
+        "data.crop_size, choose a smaller model, or set train.activation_checkpointing=true."
     )
 
 
-def fits(cfg: Config, index: Index, size: int, num_groups: int, device: torch.device) -> bool:
-    """Whether two updates by groups of `size` random images of the crop's size do not run out of memory."""
+def fits(cfg: Config, index: Index, size: int, num_micro_batches: int, device: torch.device) -> bool:
+    """Return whether two updates on micro-batches of `size` random images fit into memory."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, device)
     try:
-        with kernels(cfg.train, device):
-            _try(cfg, index, size, num_groups, World(0, 1, device))
+        with determinism(cfg.train, device):
+            _try(cfg, index, size, num_micro_batches, World(0, 1, device))
         return True
     except DeviceMemoryError:
         return False
@@ -68,25 +70,26 @@ def fits(cfg: Config, index: Index, size: int, num_groups: int, device: torch.de
             torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _try(cfg: Config, index: Index, size: int, num_groups: int, world: World) -> None:
+def _try(cfg: Config, index: Index, size: int, num_micro_batches: int, world: World) -> None:
     zero = cfg.train.strategy == "deepspeed"
-    settled = {"micro_batch_size": size, "global_batch_size": size * num_groups}
-    cfg = config.changed(cfg, "train", settled | ({"strategy": "ddp", "zero_offload": False} if zero else {}))
+    fixed = {"micro_batch_size": size, "global_batch_size": size * num_micro_batches}
+    cfg = config.update_section(cfg, "train", fixed | ({"strategy": "ddp", "zero_offload": False} if zero else {}))
     model = restore.build(cfg.model.model_copy(update={"transfer_head": "none"}), index.labels.names)
     model = model.to(world.device).train()
     num_bytes = ZERO_BYTES * sum(p.numel() for p in model.parameters()) if zero else 0
     ballast = torch.empty(num_bytes, dtype=torch.uint8, device=world.device)
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)
     criterion = loss.Criterion(cfg.loss, index.split(cfg.data.train_split).class_pixels)
-    begun = cfg.optim.freeze_encoder_steps  # a step that walks the encoder backward needs most
-    update = Step(model, optimizer, cfg.train, cfg.optim, criterion, world, begun, may_recompute=False)
+    start = cfg.optim.freeze_encoder_steps  # a step that also trains the encoder needs the most memory
+    train_step = Step(model, optimizer, cfg.train, cfg.optim, criterion, world, start, may_recompute=False)
     generator = torch.Generator().manual_seed(0)
-    shape, groups = (size, *cfg.data.crop_size), []
-    for number in range(num_groups):
+    shape, micro_batches = (size, *cfg.data.crop_size), []
+    for number in range(num_micro_batches):
         images = torch.randint(0, 256, (size, 3, *shape[1:]), dtype=torch.uint8, generator=generator)
         masks = torch.randint(0, index.labels.num_classes, shape, dtype=torch.uint8, generator=generator)
-        groups.append(MicroBatch(number, images, masks, torch.eye(3, 4).repeat(size, 1, 1)))
-    for step in range(begun, begun + 2):  # the optimizer's states are there from the second on
-        update(step, groups, criterion.divisors(criterion.tally([group.masks for group in groups])))
-    update.close()
+        micro_batches.append(MicroBatch(number, images, masks, torch.eye(3, 4).repeat(size, 1, 1)))
+    for step in range(start, start + 2):  # the optimizer has its state from the second step on
+        tally = criterion.tally([micro_batch.masks for micro_batch in micro_batches])
+        train_step(step, micro_batches, criterion.divisors(tally))
+    train_step.close()
     del ballast

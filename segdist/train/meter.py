@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Meter:
-    """Means and speeds between two looks, and over the whole attempt. Evaluation does not count as training time."""
+    """Mean loss and throughput since the last row, and over the whole attempt. Evaluation time does not count."""
 
     def __init__(self, global_batch_size: int, num_steps: int) -> None:
         self._batch, self._num_steps = global_batch_size, num_steps
@@ -22,25 +22,25 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Surrounds the wait for data."""
+        """Time a wait for data."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Surrounds what is no training."""
+        """Exclude the time of everything that is not training."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
 
     def count(self, loss: Any, norm: Any) -> None:
-        """A step was made; its loss and gradient norm stay on the device until somebody looks."""
+        """Count a step. Its loss and gradient norm stay on the device until the next `row`."""
         self._losses.append(loss)
         self._norm = norm
 
     def row(self, done: int) -> dict[str, Any]:
-        """The metrics since the last look."""
+        """Return the metrics since the last row."""
         losses = [float(loss) for loss in self._losses]
         seconds, waited = time.perf_counter() - self._since, self._waited
         self._total_seconds += seconds
@@ -56,7 +56,7 @@ class Meter:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Over the attempt; None where it made no step."""
+        """Return the means over the attempt, or None values if it made no step."""
         if not self._total_steps:
             return {"images_per_second": None, "wait_share": None}
         return {

@@ -1,4 +1,4 @@
-"""What happens before the first step: everything that can be checked is checked, and the next attempt at the run is claimed."""
+"""Everything before the first step: check whatever can be checked, then claim the next attempt at the run."""
 
 from __future__ import annotations
 
@@ -23,168 +23,168 @@ from segdist.runs import checkpoints, record, restore
 from segdist.step.update import precision_of
 from segdist.train import auto_batch
 
-AUTO = ("micro_batch_size", "precision")  # of `train`: settled once, and then part of the run
-SELF_TEST_BYTES = 1 << 29  # of one-hot logits: it costs a moment, or is left out
+AUTO = ("micro_batch_size", "precision")  # fields of `train` that are resolved once and then belong to the run
+SELF_TEST_BYTES = 1 << 29  # of one-hot logits; a larger self-test is skipped
 SUMMARY = (
     "run_uri", "state", "step", "miou", "best_step", "best_checkpoint", "images_per_second", "wait_share", "restarts",
 )  # fmt: skip
+HEARTBEAT_SECONDS = 60  # a run with a younger heartbeat may still be alive
 
 
 @dataclass(frozen=True)
-class Opening:
-    """What rank 0 found before the first step, and every rank needs."""
+class OpenedRun:
+    """What rank 0 found out before the first step and every rank needs."""
 
-    cfg: Config  # without `auto` where that decides the weights
+    cfg: Config  # every `auto` that affects the weights is resolved
     index: Index
     attempt: int = 0
     checkpoint: str | None = None  # to continue from
     best: dict[str, Any] | None = None
-    unscored: bool = False  # the checkpoint was due for an evaluation that never ended
-    parent: str | None = None  # checkpoint whose weights begin a new run
-    pinned: dict[str, str] = field(default_factory=dict)  # of `model`, in its stead: see trained.pinned
-    val_digest: str = ""  # of the split that scores are made on, and how
-    contract: dict[str, Any] = field(default_factory=dict)  # into every checkpoint
-    facts: dict[str, Any] = field(default_factory=dict)  # into run.json
+    unscored: bool = False  # the checkpoint was due for an evaluation that did not finish
+    parent: str | None = None  # the checkpoint whose weights a new run starts from
+    pinned: dict[str, str] = field(default_factory=dict)  # replaces fields of `model`: see restore.pinned
+    val_digest: str = ""  # identifies the validation split and the evaluation protocol
+    contract: dict[str, Any] = field(default_factory=dict)  # stored in every checkpoint
+    facts: dict[str, Any] = field(default_factory=dict)  # stored in run.json
 
 
 @dataclass(frozen=True)
-class Found:
-    """What storage holds before an attempt begins."""
+class RunState:
+    """What storage holds before an attempt starts."""
 
-    cfg: Config  # without `auto` where the run was begun before
+    cfg: Config  # `auto` fields as the run's first attempt resolved them
     index: Index
-    known: dict[str, Any] | None  # run.json, where the run was begun before
-    finished: dict[str, Any] | None  # the summary of a run that needs nothing more
+    record: dict[str, Any] | None  # run.json; None for a new run
+    summary: dict[str, Any] | None  # of a complete run; None if there is work left
 
 
-def look(cfg: Config, num_ranks: int) -> Found:
-    """Checks all that can be checked before the first step, and changes nothing. Raises UserError with the remedy."""
+def inspect_run(cfg: Config, num_ranks: int) -> RunState:
+    """Check everything that can be checked before the first step, without changing anything.
+
+    Raises UserError, with a remedy, for whatever would stop the run later.
+    """
     index = indices.load(cfg.data.uri)
     for split in (cfg.data.train_split, cfg.data.val_split):
         Source(cfg.data.uri, index, split).check()
     training_order(cfg, index)
     class_weights.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
     storage.check_writable(cfg.run.uri)
-    known = record.load(cfg.run.uri)
-    before = known.get("identity", {}) if known else identity_of_checkpoints(cfg.run.uri)
-    cfg = remembered(cfg, before or {})
-    check_groups(cfg, num_ranks)
+    found = record.load(cfg.run.uri)
+    identity = found.get("identity", {}) if found else identity_of_checkpoints(cfg.run.uri)
+    cfg = restore_auto(cfg, identity or {})
+    check_num_ranks(cfg, num_ranks)
     if storage.exists(storage.join(cfg.run.uri, indices.NAME)):
-        raise ConfigError(f"run.uri {cfg.run.uri} holds a prepared data set; give the run a folder of its own")
-    if before is None:
+        raise ConfigError(f"run.uri {cfg.run.uri} contains a prepared dataset. Choose another folder for the run.")
+    if identity is None:
         check_weights(cfg)
     else:
-        refuse_changes(cfg.run.uri, before, identity_of(cfg, index))
-    if known is None or known["state"] != record.SUCCEEDED:
-        return Found(cfg, index, known, None)
+        check_identity(cfg.run.uri, identity, identity_of(cfg, index))
+    if found is None or found["state"] != record.SUCCEEDED:
+        return RunState(cfg, index, found, None)
     console.say(
-        f"{cfg.run.uri} is finished since step {known['step']}; nothing to do. For a new run give another run.uri"
+        f"{cfg.run.uri} is complete (step {found['step']}). There is nothing to do. To start a new run, set another run.uri."
     )
-    return Found(cfg, index, known, {k: known.get(k) for k in SUMMARY})
+    return RunState(cfg, index, found, {k: found.get(k) for k in SUMMARY})
 
 
-def check_recipe(cfg: Config, index: Index, num_ranks: int) -> None:
-    """Raises UserError when a new run of this config could not be made of this data set by so many ranks; opens no shard."""
+def check_new_run(cfg: Config, index: Index, num_ranks: int) -> None:
+    """Raise UserError if this config cannot start a new run on this dataset and this many ranks. Reads no shard."""
     training_order(cfg, index)
     index.split(cfg.data.val_split)
     class_weights.class_weights(cfg.loss, index.split(cfg.data.train_split).class_pixels)
-    check_groups(cfg, num_ranks)
+    check_num_ranks(cfg, num_ranks)
     check_weights(cfg)
 
 
 def identity_of(cfg: Config, index: Index) -> dict[str, Any]:
-    """All that decides a run's weights."""
+    """Return everything that determines a run's weights."""
     return config.identity_of(cfg) | {"data digest": index.digest(cfg.data.train_split), "order version": VERSION}
 
 
-def newest_of(run_uri: str) -> str | None:
-    """The newest checkpoint that is whole; None for a run that has none. Raises CheckpointError when all are damaged."""
+def newest_checkpoint(run_uri: str) -> str | None:
+    """Return the newest intact checkpoint, or None if the run has none. Raises CheckpointError if all are damaged."""
     newest = checkpoints.newest(run_uri, console.say)
     if newest is None and checkpoints.committed(run_uri):
         raise CheckpointError(
-            f"{run_uri}: none of its checkpoints is whole (see the warnings above). Mend them, delete its folder "
-            "`checkpoints` to begin at step 0, or give another run.uri"
+            f"{run_uri}: all checkpoints are damaged (see the warnings above). Restore one of them, or delete the folder "
+            "`checkpoints` to start again at step 0, or set another run.uri."
         )
     return newest
 
 
 def identity_of_checkpoints(run_uri: str) -> dict[str, Any] | None:
-    """The identity of a run whose run.json was lost; None where there is no checkpoint either, so no run."""
-    newest = newest_of(run_uri)
+    """Return the identity of a run whose run.json is lost, or None if there is no checkpoint and so no run."""
+    newest = newest_checkpoint(run_uri)
     return None if newest is None else checkpoints.load_state(newest).get("identity", {})
 
 
-def remembered(cfg: Config, identity: dict[str, Any]) -> Config:
-    """The config with each `auto` as it was settled when the run began, if it was."""
+def restore_auto(cfg: Config, identity: dict[str, Any]) -> Config:
+    """Return the config with each `auto` as the run's first attempt resolved it."""
     wishes = {key: identity.get(f"train.{key}", "auto") for key in AUTO if getattr(cfg.train, key) == "auto"}
-    return config.changed(cfg, "train", wishes)
+    return config.update_section(cfg, "train", wishes)
 
 
-def settle(cfg: Config, index: Index, world: World) -> Config:
-    """The config with what each `auto` means on the devices of these ranks. All of them must call it."""
+def resolve_auto(cfg: Config, index: Index, world: World) -> Config:
+    """Return the config with each `auto` resolved for the devices of these ranks. All ranks must call it."""
     if cfg.train.precision == "auto":
         found = world.gather(precision_of("auto", world.device))
-        cfg = config.changed(cfg, "train", {"precision": next(p for p in ("fp32", "fp16", "bf16") if p in found)})
+        cfg = config.update_section(
+            cfg, "train", {"precision": next(p for p in ("fp32", "fp16", "bf16") if p in found)}
+        )
     if cfg.train.micro_batch_size == "auto":
-        size = auto_batch.group_size(cfg, index, world)
+        size = auto_batch.micro_batch_size(cfg, index, world)
         if world.is_first:
-            most = cfg.train.global_batch_size // size
-            how = (
-                "the largest that fits"
-                if world.device.type != "cpu"
-                else f"of a CPU: a divisor up to {auto_batch.CPU_SIZE}"
-            )
-            console.say(
-                f"train.micro_batch_size=auto is {size} ({how}) from here on; at most {most} rank(s) can share this run"
-            )
-            if size == 1:
-                console.say(
-                    "warning: batch statistics of single images are poor; give a train.global_batch_size with more divisors"
-                )
-        cfg = config.changed(cfg, "train", {"micro_batch_size": size})
+            _report_auto(size, cfg.train.global_batch_size // size, world.device.type == "cpu")
+        cfg = config.update_section(cfg, "train", {"micro_batch_size": size})
     return cfg
 
 
-def check_groups(cfg: Config, num_ranks: int) -> None:
-    """Raises ConfigError when there are fewer micro-batches than ranks."""
+def _report_auto(size: int, most_ranks: int, on_cpu: bool) -> None:
+    reason = f"on a CPU, a divisor of at most {auto_batch.CPU_SIZE}" if on_cpu else "the largest that fits"
+    console.say(
+        f"train.micro_batch_size=auto is now fixed at {size} ({reason}). At most {most_ranks} rank(s) can share this run."
+    )
+    if size == 1:
+        console.say(
+            "warning: batch statistics of single images are poor. Set a train.global_batch_size that has more divisors."
+        )
+
+
+def check_num_ranks(cfg: Config, num_ranks: int) -> None:
+    """Raise ConfigError if there are more ranks than micro-batches."""
     auto = cfg.train.micro_batch_size == "auto"
-    most = cfg.train.global_batch_size if auto else cfg.train.num_groups
+    most = cfg.train.global_batch_size if auto else cfg.train.num_micro_batches
     if num_ranks > most:
         raise ConfigError(
-            f"{num_ranks} ranks share {most} micro-batches per step; start at most {most} rank(s) (scale.num_ranks, or "
-            "torchrun's), or lower train.micro_batch_size or raise train.global_batch_size (another run: its weights change "
-            "with them)"
+            f"{num_ranks} ranks cannot share {most} micro-batches per step. Start at most {most} rank(s) (scale.num_ranks, or "
+            "torchrun's --nproc-per-node). Or lower train.micro_batch_size or raise train.global_batch_size; either makes a "
+            "new run, because it changes the weights."
         )
 
 
 def check_weights(cfg: Config) -> None:
-    """Raises UserError when nothing is where a new run's weights should come from."""
+    """Raise UserError if the weights of a new run do not exist."""
     parent, weights = cfg.train.init_from, cfg.model.weights
     if parent and not storage.exists(parent):
-        raise CheckpointError(f"train.init_from {parent!r}: there is nothing; give the run.uri of a training")
-    if weights and config.is_place(weights) and not storage.exists(weights):
+        raise CheckpointError(f"train.init_from {parent!r} does not exist. Give the run.uri of a training run.")
+    if weights and config.is_path_or_uri(weights) and not storage.exists(weights):
         raise ConfigError(
-            f"model.weights {weights!r}: there is nothing; give a folder with config.json and weights, or a run"
+            f"model.weights {weights!r} does not exist. Give a folder with config.json and weights, or a run."
         )
 
 
-def open_run(cfg: Config, found: Found, world: World) -> Opening:
-    """Claims the next attempt at the run, whose config is settled. Rank 0 only."""
-    index, known = found.index, found.known
-    newest = newest_of(cfg.run.uri)
-    again = known is not None and world.launch != "" and known.get("launch") == world.launch  # it has ended the others
-    if known and not again and known["state"] == record.RUNNING and (silent := time.time() - known["heartbeat"]) < 60:
-        console.say(
-            f"warning: attempt {known['attempt']} gave a sign of life {silent:.0f} s ago; if it still runs, it will stop now"
-        )
+def open_run(cfg: Config, state: RunState, world: World) -> OpenedRun:
+    """Claim the next attempt at the run. Every `auto` in the config must be resolved. Rank 0 only."""
+    index, before = state.index, state.record or {}
+    newest = newest_checkpoint(cfg.run.uri)
+    _warn_if_alive(before, world)
     check_health(cfg, index)
     identity = identity_of(cfg, index)
-    before = known or {}
-    parent, pinned = (None, {}) if newest else begins_from(cfg, before)
+    parent, pinned = (None, {}) if newest else resolve_initial_weights(cfg, before)
     attempt = record.claim_attempt(cfg.run.uri)
     facts = {"identity": identity, "parent": parent or before.get("parent"), "versions": record.versions()}
     facts |= {"pinned": pinned or before.get("pinned", {})}
-    facts |= {"launch": world.launch, "data": about_data(cfg, index)}
+    facts |= {"launch": world.launch, "data": describe_data(cfg, index)}
     text = f"# {record.to_json(facts['versions'])}\n" + yaml.safe_dump(config.to_tree(cfg), sort_keys=False)
     storage.write(storage.join(cfg.run.uri, "config.yaml"), text.encode())
     contract = {"identity": identity, "config": config.to_tree(cfg), "labels": index.contract, **facts}
@@ -193,32 +193,46 @@ def open_run(cfg: Config, found: Found, world: World) -> Opening:
     step = checkpoints.step_of(newest)
     due = step is not None and (step % cfg.eval.every_steps == 0 or step == cfg.train.num_steps)
     unscored = newest is not None and due and checkpoints.scores_of(newest) is None
-    return Opening(cfg, index, attempt, newest, best, unscored, parent, pinned, val_digest, contract, facts)
+    return OpenedRun(cfg, index, attempt, newest, best, unscored, parent, pinned, val_digest, contract, facts)
 
 
-def begins_from(cfg: Config, before: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
-    """(the checkpoint of train.init_from, see trained.pinned for model.weights) at step 0, settled once for all ranks.
+def _warn_if_alive(before: dict[str, Any], world: World) -> None:
+    """Warn if an attempt of another launch had a heartbeat a moment ago. A launcher ends its own ranks before it restarts."""
+    same_launch = world.launch != "" and before.get("launch") == world.launch
+    if before.get("state") != record.RUNNING or same_launch:
+        return
+    silent = time.time() - before["heartbeat"]
+    if silent < HEARTBEAT_SECONDS:
+        console.say(
+            f"warning: attempt {before['attempt']} had a heartbeat {silent:.0f} s ago. If it still runs, it stops now."
+        )
 
-    `before`: run.json; an earlier attempt, whose steps were lost, had settled it for all that follow.
+
+def resolve_initial_weights(cfg: Config, before: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """Return (the checkpoint that train.init_from means, the pinned fields of `model`: see restore.pinned) for step 0.
+
+    Both are decided once for all attempts. `before` is run.json: an earlier attempt whose steps were lost has decided them.
     """
     parent, pinned = before.get("parent"), before.get("pinned") or {}
     try:
         for uri in filter(None, (parent, pinned.get("weights"))):
             checkpoints.resolve(uri)
     except CheckpointError as error:
-        console.say(f"warning: {error}; this run began from it, and begins anew from what is there now")
+        console.say(
+            f"warning: {str(error).rstrip('.')}. This run started from it, and now starts again from the weights that exist "
+            "now."
+        )
         parent, pinned = None, {}
     if cfg.train.init_from and not parent:
         parent = checkpoints.resolve(cfg.train.init_from)
     return parent, pinned or restore.pinned(cfg.model)
 
 
-def about_data(cfg: Config, index: Index) -> dict[str, Any]:
-    """What a run's record says of its data."""
+def describe_data(cfg: Config, index: Index) -> dict[str, Any]:
+    """Return what run.json says about the run's data."""
     samples = {split: index.split(split).num_samples for split in (cfg.data.train_split, cfg.data.val_split)}
-    uri = storage.redacted(cfg.data.uri)
     return {
-        "uri": uri,
+        "uri": storage.redacted(cfg.data.uri),
         "name": index.name,
         "source": index.source,
         "licence": index.licence,
@@ -228,10 +242,10 @@ def about_data(cfg: Config, index: Index) -> dict[str, Any]:
 
 
 def check_health(cfg: Config, index: Index) -> None:
-    """Says what may spoil the run. Raises DataError when its scores could not be trusted."""
-    for finding in health.from_index(index, cfg.data.train_split):
+    """Warn about whatever may spoil the run. Raises DataError if its scores could not be trusted."""
+    for finding in health.check_index(index, cfg.data.train_split):
         if finding.severity in ("warning", "error"):
-            console.say(f"warning: {finding.text} ({finding.remedy}; more by `segdist doctor`)")
+            console.say(f"warning: {finding.text} ({finding.remedy}; `segdist doctor` tells more)")
     tested = self_test.self_test(cfg.data.uri, index, cfg.data.val_split, cfg.io, 1, SELF_TEST_BYTES)
     if tested.severity == "note":
         console.say(f"self-test {tested.text}; {tested.remedy}")
@@ -239,25 +253,27 @@ def check_health(cfg: Config, index: Index) -> None:
         raise DataError(f"{cfg.data.uri}: {tested.text}; {tested.remedy}")
 
 
-def refuse_changes(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ConfigError, with the differences, when a run would go on as another run."""
-    before = {k: v for k, v in config.DEFAULTS.items() if k in now} | before  # of fields younger than the run
+def check_identity(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ConfigError, listing the differences, if the config would continue another run than the one at `run_uri`."""
+    before = {k: v for k, v in config.DEFAULTS.items() if k in now} | before  # of fields that are younger than the run
     changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if changed:
         lines = "".join(
-            "\n  data: the training split at data.uri is another one than this run was begun with"
+            "\n  data: the training split at data.uri is not the one that this run started with"
             if k == "data digest"
             else f"\n  {k}: {before.get(k)!r} -> {now.get(k)!r}"
             for k in changed
         )
         raise ConfigError(
-            f"{run_uri} was begun with other settings, and going on would make neither run:{lines}\n"
-            f"Undo these to continue it, or begin a new one: another run.uri, and train.init_from={run_uri} for its weights"
+            f"{run_uri} was started with other settings, which decide its weights:{lines}\n"
+            f"Undo these changes to continue the run. Or start a new run: set another run.uri, and train.init_from={run_uri} "
+            "to start from its weights."
         )
 
 
 def training_order(cfg: Config, index: Index) -> Order:
-    """The order of the training split. Raises DataError when it is too small for one batch."""
+    """Return the order of the training split. Raises DataError if the split is too small for one batch."""
     split = index.split(cfg.data.train_split)
-    lanes = cfg.data.lanes_per_slot or (8 if split.shuffle_seed is None else 1)
-    return Order(split.group_sizes(), cfg.train.seed, cfg.train.global_batch_size, lanes)
+    # a split in its source order is read in up to 8 lanes per slot, so that a batch mixes more of it
+    lanes = 1 if split.shuffle_seed is not None else min(8, split.num_samples // cfg.train.global_batch_size) or 1
+    return Order(split.row_group_sizes(), cfg.train.seed, cfg.train.global_batch_size, lanes)

@@ -1,4 +1,7 @@
-"""A command of segdist as a job has it: what travels is our code and the files that the command names, never a folder."""
+"""Turn a segdist command into a job: check it here, and collect the files that the job needs.
+
+The job gets this machine's segdist code and the files that the command names, but never a folder.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,26 @@ import segdist
 from segdist import config, storage
 from segdist.errors import UserError
 from segdist.sweep import plan
-from segdist.sweep.search import known_beforehand
+from segdist.sweep.search import points_to_check
 from segdist.train import setup
 
-_MOST_BYTES = 50 << 20  # of the working directory; Ray refuses 500 MiB
-_CONFIGURED = ("config", "sweep", "target", "overrides")  # parameters that say what a run is
-_WRITTEN = ("out", "plot", "confusion", "previews", "dest")  # parameters that name what the job writes
-_ON_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME, which may be a path too
+_MAX_BYTES = 50 << 20  # of the working directory; Ray refuses 500 MiB
+_CONFIG_PARAMS = ("config", "sweep", "target", "overrides")  # parameters that hold a config or its overrides
+_OUTPUT_PARAMS = ("out", "plot", "confusion", "previews", "dest")  # parameters that name what the job writes
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME, which may be a path too
+_NO_FOLDERS = (
+    "a job cannot access folders on this machine. Use s3://, or an absolute path on a file system that all nodes share."
+)
+_CREDENTIAL = "contains what looks like a credential, which the cluster's dashboard would show. Use --env NAME instead."
 
 
 @dataclass
 class Job:
-    """A command as a job has it. `files`: name in the working directory -> file here; `uri`: the run or sweep it makes;
-    `settings`: what that one is, where it is read here."""
+    """A segdist command prepared to run as a job.
+
+    `files` maps names in the job's working directory to files on this machine. `uri` is the run or sweep that the job makes,
+    and `settings` its resolved config, if that was read here.
+    """
 
     arguments: list[str]
     files: dict[str, Path] = field(default_factory=dict)
@@ -42,11 +52,11 @@ class Job:
 
     @property
     def commits(self) -> bool:
-        """Whether it commits before it ends, when it is asked to stop."""
+        """Whether the command commits a checkpoint before it ends when it is asked to stop."""
         return self.arguments[0] in ("train", "tune")
 
     def digest(self, variables: Sequence[str] = (), num_gpus: float = 0) -> str:
-        """Tells its settings from others, however they are written, and what it is given."""
+        """Return a hash of the job's settings and resources. It does not depend on how a config is written."""
         files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files.items()}
         what = self.settings if self.settings is not None else [self.arguments, files]
         options = sorted(word for word in self.arguments if word.startswith("-"))
@@ -55,47 +65,46 @@ class Job:
 
 
 def job_of(arguments: Sequence[str], commands: Mapping[str, Any]) -> Job:
-    """The job that a command line means; without a command's name, that of `train`. Configs are checked here and now.
+    """Return the job for a command line. Without a command name, the command is `train`.
 
-    `commands`: name -> click's command. Raises UserError for what can be known not to work there.
+    `commands` maps names to click commands. Configs are checked here. Raises UserError if the command cannot work as a job.
     """
     name, words = (arguments[0], arguments[1:]) if arguments[0] in commands else ("train", arguments)
     near = difflib.get_close_matches(arguments[0], commands, 1)
     if arguments[0] not in commands and near and not Path(arguments[0]).exists():
-        raise UserError(f"{arguments[0]}: there is no such command or config; did you mean {near[0]}?")
-    if any(config.holds_credential(argument) for argument in arguments):  # which is not repeated
-        raise UserError(
-            "a command holds what looks like a credential, and all who see the cluster see it; use --env NAME"
-        )
-    job, rest = Job([name]), list(_named(name, commands[name], words))
-    overrides = [word for param, word in rest if param in _CONFIGURED and "=" in word]
-    first = next((word for param, word in rest if param in _CONFIGURED and "=" not in word), None)
-    is_run = name == "train" or (name == "doctor" and first and first.endswith((".yaml", ".yml")))  # others are data
+        raise UserError(f"{arguments[0]}: there is no such command or config. Did you mean {near[0]}?")
+    if any(config.holds_credential(argument) for argument in arguments):  # do not repeat it
+        raise UserError(f"the command {_CREDENTIAL}")
+    job, rest = Job([name]), list(_params_of(name, commands[name], words))
+    overrides = [word for param, word in rest if param in _CONFIG_PARAMS and "=" in word]
+    first = next((word for param, word in rest if param in _CONFIG_PARAMS and "=" not in word), None)
+    # `doctor` checks a config or a dataset
+    is_run = name == "train" or (name == "doctor" and first and first.endswith((".yaml", ".yml")))
     for param, word in rest:
-        if param in _CONFIGURED and word != first and "=" not in word and (is_run or name == "tune"):
+        if param in _CONFIG_PARAMS and word != first and "=" not in word and (is_run or name == "tune"):
             raise UserError(f"override {word!r}: write it as section.field=value")
     if first is None and any(param == "from_sweep" for param, _ in rest):
         job.uri = next((word.removeprefix("run.uri=") for word in overrides if word.startswith("run.uri=")), None)
-        _check_places({"run.uri": job.uri or "s3://"})
+        _check_uris({"run.uri": job.uri or "s3://"})
         rest.append(("overrides", "scale.launcher=ray"))
     elif is_run or name == "tune":
         if first is None:
             raise UserError(f"give a {'config, such as configs/demo.yaml' if name == 'train' else 'sweep file'}")
         (_add_run if is_run else _add_sweep)(job, first, overrides)
         rest = [(p, word) for p, word in rest if word != first and not (name == "tune" and word.startswith("config="))]
-    job.arguments += [_packed(job, param, word) for param, word in rest]
+    job.arguments += [_rewritten(job, param, word) for param, word in rest]
     job.uri = None if name == "doctor" or not job.uri else job.uri.rstrip("/")
     return job
 
 
-def _named(name: str, command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(parameter of the command, word) for each word; an option whose value is the next word has none itself.
+def _params_of(name: str, command: Any, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (parameter of the command, word) for each word. The parameter is "" for an option without its value.
 
     Raises UserError for an option that the command does not have.
     """
     options = {opt: p for p in command.params if p.param_type_name == "option" for opt in (*p.opts, *p.secondary_opts)}
-    places = [p for p in command.params if p.param_type_name == "argument"]
-    awaited, num = None, 0
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    awaited, num = None, 0  # the option whose value is the next word; positional arguments so far
     for word in words:
         if awaited is not None:
             yield awaited, word
@@ -104,86 +113,81 @@ def _named(name: str, command: Any, words: Sequence[str]) -> Iterator[tuple[str,
             option, equals, _ = word.partition("=")
             if option not in options:
                 near = difflib.get_close_matches(option, options, 1)
-                raise UserError(f"segdist {name} has no option {option}{f'; did you mean {near[0]}?' if near else ''}")
+                raise UserError(f"segdist {name} has no option {option}{f'. Did you mean {near[0]}?' if near else ''}")
             param = options[option]
             yield (param.name if equals else ""), word
             awaited = None if equals or param.is_flag else param.name
         else:
-            yield places[min(num, len(places) - 1)].name, word
+            yield arguments[min(num, len(arguments) - 1)].name, word
             num += 1
 
 
 def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
-    said = ["scale.launcher=ray", *overrides]
-    cfg = config.load(uri, said) if "://" not in uri else config.loads(storage.read(uri), uri, said)
+    changes = ["scale.launcher=ray", *overrides]
+    cfg = config.load(uri, changes) if "://" not in uri else config.loads(storage.read(uri), uri, changes)
     if cfg.scale.launcher != "ray":
-        raise UserError("scale.launcher=local would train beside the cluster's head, not on its nodes; leave it out")
-    setup.check_groups(cfg, cfg.scale.num_ranks)
-    _check_places(config.places(cfg))
+        raise UserError(
+            f"scale.launcher={cfg.scale.launcher} would train on the cluster's head instead of its nodes. Leave it out."
+        )
+    setup.check_num_ranks(cfg, cfg.scale.num_ranks)
+    _check_uris(config.uris(cfg))
     job.uri, job.settings = cfg.run.uri, config.to_tree(cfg)
-    job.arguments += [_travelling(job, uri, "config"), "scale.launcher=ray"]
+    job.arguments += [_add_file(job, uri, "config"), "scale.launcher=ray"]
 
 
 def _add_sweep(job: Job, uri: str, overrides: list[str]) -> None:
     read = plan.read(uri, overrides)
-    cfg = read.config(known_beforehand(read.sweep, 1)[0], storage.join(read.sweep.uri, "trials"))
-    setup.check_groups(cfg, cfg.scale.num_ranks)
-    _check_places({**config.places(cfg), "run.uri": "s3://", "uri": read.sweep.uri})
+    cfg = read.config(points_to_check(read.sweep, 1)[0], storage.join(read.sweep.uri, "trials"))
+    setup.check_num_ranks(cfg, cfg.scale.num_ranks)
+    _check_uris({**config.uris(cfg), "run.uri": "s3://", "uri": read.sweep.uri})
     job.uri, job.settings = read.sweep.uri, [read.sweep.model_dump(mode="json", exclude={"config"}), read.base]
-    job.arguments.append(_travelling(job, uri, "sweep"))
+    job.arguments.append(_add_file(job, uri, "sweep"))
     if storage.is_local(uri) and storage.is_local(read.config_uri):
         job.files["files/sweep/base/config.yaml"] = storage.local_path(read.config_uri)
-        job.arguments.append("config=base/config.yaml")  # from the sweep's own folder on
+        job.arguments.append("config=base/config.yaml")  # relative to the sweep file
 
 
-def _check_places(places: dict[str, str]) -> None:
-    here = []
-    for key, uri in places.items():
-        if config.holds_credential(uri):  # which the cluster would show, and so is not repeated
-            raise UserError(
-                f"{key} holds what looks like a credential, and all who see the cluster see it; use --env NAME"
-            )
+def _check_uris(uris: dict[str, str]) -> None:
+    """Raise UserError if a URI (key -> URI) is a relative path or holds a credential."""
+    relative = []
+    for key, uri in uris.items():
+        if config.holds_credential(uri):  # do not repeat it
+            raise UserError(f"{key} {_CREDENTIAL}")
         if storage.is_relative(uri):
-            here.append(f"{key} {uri}")
-    if here:
-        raise UserError(
-            f"{', '.join(here)}: a job does not see the folders of this machine; give s3://, or an absolute path on a file "
-            "system that all nodes share"
-        )
+            relative.append(f"{key} {uri}")
+    if relative:
+        raise UserError(f"{', '.join(relative)}: {_NO_FOLDERS}")
 
 
-def _travelling(job: Job, place: str, folder: str) -> str:
-    """The name there of a file of this machine, which joins the job; an address stays as it is."""
-    if not storage.is_local(place):
-        return place
-    path = storage.local_path(place)
+def _add_file(job: Job, uri: str, folder: str) -> str:
+    """Add a file of this machine to the job and return its name there. A remote URI is returned unchanged."""
+    if not storage.is_local(uri):
+        return uri
+    path = storage.local_path(uri)
     name = f"files/{folder}/{path.name}"
     job.files[name] = path
     return name
 
 
-def _packed(job: Job, param: str, word: str) -> str:
-    """The word as it is to be given there: a file at a relative path joins the job.
+def _rewritten(job: Job, param: str, word: str) -> str:
+    """Return the word as the job needs it. A file at a relative path is added to the job.
 
-    Raises UserError for a folder, and for a relative path that is to be written.
+    Raises UserError for a folder at a relative path, and for an output at one.
     """
     option, equals, place = word.rpartition("=") if word.startswith("--") else ("", "", word)
     if not param or "=" in place or not storage.is_relative(place):
         return word
     path = storage.local_path(place)
-    if param not in _WRITTEN and path.is_file():
-        return f"{option}{equals}{_travelling(job, place, str(len(job.files)))}"
-    if param in _WRITTEN or ("/" in place and (path.is_dir() or not _ON_HUB.fullmatch(place))):
+    if param not in _OUTPUT_PARAMS and path.is_file():
+        return f"{option}{equals}{_add_file(job, place, str(len(job.files)))}"
+    if param in _OUTPUT_PARAMS or ("/" in place and (path.is_dir() or not _HUB_ID.fullmatch(place))):
         what = place if param in ("dest", "checkpoint", "data", "images", "source") else f"--{param} {place}"
-        raise UserError(
-            f"{what}: a job does not see the folders of this machine; give s3:// (`segdist prepare` "
-            "writes there too), or an absolute path on a file system that all nodes share"
-        )
+        raise UserError(f"{what}: {_NO_FOLDERS} `segdist prepare` can write to s3:// too.")
     return word
 
 
-def fill(job: Job, folder: Path) -> tuple[int, int]:
-    """Writes the job's working directory; (files, bytes). Raises UserError when it is too large to travel."""
+def write_working_dir(job: Job, folder: Path) -> tuple[int, int]:
+    """Write the job's working directory and return (number of files, bytes). Raises UserError if it is too large."""
     source = Path(segdist.__file__).parent
     shutil.copytree(source, folder / "segdist", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name, path in job.files.items():
@@ -191,10 +195,10 @@ def fill(job: Job, folder: Path) -> tuple[int, int]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    if sum(sizes.values()) > _MOST_BYTES:
+    if sum(sizes.values()) > _MAX_BYTES:
         largest = max(sizes, key=lambda path: sizes[path])
         raise UserError(
-            f"the job's files have {sum(sizes.values()) >> 20} MiB, the largest is {largest.relative_to(folder)}; more than "
-            f"{_MOST_BYTES >> 20} MiB do not travel with a job: put it into object storage"
+            f"the job's files have {sum(sizes.values()) >> 20} MiB, more than the limit of {_MAX_BYTES >> 20} MiB. The largest "
+            f"is {largest.relative_to(folder)}. Put it into object storage."
         )
     return len(sizes), sum(sizes.values())

@@ -1,6 +1,7 @@
-"""Foreign layouts: which image belongs to which mask, in which split, and what the masks' values mean.
+"""Importers: how foreign layouts pair images with masks, name splits and encode classes.
 
-One importer a module, all of one interface: `find(source, ask) -> Found`. None reads an image; `prepare` does, by the pair.
+Each importer is one module with the same interface: `find(source, options) -> ImportPlan`. It pairs files but decodes no image;
+`prepare` decodes them, pair by pair.
 """
 
 from segdist.data.importers.ade20k import ADE20K

@@ -1,4 +1,4 @@
-"""ADE20K as the Scene Parsing Challenge of 2016 published it (SceneParse150): 150 classes as 1..150, 0 is void."""
+"""ADE20K as published for the Scene Parsing Challenge 2016 (SceneParse150): 150 classes with values 1..150; 0 is void."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from segdist.errors import DataError
 _SPLITS = {"training": "train", "validation": "val"}
 
 
-def find(source: str, ask: ImportOptions) -> ImportPlan:
-    """The pairs of images/{training,validation} and annotations/{training,validation}."""
+def find(source: str, options: ImportOptions) -> ImportPlan:
+    """Return the pairs of images/{training,validation} and annotations/{training,validation}."""
     listing = Listing(source)
     _refuse_full(listing)
     folders = [f"{kind}/{split}" for kind in ("annotations", "images") for split in _SPLITS]
@@ -21,23 +21,23 @@ def find(source: str, ask: ImportOptions) -> ImportPlan:
     for folder, split in _SPLITS.items():
         images, masks = f"{root}images/{folder}", f"{root}annotations/{folder}"
         if listing.below(images) or listing.below(masks):
-            splits[split] = pair_up(listing, images, masks, ask)
+            splits[split] = pair_up(listing, images, masks, options)
     return ImportPlan(splits, CONTRACTS["ade20k"])
 
 
 def _refuse_full(listing: Listing) -> None:
-    """Raises DataError for the full ADE20K, whose masks hold 3,000 kinds of objects in two channels, beside the images."""
+    """Raise DataError for the full ADE20K, whose masks encode 3,000 kinds of objects in two channels."""
     full = next((path for path in listing.paths() if path.endswith("_seg.png")), None)
     if full:
         raise DataError(
-            f"{storage.join(listing.source, full)}: this is the full ADE20K, whose *_seg.png code thousands of classes as "
-            "colours; the benchmark of 150 classes is ADEChallengeData2016.zip of sceneparsing.csail.mit.edu: give that"
+            f"{storage.join(listing.source, full)}: this is the full ADE20K, whose *_seg.png encode thousands of classes as "
+            "colours. Give the benchmark of 150 classes instead: ADEChallengeData2016.zip from sceneparsing.csail.mit.edu"
         )
 
 
 ADE20K = Layout(
     find,
-    "ADE20K, SceneParse150 (ADEChallengeData2016): scenes, 150 classes as 1..150, 0 = void",
+    "ADE20K, SceneParse150 (ADEChallengeData2016): scenes, 150 classes with values 1..150, 0 = void",
     "images/{training,validation}/, annotations/{training,validation}/; or a folder above",
     "images: non-commercial research and education; annotations: BSD-3-Clause (ADE20K, Zhou et al. 2017)",
 )

@@ -1,6 +1,6 @@
-"""COCO, and what labelling tools export in its format: which annotations there are, and which images they belong to.
+"""COCO, and the exports of labelling tools in its format: finds the annotations and the images they belong to.
 
-A folder may hold several kinds of annotation of the same images (all of COCO's downloads do); `--subset` says which one.
+A folder may hold several kinds of annotation for the same images, as COCO's own downloads do. `--subset` selects one kind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from segdist import console
 from segdist.data.importers import cocostuff
-from segdist.data.importers.coco_json import Annotations, Category, ImageNotes, read
+from segdist.data.importers.coco_json import Annotations, Category, ImageRecord, read
 from segdist.data.importers.coco_masks import Segments, Values, decode_objects, decode_segments
 from segdist.data.importers.files import IMAGE_SUFFIXES, Content, Decode, File, Text
 from segdist.data.importers.layout import (
@@ -29,37 +29,37 @@ from segdist.data.labels import Class, Labels, generated_colors
 from segdist.errors import DataError
 
 KINDS = ("panoptic", "instances", "stuff", "stuffthingmaps", "pixelmaps")
-_MAPS = ("stuffthingmaps", "pixelmaps")  # one mask file an image
+_MAPS = ("stuffthingmaps", "pixelmaps")  # kinds with one mask file per image
 _OTHER_TASKS = ("captions", "person_keypoints", "image_info")
 
-Sets = dict[str, str]  # name of a set, as in train2017, or "": its JSON, or its folder of masks
+Sets = dict[str, str]  # name of a set (such as train2017, or "") -> its JSON file or its folder of masks
 
 
-def find(source: str, ask: ImportOptions) -> ImportPlan:
-    """The pairs of COCO's folder, or of one annotation file, whose images are then split by the digest of their names."""
+def find(source: str, options: ImportOptions) -> ImportPlan:
+    """Return the pairs of a COCO folder, or of one annotation file, whose images are then split by a hash of their names."""
     is_file = source.lower().endswith(".json")
     root, file = _root_of(source) if is_file else (source, None)
     listing = Listing(root, {".json", *IMAGE_SUFFIXES})
-    kind, sets = _choose(_kinds(listing, file), ask.subset, source)
+    kind, sets = _choose(_kinds(listing, file), options.subset, source)
     if kind in _MAPS:
         splits = {name: _paired(listing, name, folder) for name, folder in sets.items()}
         labels = cocostuff.class_maps() if kind == "stuffthingmaps" else cocostuff.pixel_maps()
-        return ImportPlan(_named(splits, sets, ask), labels, source=f"coco {kind}: {source}")
+        return ImportPlan(_named(splits, sets, options), labels, source=f"coco {kind}: {source}")
     parsed = {name: read(_file(listing, path), kind == "panoptic") for name, path in sets.items()}
     categories = _agreed(list(parsed.values()))
-    covered = kind == "instances"  # whose uncovered pixels are background; in the others they were not labelled
+    covered = kind == "instances"  # uncovered pixels are background there; in the other kinds they are unlabelled
     labels, values = _contract(categories, covered)
     splits = {name: _pairs(listing, name, sets[name], parsed[name], values) for name in sets}
     licence = next((a.licence for a in parsed.values()), "")
-    found = split_off(splits.popitem()[1], ask) if is_file else _named(splits, sets, ask)
+    found = split_off(splits.popitem()[1], options) if is_file else _named(splits, sets, options)
     return ImportPlan(found, labels, licence, f"coco {kind}: {source}")
 
 
-# -- what lies there --------------------------------------------------------------------------------------------------
+# -- annotation files -------------------------------------------------------------------------------------------------
 
 
 def _root_of(source: str) -> tuple[str, str]:
-    """(the data set's folder, path in it) of an annotation file: the folder above annotations/, or its own."""
+    """Return (the dataset's folder, path in it) of an annotation file. The folder is above annotations/, or the file's own."""
     folder, slash, name = source.rpartition("/")
     above, _, last = folder.rpartition("/")
     if last == "annotations":
@@ -70,20 +70,19 @@ def _root_of(source: str) -> tuple[str, str]:
 def _file(listing: Listing, path: str) -> File:
     file = listing.get(path)
     if file is None:
-        raise DataError(f"{listing.source}/{path}: this file does not exist")
+        raise DataError(f"{listing.source}/{path}: this file does not exist. Give an existing JSON file as SOURCE")
     return file
 
 
 def _kinds(listing: Listing, only: str | None) -> dict[str, Sets]:
-    """The kinds of annotation, with their sets. Raises DataError for two files of one set."""
+    """Return the kinds of annotation with their sets. Raises DataError if two files belong to the same set."""
     found: dict[str, Sets] = {}
     names = [only] if only else sorted(listing.below(""))
     folders: set[str] = set()
     for name in names:
         path = PurePosixPath(name)
-        if (
-            path.suffix.lower() == ".json" and len(path.parts) <= 2 and path.name != "index.json"
-        ):  # ours, of an own folder
+        is_annotation = path.suffix.lower() == ".json" and len(path.parts) <= 2
+        if is_annotation and path.name != "index.json":  # our own index, if the source was prepared in place
             if (kind_and_set := _kind_of(path)) is not None:
                 _add(found, *kind_and_set, name, listing)
         elif path.suffix.lower() == ".png":
@@ -99,15 +98,14 @@ def _kinds(listing: Listing, only: str | None) -> dict[str, Sets]:
 
 
 def _kind_of(path: PurePosixPath) -> tuple[str, str] | None:
-    """(kind, name of its set) of a JSON file, by its name; None for those of other tasks."""
+    """Return (kind, name of its set) of a JSON file, from its name; None for files of other tasks."""
     if path.stem.startswith(_OTHER_TASKS):
         return None
     for kind in ("panoptic", "instances", "stuff"):
         if path.stem.startswith(f"{kind}_"):
             return kind, path.stem.removeprefix(f"{kind}_")
-    folder = (
-        path.parent.name if path.parent.name != "annotations" else ""
-    )  # a tool's export: train/_annotations.coco.json
+    # an export of a labelling tool: train/_annotations.coco.json
+    folder = path.parent.name if path.parent.name != "annotations" else ""
     return "instances", folder if _split_of(folder) else path.stem
 
 
@@ -115,49 +113,52 @@ def _add(found: dict[str, Sets], kind: str, name: str, path: str, listing: Listi
     sets = found.setdefault(kind, {})
     if name in sets:
         raise DataError(
-            f"{listing.source}: {sets[name]} and {path} are both {kind} of {name!r}; move one elsewhere, or give the file "
-            "itself as SOURCE"
+            f"{listing.source}: {sets[name]} and {path} both hold {kind} annotations of {name!r}. Move one elsewhere, or "
+            "give one file as SOURCE"
         )
     sets[name] = path
 
 
 def _choose(found: dict[str, Sets], subset: str | None, source: str) -> tuple[str, Sets]:
-    """The kind that is asked for, or the only one. Raises DataError, with what there is, where that is not clear."""
-    shown = "; ".join(f"{kind} ({', '.join(sets.values())})" for kind, sets in found.items())
+    """Return the requested kind, or the only one, with its sets. Raises DataError, listing the kinds, if that is not unique."""
+    kinds = "; ".join(f"{kind} ({', '.join(sets.values())})" for kind, sets in found.items())
     if subset is not None and subset not in found:
-        raise DataError(f"{source}: --subset {subset!r} is not there; there is {shown or 'nothing of COCO'}")
+        raise DataError(
+            f"{source}: --subset {subset!r} is not available. Available kinds: {kinds or 'none, there are no COCO annotations'}"
+        )
     if not found:
         raise DataError(
-            f"{source}: no annotations of COCO are there (annotations/instances_*.json, panoptic_*.json, stuff_*.json, "
-            "stuffthingmaps/, or a JSON beside the images); unpack them, or give the JSON file itself as SOURCE"
+            f"{source}: found no COCO annotations (annotations/instances_*.json, panoptic_*.json, stuff_*.json, "
+            "stuffthingmaps/, or a JSON beside the images). Unpack them, or give the JSON file itself as SOURCE"
         )
     if subset is None and len(found) > 1:
         raise DataError(
-            f"{source}: several kinds of annotation are there: {shown}. Say which one with --subset {'|'.join(found)}"
+            f"{source}: found several kinds of annotation: {kinds}. Choose one with --subset {'|'.join(found)}"
         )
     kind = subset or next(iter(found))
     return kind, found[kind]
 
 
 def _split_of(name: str) -> str | None:
-    """train, val or test for a set called train2017, val2017, test-dev2017, ...; None for all else."""
+    """Return train, val or test for sets named train2017, val2017, test-dev2017 and so on, and None for other names."""
     return next((SPLIT_NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_NAMES), None)
 
 
-def _named(splits: Splits, sets: Sets, ask: ImportOptions) -> Splits:
-    """By the names of the sets; a single one without such a name is split. Raises DataError for what is neither."""
+def _named(splits: Splits, sets: Sets, options: ImportOptions) -> Splits:
+    """Name splits after their sets; divide a single set without such a name. Raises DataError if a name is not clear."""
     if len(splits) == 1 and _split_of(next(iter(splits))) is None:
-        return split_off(splits.popitem()[1], ask)
+        return split_off(splits.popitem()[1], options)
     named: Splits = {}
     for name, pairs in splits.items():
         split = _split_of(name)
         if split is None:
             raise DataError(
-                f"{sets[name]}: is {name!r} for training or validation? Rename it after train or val, or remove it"
+                f"{sets[name]}: cannot tell whether {name!r} is for training or validation. Rename it after train or val, or "
+                "remove it"
             )
         if split in named:
             raise DataError(
-                f"{sets[name]}: there is another set for {split}: {', '.join(sets.values())}; keep one of them"
+                f"{sets[name]}: another set is also for {split}: {', '.join(sets.values())}. Keep one of them"
             )
         named[split] = pairs
     return named
@@ -167,7 +168,7 @@ def _named(splits: Splits, sets: Sets, ask: ImportOptions) -> Splits:
 
 
 def _places(name: str, path: str) -> list[str]:
-    """Folders in which the images of a set may lie, likely ones first."""
+    """Return the folders where the images of a set may be, the likeliest first."""
     beside = str(PurePosixPath(path).parent)
     split = _split_of(name) or name
     return list(
@@ -180,7 +181,7 @@ def _lookup(listing: Listing, places: list[str], path: str) -> File | None:
 
 
 def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: Values) -> list[Pair]:
-    """Images that are there, with their masks. Raises DataError when none is; a part of COCO is COCO, and told."""
+    """Return the images that exist, with their masks. Missing images cause a warning; raises DataError if all are missing."""
     places = _places(name, path)
     pairs: dict[str, Pair] = {}
     missing, unlabelled, empty = [], [], 0
@@ -195,17 +196,19 @@ def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: V
             continue
         sample_id = str(PurePosixPath(noted.path).with_suffix(""))
         if sample_id in pairs:
-            raise DataError(f"{notes.uri}: two images are called {sample_id} but for their suffix; rename one of them")
+            raise DataError(
+                f"{notes.uri}: two images are named {sample_id} apart from their suffix. Rename one of them"
+            )
         empty += not noted.objects and noted.segments is None
         pairs[sample_id] = Pair(sample_id, image, *made)
     if missing and not pairs and not unlabelled:
         raise DataError(
-            f"{notes.uri}: none of its {len(missing)} images is there, such as {missing[0]}; looked in "
+            f"{notes.uri}: none of its {len(missing)} images exists, such as {missing[0]}. Put the images into one of "
             f"{', '.join(f'{listing.source}/{p}'.rstrip('/') for p in places)}"
         )
     if missing:
         console.say(
-            f"warning: {len(missing)} of {len(notes.images)} images of {notes.uri} are not there and left out ({missing[0]})"
+            f"warning: {len(missing)} of {len(notes.images)} images of {notes.uri} do not exist and are left out ({missing[0]})"
         )
     if unlabelled:
         console.say(f"warning: {len(unlabelled)} images have no mask in {notes.uri} and are left out ({unlabelled[0]})")
@@ -216,9 +219,12 @@ def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: V
 
 
 def _mask(
-    listing: Listing, name: str, path: str, noted: ImageNotes, notes: Annotations, values: Values
+    listing: Listing, name: str, path: str, noted: ImageRecord, notes: Annotations, values: Values
 ) -> tuple[Content, Decode] | None:
-    """(what holds the mask, how it is read); None where a panoptic annotation lacks. Raises DataError when its PNG does."""
+    """Return (what holds the mask, its decoder), or None if a panoptic annotation is missing.
+
+    Raises DataError if the PNG of a panoptic annotation is missing.
+    """
     if not notes.panoptic:
         head = b'{"size":%s,"objects":[' % json.dumps(noted.size).encode()
         text = Text(f"{notes.uri}: {noted.path}", head + b",".join(noted.objects) + b"]}")
@@ -232,34 +238,36 @@ def _mask(
     file = _lookup(listing, places, png)
     if file is None:
         raise DataError(
-            f"{notes.uri}: the panoptic mask {png} is not there; looked in {', '.join(places)}: unpack {stem}.zip "
-            "beside the JSON"
+            f"{notes.uri}: the panoptic mask {png} does not exist in any of {', '.join(places)}. Unpack {stem}.zip beside "
+            "the JSON"
         )
     return Segments(file, info), partial(decode_segments, info=info, values=values)
 
 
 def _paired(listing: Listing, name: str, folder: str) -> list[Pair]:
-    """Pairs of equal names of a folder of masks. Raises DataError for an image without a mask, or none at all."""
+    """Pair images with a folder of masks by name. Raises DataError if an image has no mask or there are no images."""
     masks = listing.by_stem(folder)
     places = [p for p in (name, f"images/{name}") if listing.below(p)]
     if not places:
         raise DataError(
-            f"{listing.source}: the images of {folder} are in neither {name}/ nor images/{name}/; put them there"
+            f"{listing.source}: the images of {folder} are neither in {name}/ nor in images/{name}/. Put them there"
         )
     images = listing.by_stem(places[0])
     for stem, image in images.items():
         if stem not in masks:
-            raise DataError(f"{image.uri}: this image has no mask {folder}/{stem}.png; add it, or remove the image")
+            raise DataError(
+                f"{image.uri}: this image has no mask {folder}/{stem}.png. Add the mask, or remove the image"
+            )
     if spare := len(masks) - len(images):
         console.say(f"warning: {spare} of {len(masks)} masks in {folder} have no image and are left out")
     return [Pair(stem, image, masks[stem]) for stem, image in images.items()]
 
 
-# -- what values mean -------------------------------------------------------------------------------------------------
+# -- categories -------------------------------------------------------------------------------------------------------
 
 
 def _agreed(all_notes: list[Annotations]) -> dict[int, Category]:
-    """The categories of all files, by id. Raises DataError when two files mean different things by one id."""
+    """Return the categories of all files by ID. Raises DataError if one ID has different names in two files."""
     found: dict[int, tuple[Category, str]] = {}
     used = {number for notes in all_notes for number in notes.used}
     for notes in all_notes:
@@ -269,16 +277,16 @@ def _agreed(all_notes: list[Annotations]) -> dict[int, Category]:
             other, uri = found.setdefault(number, (category, notes.uri))
             if other.name != category.name:
                 raise DataError(
-                    f"{notes.uri}: category {number} is {category.name!r}, but {other.name!r} in {uri}; give both files the "
-                    "same categories"
+                    f"{notes.uri}: category {number} is {category.name!r}, but it is {other.name!r} in {uri}. Give both files "
+                    "the same categories"
                 )
     return {number: found[number][0] for number in sorted(found)}
 
 
 def _contract(categories: dict[int, Category], background: bool) -> tuple[Labels, Values]:
-    """The contract whose raw values are category ids, with a background in front if uncovered pixels are one.
+    """Return a contract whose raw values are category IDs, with a background class in front if uncovered pixels are background.
 
-    A category that is called so is that background. Void is 255 where no category has that id, else the largest value.
+    A category named background is used as that class. Void is 255 if no category has that ID, else the largest free value.
     """
     void = next(v for v in (255, 65535, 65534) if v not in categories)
     own = [number for number, c in categories.items() if c.name.lower() in ("background", "_background_")]
@@ -295,10 +303,10 @@ def _contract(categories: dict[int, Category], background: bool) -> tuple[Labels
 
 COCO = Layout(
     find,
-    "COCO (panoptic, instances, stuff, COCO-Stuff's maps), and its format as CVAT, Roboflow or Label Studio export it",
+    "COCO (panoptic, instances, stuff, COCO-Stuff's maps), and exports in its format by CVAT, Roboflow or Label Studio",
     "annotations/ with instances_SET.json, stuff_SET.json or panoptic_SET.json (and its PNGs), stuffthingmaps/SET/, or SET/ "
-    "with _annotations.coco.json; images in SET/, images/SET/ or images/. SET: train2017, val, ... Or one JSON file, whose "
-    "images are split by their names",
+    "with _annotations.coco.json; images in SET/, images/SET/ or images/. SET is train2017, val, ... Or one JSON file, whose "
+    "images are split by a hash of their names",
     "COCO's annotations: CC BY 4.0; its images: Flickr's terms of use",
     options=("subset",),
 )

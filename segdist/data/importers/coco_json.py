@@ -1,7 +1,7 @@
-"""One of COCO's annotation files, taken apart by image: nothing of it is kept but what the masks need.
+"""Reader of one COCO annotation file. It keeps only what masks need, grouped by image.
 
-instances_train2017.json has 450 MB and would become a tree of several gigabytes. So each outline is turned back into its JSON
-text the moment that the parser has read it, and only that text stays.
+instances_train2017.json has 450 MB and would parse into several gigabytes of objects. So the parser turns each outline back
+into JSON text as soon as it has read it, and keeps only that text.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from segdist.data.importers.files import File
 from segdist.data.labels import Color, color_of
 from segdist.errors import DataError
 
-_HEAVY = ("segmentation", "segments_info")
+_HEAVY = ("segmentation", "segments_info")  # kept as JSON text
 _NEEDED = ("id", "image_id", "category_id", "iscrowd", "file_name")
 
 
 @dataclass
-class ImageNotes:
-    """What the file says of one image."""
+class ImageRecord:
+    """What the file says about one image."""
 
     id: Any
-    path: str  # of the image, normal, relative to a folder that the file does not name
+    path: str  # of the image: normalised, relative to a folder that the file does not name
     size: tuple[Any, Any]  # height, width, as written
-    objects: list[bytes] = field(default_factory=list)  # JSON [annotation id, category, crowd, outline]
+    objects: list[bytes] = field(default_factory=list)  # JSON [annotation ID, category, crowd, outline]
     segments: tuple[str, bytes] | None = None  # panoptic: path of the mask, JSON [[segment, category, crowd], ...]
 
 
@@ -34,67 +34,67 @@ class ImageNotes:
 class Category:
     name: str
     color: Color | None
-    heading: bool  # id 0, and named by the others as what they belong to: Roboflow writes such a one, which is no class
+    heading: bool  # ID 0 and the supercategory of others: Roboflow writes such an entry, which is not a class
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """A file of annotations; images in their order."""
+    """An annotation file; images keep their order."""
 
     uri: str
     panoptic: bool
-    images: list[ImageNotes]
+    images: list[ImageRecord]
     categories: dict[int, Category]
-    used: set[int]  # categories that annotations name
-    licence: str  # as the file states it; "" for COCO's own
+    used: set[int]  # categories that annotations refer to
+    licence: str  # as stated in the file; "" for COCO's own files
 
 
 def read(file: File, panoptic: bool) -> Annotations:
-    """Raises DataError, naming file and entry, for what is no COCO file or contradicts itself."""
+    """Parse an annotation file. Raises DataError, naming file and entry, if it is no COCO file or contradicts itself."""
     tree = _parse(file)
     categories = _categories(tree, file.uri)
     images = _images(tree, file.uri)
     used: set[int] = set()
-    without: list[Any] = []
+    without_outline: list[Any] = []
     for number, note in enumerate(_rows(tree, "annotations", file.uri), 1):
         who = f"{file.uri}: annotation {note.get('id', number)}"
         owner = note.get("image_id")
         noted = images.get(owner) if isinstance(owner, (int, str)) else None
         if noted is None:
-            raise DataError(f"{who} belongs to image {owner!r}, which `images` does not list; remove it")
+            raise DataError(f"{who} belongs to image {owner!r}, which is not listed in `images`. Remove the annotation")
         if panoptic:
             used |= _add_segments(noted, note, categories, who)
             continue
         if "segments_info" in note:
-            raise DataError(f"{who} is a panoptic one; call the file panoptic_SET.json, as COCO does")
+            raise DataError(f"{who} is panoptic. Rename the file to panoptic_SET.json, as COCO does")
         used.add(_known(note.get("category_id"), categories, who))
         if note.get("segmentation") in (None, b"[]", b"null"):
-            without.append(note.get("id", number))
+            without_outline.append(note.get("id", number))
             continue
         head = json.dumps([note.get("id", number), note["category_id"], bool(note.get("iscrowd"))])
         noted.objects.append(b"%s,%s]" % (head[:-1].encode(), note["segmentation"]))
-    if without:
+    if without_outline:
         raise DataError(
-            f"{file.uri}: {len(without)} annotations have no outline, only a box (the first is {without[0]}): class masks "
-            "cannot be made of boxes; export with segmentation, or remove them"
+            f"{file.uri}: {len(without_outline)} annotations have a box but no outline (first: {without_outline[0]}). Masks "
+            "cannot be made from boxes. Export with segmentation, or remove these annotations"
         )
     return Annotations(file.uri, panoptic, list(images.values()), categories, used, _licence(tree))
 
 
 def _parse(file: File) -> dict[str, Any]:
-    """The file as a tree whose outlines are JSON text."""
+    """Parse the file, keeping outlines as JSON text."""
     try:
         tree = json.loads(file.read().decode("utf-8-sig"), object_hook=_packed)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file.uri}: broken JSON ({error}); download or export it again") from None
+        raise DataError(f"{file.uri}: broken JSON ({error}). Download or export it again") from None
     if not isinstance(tree, dict) or not {"images", "annotations", "categories"} <= set(tree):
-        hint = "; for labelme's files say --format labelme" if isinstance(tree, dict) and "shapes" in tree else ""
-        raise DataError(f"{file.uri}: not a COCO file: images, annotations and categories are not all there{hint}")
+        hint = ". For labelme's files use --format labelme" if isinstance(tree, dict) and "shapes" in tree else ""
+        raise DataError(f"{file.uri}: not a COCO file, because it lacks images, annotations or categories{hint}")
     return tree
 
 
 def _packed(node: dict[str, Any]) -> dict[str, Any]:
-    """An annotation without what masks do not need; every other object as it is."""
+    """Reduce an annotation to what masks need; leave every other object unchanged."""
     for heavy in _HEAVY:
         if heavy in node:
             text = json.dumps(node[heavy], separators=(",", ":")).encode()
@@ -105,7 +105,7 @@ def _packed(node: dict[str, Any]) -> dict[str, Any]:
 def _rows(tree: dict[str, Any], key: str, uri: str) -> list[dict[str, Any]]:
     rows = tree[key]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{uri}: `{key}` is not a list of objects; export the file again")
+        raise DataError(f"{uri}: `{key}` is not a list of objects. Export the file again")
     return rows
 
 
@@ -116,15 +116,15 @@ def _categories(tree: dict[str, Any], uri: str) -> dict[int, Category]:
         number, name = row.get("id"), row.get("name")
         if not isinstance(number, int) or isinstance(number, bool) or not isinstance(name, str):
             raise DataError(
-                f"{uri}: the category {row!r:.80} needs a whole number `id` and a `name`; export the file again"
+                f"{uri}: the category {row!r:.80} needs an integer `id` and a string `name`. Export the file again"
             )
         if not 0 <= number <= 65535:
             raise DataError(
-                f"{uri}: category {name!r} has the id {number}; masks hold 0..65535: renumber the categories"
+                f"{uri}: category {name!r} has ID {number}, but masks hold 0..65535. Renumber the categories"
             )
         if number in found:
             raise DataError(
-                f"{uri}: categories {found[number].name!r} and {name!r} share the id {number}; renumber one"
+                f"{uri}: categories {found[number].name!r} and {name!r} share ID {number}. Renumber one of them"
             )
         found[number] = Category(
             name, color_of(row["color"]) if row.get("color") else None, number == 0 and name in above
@@ -132,54 +132,58 @@ def _categories(tree: dict[str, Any], uri: str) -> dict[int, Category]:
     return found
 
 
-def _images(tree: dict[str, Any], uri: str) -> dict[Any, ImageNotes]:
-    found: dict[Any, ImageNotes] = {}
+def _images(tree: dict[str, Any], uri: str) -> dict[Any, ImageRecord]:
+    found: dict[Any, ImageRecord] = {}
     paths: dict[str, Any] = {}
     for row in _rows(tree, "images", uri):
         number, written = row.get("id"), row.get("file_name")
         if not isinstance(number, (int, str)) or not isinstance(written, str) or not written:
-            raise DataError(f"{uri}: the image {row!r:.80} needs an `id` and a `file_name`; export the file again")
+            raise DataError(f"{uri}: the image {row!r:.80} needs an `id` and a `file_name`. Export the file again")
         path = outlines.inside("", written)
         if path is None:
-            raise DataError(f"{uri}: file_name {written!r} of image {number} leads out of the data set; mend it")
+            raise DataError(
+                f"{uri}: file_name {written!r} of image {number} leads out of the dataset. Correct the file_name"
+            )
         if number in found:
-            raise DataError(f"{uri}: two images have the id {number}: {found[number].path} and {path}; renumber one")
+            raise DataError(f"{uri}: {found[number].path} and {path} both have image ID {number}. Renumber one of them")
         if path in paths:
-            raise DataError(f"{uri}: images {paths[path]} and {number} have one file_name, {path}; remove one of them")
+            raise DataError(
+                f"{uri}: images {paths[path]} and {number} have the same file_name {path}. Remove one of them"
+            )
         paths[path] = number
-        found[number] = ImageNotes(number, path, (row.get("height"), row.get("width")))
+        found[number] = ImageRecord(number, path, (row.get("height"), row.get("width")))
     return found
 
 
 def _known(number: Any, categories: dict[int, Category], who: str) -> int:
     if not isinstance(number, int) or number not in categories:
         raise DataError(
-            f"{who} has the category {number!r}, which `categories` does not list; add it there, or mend it"
+            f"{who} has the category {number!r}, which is not listed in `categories`. Add it there, or correct the annotation"
         )
     return number
 
 
-def _add_segments(noted: ImageNotes, note: dict[str, Any], categories: dict[int, Category], who: str) -> set[int]:
-    """Notes the segments of a panoptic annotation; returns the categories it names."""
+def _add_segments(noted: ImageRecord, note: dict[str, Any], categories: dict[int, Category], who: str) -> set[int]:
+    """Store the segments of a panoptic annotation on its image. Return the categories they refer to."""
     path = outlines.inside("", str(note.get("file_name") or ""))
     segments = json.loads(note.get("segments_info", b"null"))
     if path is None or not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
         raise DataError(
-            f"{who}: file_name {note.get('file_name')!r} and segments_info are not those of a panoptic annotation"
+            f"{who}: file_name {note.get('file_name')!r} and segments_info do not form a panoptic annotation. Export it again"
         )
     if noted.segments is not None:
-        raise DataError(f"{who} is the second one of image {noted.id}; an image has one panoptic annotation")
+        raise DataError(f"{who} is the second one of image {noted.id}. An image can have only one panoptic annotation")
     kept = []
     for s in segments:
         if not isinstance(s.get("id"), int):
-            raise DataError(f"{who}: the segment {s!r:.80} has no whole number `id`; export the file again")
+            raise DataError(f"{who}: the segment {s!r:.80} has no integer `id`. Export the file again")
         kept.append([s["id"], _known(s.get("category_id"), categories, who), bool(s.get("iscrowd"))])
     noted.segments = path, json.dumps(kept, separators=(",", ":")).encode()
     return {category for _, category, _ in kept}
 
 
 def _licence(tree: dict[str, Any]) -> str:
-    """What the file says of licences; "" for COCO's own files, of which more is known."""
+    """Return the licences that the file states; "" for COCO's own files, whose licence is known."""
     if "cocodataset.org" in json.dumps(tree.get("info"), default=str):
         return ""
     rows = tree.get("licenses") if isinstance(tree.get("licenses"), list) else []

@@ -1,6 +1,6 @@
-"""What a source is made of, and how its images are read: nothing is taken over that was not understood.
+"""Files of a source, and strict decoding of their images and masks: anything ambiguous is an error.
 
-Masks are read as indices with PIL, palette PNGs included (other decoders turn their indices into colours without a word).
+Masks are read as indices with PIL, including palette PNGs, whose indices other decoders silently turn into colours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMATS = (
     "GIF",
     "WEBP",
     "JPEG2000",
-)  # others do more than hold pixels (PostScript runs)
+)  # others do more than hold pixels: PostScript runs code
 _LOSSY = {"JPEG", "MPO", "WEBP", "JPEG2000"}
 _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -41,19 +41,19 @@ _ORIENTATION = 0x0112  # EXIF tag
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be read, and as what."""
+    """Limits and conventions for decoding."""
 
     max_pixels: int
-    labels: Labels | None = None  # its colours are those of RGB masks; None: the contract is still to be inferred
-    color_tolerance: int = 0  # a colour may be this far, in each channel, from a declared one
+    labels: Labels | None = None  # declares the colours of RGB masks; None: the contract is still to be inferred
+    color_tolerance: int = 0  # largest distance of a colour from a declared one, per channel
 
 
 class Content(Protocol):
-    """Bytes of the source, wherever they lie. Safe to read from several threads."""
+    """Bytes of the source, wherever they are stored. Safe to read from several threads."""
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """Name for messages."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -61,12 +61,12 @@ class Content(Protocol):
     def read(self) -> bytes: ...
 
     def digest(self) -> str:
-        """What changes with the content."""
+        """A string that changes with the content."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of the source; `tag` changes with its content, where the store tells."""
+    """A file of the source. `tag` changes with its content, if the store provides one."""
 
     uri: str
     num_bytes: int
@@ -77,16 +77,16 @@ class File:
         return self.uri
 
     def read(self) -> bytes:
-        return storage.with_retries(lambda: storage.read(self.uri), waiting)
+        return storage.with_retries(lambda: storage.read(self.uri), report_retry)
 
     def digest(self) -> str:
-        """The store's tag (which a copy may not keep), or the sha256 of its bytes."""
+        """Return the store's tag (which a copy may not keep), or else the sha256 of its bytes."""
         return self.tag or hashlib.sha256(self.read()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Text:
-    """Bytes that the importer has at hand, such as one image's part of a large annotation file."""
+    """Bytes that the importer already holds, such as one image's part of a large annotation file."""
 
     name: str
     data: bytes = field(repr=False)
@@ -102,8 +102,8 @@ class Text:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def waiting(text: str) -> None:
-    """Says that a store does not answer, though not for each of its files."""
+def report_retry(text: str) -> None:
+    """Report that a store does not answer, but not for each of its files."""
     console.warn("waits for a store", text)
 
 
@@ -111,9 +111,9 @@ Decode = Callable[[bytes, str, Rules], np.ndarray]  # (bytes, name, rules) -> (H
 
 
 def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
-    """(H, W) uint8 or uint16 raw values of a mask file. Raises DataError or LabelError, with the remedy, for all else."""
+    """Return (H, W) uint8 or uint16 raw values of a mask file. Raises DataError or LabelError if they are not unambiguous."""
     by_color = rules.labels is not None and bool(rules.labels.rgb)
-    with _broken(name), open_picture(data, name, rules.max_pixels) as image:
+    with _as_data_error(name), open_image(data, name, rules.max_pixels) as image:
         _check_exact(image, data, name, by_color, rules.color_tolerance)
         mode = image.mode
         if by_color and mode in ("RGB", "P", "RGBA"):
@@ -122,91 +122,91 @@ def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
             pixels = np.asarray(_opaque(image, name))
     if by_color:
         assert rules.labels is not None
-        return colors.positions(pixels, rules.labels, rules.color_tolerance, name)
+        return colors.color_indices(pixels, rules.labels, rules.color_tolerance, name)
     if mode in ("L", "P", "1", "LA"):
         return pixels.astype(np.uint8)
-    if mode.startswith("I"):  # 16 bits, and 32 bits that hold no more
+    if mode.startswith("I"):  # 16 bits, or 32 bits with values that fit 16
         if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 65535:
             raise LabelError(
-                f"{name}: mask values {pixels.min()}..{pixels.max()} do not fit 16 bits; remap them to 0..65535"
+                f"{name}: mask values {pixels.min()}..{pixels.max()} do not fit 16 bits. Remap them to 0..65535"
             )
         return pixels.astype(np.uint16)
     if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "HSV"):
         raise LabelError(
-            f"{name}: this mask is {mode}: its pixels are colours, not class values{colors.listed(pixels)}. Say which colour "
-            "is which class with --names name=#rrggbb,... or a contract file, or export index masks"
+            f"{name}: this mask is {mode}: its pixels are colours, not class values{colors.describe_colors(pixels)}. Map "
+            "colours to classes with --names name=#rrggbb,... or a contract file, or export index masks"
         )
     raise LabelError(
-        f"{name}: masks of mode {mode} are not understood; export one channel of 8 or 16 bits, without alpha"
+        f"{name}: masks of mode {mode} are not supported. Export one channel of 8 or 16 bits, without alpha"
     )
 
 
 def _check_exact(image: Image.Image, data: bytes, name: str, by_color: bool, tolerance: int) -> None:
-    """Raises LabelError unless the numbers that Pillow shows are those that were saved as class values (or colours)."""
+    """Raise LabelError unless the values that Pillow returns are exactly the saved class values (or colours)."""
     lossy = image.format in _LOSSY or (image.format == "TIFF" and image.info.get("compression") in _LOSSY_TIFF)
     if lossy and not (by_color and tolerance):
         stored = image.format if image.format in _LOSSY else "TIFF with lossy compression"
         raise LabelError(
-            f"{name}: a mask stored as {stored} may be lossy, which changes class values; export masks as PNG"
+            f"{name}: a mask stored as {stored} may be lossy, which changes class values. Export masks as PNG"
         )
     if image.format == "GIF" and not by_color:
-        raise LabelError(f"{name}: a mask stored as GIF may have its values renumbered; export masks as PNG")
+        raise LabelError(f"{name}: a mask stored as GIF may have its values renumbered. Export masks as PNG")
     if (num := getattr(image, "n_frames", 1)) > 1:
-        raise LabelError(f"{name}: this mask holds {num} images; export the one that is meant")
+        raise LabelError(f"{name}: this mask holds {num} images. Export only the right one")
     bits = _bits(image, data)
     if (image.mode == "L" and bits in (2, 4)) or (bits == 16 and image.mode in ("LA", "RGB", "RGBA")):
         raise LabelError(
-            f"{name}: this mask has {bits} bits a channel (mode {image.mode}), which programs scale to 8, each in its way; "
-            "export masks with 8 bits"
+            f"{name}: this mask has {bits} bits per channel (mode {image.mode}), which programs scale to 8 bits in different "
+            "ways. Export masks with 8 bits"
         )
     if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
         raise LabelError(
-            f"{name}: this TIFF mask says that 0 is white, which some programs turn round and others not; export masks as PNG"
+            f"{name}: this TIFF mask declares 0 as white, which some programs invert and others do not. Export masks as PNG"
         )
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits of a channel as the file holds them; 8 where that cannot differ."""
+    """Return the bits per channel stored in the file, or 8 for formats where that is fixed."""
     if image.format == "PNG":
         return data[24]
     return max(image.tag_v2.get(_BITS, (8,))) if image.format == "TIFF" else 8  # type: ignore[attr-defined]
 
 
 def _opaque(image: Image.Image, name: str) -> Image.Image:
-    """The image without its alpha channel. Raises LabelError unless that is opaque everywhere."""
+    """Return the image without its alpha channel. Raises LabelError unless alpha is opaque everywhere."""
     if image.mode not in ("LA", "PA", "RGBA", "La", "RGBa"):
         return image
     alpha = np.asarray(image.getchannel("A" if image.mode[-1] == "A" else "a"))
     if num := int((alpha != 255).sum()):
         raise LabelError(
-            f"{name}: this mask has an alpha channel, and {num} of its pixels are not opaque ({num / alpha.size:.2%}): what "
-            "they mean is not clear. Export masks without alpha"
+            f"{name}: this mask has an alpha channel, and {num} of its pixels are not opaque ({num / alpha.size:.2%}), so "
+            "their meaning is unclear. Export masks without alpha"
         )
     return image.convert({"L": "L", "P": "P", "R": "RGB"}[image.mode[0]])
 
 
 def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> bytes:
-    """The image's bytes as they are stored: untouched for RGB or grey JPEG and PNG, else as RGB PNG.
+    """Return the image's bytes for storage: unchanged for RGB or grey JPEG and PNG, otherwise as RGB PNG.
 
-    `size` is its mask's (height, width). An EXIF rotation is applied when the turned image fits the mask, as viewers and
-    labelling tools show it (said where the unturned one fits as well), and left alone when only that fits. Raises
-    DataError when neither does, or the file is broken.
+    `size` is its mask's (height, width). An EXIF rotation is applied if the rotated image fits the mask, because viewers and
+    labelling tools show it rotated (with a warning if the unrotated one fits as well), and ignored if only the unrotated one
+    fits. Raises DataError if neither fits or the file is broken.
     """
     name, data = content.name, content.read()
-    with _broken(name), open_picture(data, name, max_pixels, load=False) as image:
+    with _as_data_error(name), open_image(data, name, max_pixels, load=False) as image:
         upright = image.size[::-1]
         turned = orientation(image)
         turned_size = image.size if turned in (5, 6, 7, 8) else upright
         if size not in (upright, turned_size):
             raise DataError(
-                f"{name}: the image is {upright[0]}x{upright[1]} but its mask is {size[0]}x{size[1]} (height x width); "
-                "they must agree: export the mask at the image's size"
+                f"{name}: the image is {upright[0]}x{upright[1]} but its mask is {size[0]}x{size[1]} (height x width). "
+                "Export the mask at the image's size"
             )
         turn = turned != 1 and turned_size == size
         if turn and upright == size:
             console.warn(
-                "images turned by their EXIF orientation whose masks fit either way",
-                f"warning: {name}: turned by its EXIF orientation {turned}; its mask fits either way, look whether they agree",
+                "images rotated by their EXIF orientation whose masks fit either way",
+                f"warning: {name}: rotated by its EXIF orientation {turned}; its mask fits either way, so check them",
             )
         kept = image.format if image.mode in ("RGB", "L") and not turn else None
         damage = _damage(data) if kept == "JPEG" else ""
@@ -216,8 +216,8 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
         if kept == "PNG":
             return data
         if damage:
-            text = f"warning: {name}: damaged JPEG ({damage}); it is kept as PNG, as far as it can be decoded"
-            console.warn("damaged JPEGs that are kept as PNG", text)
+            text = f"warning: {name}: damaged JPEG ({damage}); the part that can be decoded is stored as PNG"
+            console.warn("damaged JPEGs that are stored as PNG", text)
         check_range(image, name)
         out = io.BytesIO()
         (ImageOps.exif_transpose(image) if turn else image).convert("RGB").save(out, "PNG", compress_level=3)
@@ -225,7 +225,7 @@ def read_image(content: Content, size: tuple[int, int], max_pixels: int) -> byte
 
 
 def _damage(data: bytes) -> str:
-    """What the decoder of the training path says against a JPEG, if anything: it refuses what Pillow only mends."""
+    """Return why the training path's decoder rejects a JPEG, or "". It rejects damage that Pillow only repairs."""
     try:
         simplejpeg.decode_jpeg(data, "RGB")
         return ""
@@ -234,75 +234,74 @@ def _damage(data: bytes) -> str:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where none is said."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none."""
     if image.format not in ("JPEG", "MPO", "TIFF", "PNG", "WEBP"):
         return 1
-    said = image.getexif().get(_ORIENTATION, 1)
-    return said if said in range(1, 9) else 1
+    stated = image.getexif().get(_ORIENTATION, 1)
+    return stated if stated in range(1, 9) else 1
 
 
 def check_range(image: Image.Image, name: str) -> None:
-    """Raises DataError for images whose values have no agreed range, which converting would clip without a word."""
+    """Raise DataError for images whose values have no agreed range, because conversion would clip them silently."""
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{name}: an image of mode {image.mode} has no agreed range; convert it to 8 bits a channel")
+        raise DataError(f"{name}: an image of mode {image.mode} has no agreed range. Convert it to 8 bits per channel")
 
 
 def stored_bytes(content: Content) -> int:
-    """About how many bytes an image will take at rest: its own, or if it must become a PNG, at most its pixels'."""
+    """Return about how many bytes an image will take when stored: its own, or its pixels' if it must become a PNG."""
     if content.name.lower().endswith((".jpg", ".jpeg", ".png")):
         return content.num_bytes
     try:
-        with _broken(content.name), Image.open(io.BytesIO(content.read()), formats=_FORMATS) as image:
+        with _as_data_error(content.name), Image.open(io.BytesIO(content.read()), formats=_FORMATS) as image:
             return content.num_bytes if image.format in ("JPEG", "PNG") else 3 * image.width * image.height
     except DataError:
-        return content.num_bytes  # reading it will say what is wrong
+        return content.num_bytes  # the error is raised when the image is read
 
 
 def palette_of(data: bytes) -> list[Color] | None:
-    """The colours of a palette image by value, if it is one."""
+    """Return the colours of a palette image by value, or None if it has no palette."""
     try:
-        with _broken("mask"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _as_data_error("mask"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             flat = image.getpalette("RGB") if image.mode == "P" else None
     except DataError:
         return None
     return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)] if flat else None
 
 
-def open_picture(data: bytes, name: str, max_pixels: int, load: bool = True) -> Image.Image:
-    """An image, decoded unless `load` is False. Raises DataError when it is none, is damaged, or is a bomb."""
-    with _broken(name):
+def open_image(data: bytes, name: str, max_pixels: int, load: bool = True) -> Image.Image:
+    """Open an image, decoded unless `load` is False. Raises DataError if it is no image, damaged, or too large."""
+    with _as_data_error(name):
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > max_pixels:
             image.close()
             raise DataError(
-                f"{name}: {image.height}x{image.width} pixels (height x width) exceed --max-megapixels {max_pixels // 10**6}; "
-                "raise it if you trust this file"
+                f"{name}: {image.height}x{image.width} pixels (height x width) exceed --max-megapixels {max_pixels // 10**6}. "
+                "Raise --max-megapixels if you trust this file"
             )
         if image.format == "PNG":
-            _check_sums(data)
+            _check_checksums(data)
         if load:
             image.load()
         return image
 
 
 @contextlib.contextmanager
-def _broken(name: str) -> Iterator[None]:
-    """What Pillow raises on broken files, which is nearly everything, becomes a DataError that names the file."""
+def _as_data_error(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on broken files, which is nearly anything, into a DataError that names the file."""
     try:
         yield
     except UserError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{name}: not an image that can be read; replace or remove it") from None
+        raise DataError(f"{name}: not an image that can be read. Replace or remove it") from None
     except Exception as error:
-        raise DataError(f"{name}: broken image ({error or type(error).__name__}); replace or remove it") from None
+        raise DataError(f"{name}: broken image ({error or type(error).__name__}). Replace or remove it") from None
 
 
-def _check_sums(data: bytes) -> None:
-    """Raises ValueError when a PNG's pixels, palette or header are not what was written.
+def _check_checksums(data: bytes) -> None:
+    """Raise ValueError if a checksum of a PNG's pixels, palette or header is wrong.
 
-    Pillow leaves the checksums of pixels unread: of the flips of a single bit in a small mask, it takes one in twelve for
-    another mask.
+    Pillow ignores the checksums of pixels: of single flipped bits in a small mask, it reads one in twelve as another mask.
     """
     at, kind = len(_PNG), b""
     while kind != b"IEND":
@@ -310,7 +309,7 @@ def _check_sums(data: bytes) -> None:
         kind, end = data[at + 4 : at + 8], at + 8 + length
         if end + 4 > len(data):
             raise ValueError("truncated")
-        critical = not kind[:1].islower()  # others hold texts, times, colour profiles
+        critical = not kind[:1].islower()  # others hold texts, times and colour profiles
         if critical and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise ValueError(f"checksum of its {kind.decode('latin-1')} is wrong")
+            raise ValueError(f"wrong checksum of its {kind.decode('latin-1')} chunk")
         at = end + 4

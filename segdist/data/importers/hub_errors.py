@@ -1,4 +1,4 @@
-"""The errors of `datasets`, and of the libraries below it, in our words."""
+"""Translation of errors from `datasets` and the libraries below it."""
 
 from __future__ import annotations
 
@@ -12,48 +12,50 @@ from segdist.errors import DataError, StorageError, UnavailableError
 T = TypeVar("T")
 
 
-def through(name: str, work: Callable[[], T]) -> T:
-    """work() of `datasets`, with its errors told in our words."""
+def translate_errors(name: str, work: Callable[[], T]) -> T:
+    """Call work(), which uses `datasets`, and turn its errors into ours."""
     try:
         return work()
-    except Exception as error:  # it raises whatever the libraries below it raise
+    except Exception as error:  # datasets lets through any error of the libraries below it
         if isinstance(error, DataError | StorageError):
             raise
-        raise _told(name, error) from error
+        raise _translated(name, error) from error
 
 
-def scripted(name: str) -> str:
+def script_message(name: str) -> str:
     return f"{name} is made by a Python script, which is never run (and which `datasets` no longer supports)"
 
 
-def _told(name: str, error: Exception) -> Exception:
-    """What went wrong, and the remedy."""
+def _translated(name: str, error: Exception) -> Exception:
+    """Return our error: what went wrong, and the remedy."""
     import datasets
 
     text = " ".join(str(error).split())
     page = f"https://huggingface.co/datasets/{name}"
     if "Dataset scripts are no longer supported" in text:
-        return DataError(f"{scripted(name)}; save it as Parquet, for example with its own script")
+        return DataError(f"{script_message(name)}. Save it as Parquet, for example with its own script")
     if datasets.config.HF_HUB_OFFLINE and isinstance(error, OSError) and not Path(name).is_dir():
         return StorageError(
-            f"{name}: not in the cache, and HF_HUB_OFFLINE=1 forbids to ask the Hub; unset it, or give a folder"
+            f"{name}: not in the cache, and HF_HUB_OFFLINE=1 forbids downloading it from the Hub. Unset it, or give a folder"
         )
     if "is a gated dataset" in text or type(error).__name__ == "GatedRepoError":
         return StorageError(
-            f"{name}: gated; accept its terms at {page}, and set HF_TOKEN to your token (or `hf auth login`)"
+            f"{name}: this dataset is gated. Accept its terms at {page}, and set HF_TOKEN to your token (or `hf auth login`)"
         )
     if "Revision" in text and "doesn't exist" in text:
-        return DataError(f"{name}: {text}; see {page}/commits for what there is")
+        return DataError(f"{name}: {text}. See {page}/commits for its revisions")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return StorageError(
-            f"{name}: the Hub has no such data set, or it is private; correct the id OWNER/NAME, or set HF_TOKEN to a token "
-            "that may read it"
+            f"{name}: the Hub has no such dataset, or it is private. Correct the ID OWNER/NAME, or set HF_TOKEN to a token "
+            "that can read it"
         )
     if "Config name is missing" in text or "BuilderConfig" in text:
         known = re.search(r"\[.*?\]", text)
-        return DataError(f"{name}: its configurations are {known[0] if known else text}; choose one with --subset")
+        return DataError(f"{name}: its configurations are {known[0] if known else text}. Choose one with --subset")
     if type(error).__name__ in ("DataFilesNotFoundError", "EmptyDatasetError"):
-        return DataError(f"{name}: holds no files that `datasets` reads (Parquet, Arrow, images with metadata, ...)")
+        return DataError(
+            f"{name}: holds no files that `datasets` reads. Give a dataset of Parquet, Arrow, images with metadata or similar"
+        )
     if isinstance(error, ConnectionError | TimeoutError):
         return UnavailableError(f"{name}: the Hub does not answer ({text})")
     cause = f": {error.__cause__}" if error.__cause__ else ""

@@ -1,7 +1,7 @@
-"""labelme: one JSON for each image, with polygons and other shapes whose labels are class names.
+"""labelme: one JSON per image, with polygons and other shapes whose labels are class names.
 
-A label is a class by its name, never by a number. Later shapes lie over earlier ones, what no shape covers is background,
-and `__ignore__` is void: labelme's own export (labelme2voc) draws the same masks.
+A label identifies a class by name, never by number. Later shapes are drawn over earlier ones, uncovered pixels are background,
+and `__ignore__` is void. labelme's own export (labelme2voc) draws the same masks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from segdist import console, storage
 from segdist.data.importers import outlines
-from segdist.data.importers.files import IMAGE_SUFFIXES, Content, File, Rules, Text, open_picture
+from segdist.data.importers.files import IMAGE_SUFFIXES, Content, File, Rules, Text, open_image
 from segdist.data.importers.layout import (
     SPLIT_NAMES,
     ImportOptions,
@@ -35,10 +35,10 @@ from segdist.data.importers.layout import (
     splits_of,
 )
 from segdist.data.labels import Labels, plain
-from segdist.errors import DataError, LabelError
-from segdist.threads import ahead
+from segdist.errors import DataError, LabelError, first_few
+from segdist.threads import map_ahead
 
-_BACKGROUND = ("background", "_background_")  # the class of what no shape covers
+_BACKGROUND = ("background", "_background_")  # names of the class of uncovered pixels
 _IGNORE = "__ignore__"
 _UNCOVERED = -1
 _LABELS = "labels.txt"
@@ -46,7 +46,7 @@ _LABELS = "labels.txt"
 
 @dataclass(frozen=True)
 class Embedded:
-    """The image inside a labelme file (`imageData`), taken out when it is read: together they may not fit in memory."""
+    """The image inside a labelme file (`imageData`). It is decoded on demand, since all images may not fit in memory."""
 
     file: File
 
@@ -67,7 +67,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class _Annotated:
-    """One labelme file, without its image. `key` is its path below the source."""
+    """One labelme file without its image. `key` is its path below the source."""
 
     key: str
     image: Content
@@ -76,43 +76,43 @@ class _Annotated:
     kinds: Counter[str]
 
 
-def find(source: str, ask: ImportOptions) -> ImportPlan:
-    """The images of all labelme files of SOURCE, in its train/ and val/ folders or split by the digest of their names."""
+def find(source: str, options: ImportOptions) -> ImportPlan:
+    """Return the images of all labelme files of SOURCE, split by its train/ and val/ folders or by a hash of their names."""
     listing = Listing(source, {".json", ".txt", *IMAGE_SUFFIXES})
     annotated = _read_all(listing)
-    _tell(listing, annotated)
+    _report(listing, annotated)
     names = listing.get(_LABELS)
     labels = _declared(names) if names else _discovered(annotated)
-    return ImportPlan(_splits(listing.source, annotated, ask), labels)
+    return ImportPlan(_splits(listing.source, annotated, options), labels)
 
 
 def _read_all(listing: Listing) -> list[_Annotated]:
-    """Every labelme file. Raises DataError for a JSON that is none, and where there are none."""
+    """Read every labelme file. Raises DataError if a JSON file is not one, or if there are none."""
     files = [(n, f) for n, f in sorted(listing.below("").items()) if n.lower().endswith(".json")]
     progress, advance = console.bar("reading shapes", len(files))
     found: list[_Annotated] = []
     with progress, ThreadPoolExecutor(os.cpu_count() if storage.is_local(listing.source) else 16) as pool:
-        for one in ahead(pool, lambda item: _read(listing, *item), files, 32):
+        for one in map_ahead(pool, lambda item: _read(listing, *item), files, 32):
             found += [one] if one else []
             advance(1)
     if not found:
-        raise DataError(f"{listing.source}: no labelme files (*.json) are there; labelme saves one beside each image")
+        raise DataError(f"{listing.source}: found no labelme files (*.json). labelme saves one beside each image")
     users: dict[str, str] = {}
     for one in found:
         first = users.setdefault(one.image.name, one.shapes.name)
         if first != one.shapes.name:
-            raise DataError(f"{one.shapes.name}: {first} names the same image; merge the two files, or remove one")
+            raise DataError(f"{one.shapes.name}: {first} refers to the same image. Merge the two files, or remove one")
     return found
 
 
 def _read(listing: Listing, key: str, file: File) -> _Annotated | None:
-    """One labelme file; None for the index of a data set that was prepared into the source's own folder."""
+    """Read one labelme file. Return None for the index.json of a dataset prepared into the source's own folder."""
     tree = outlines.parse_json(file.read(), file.uri)
     if isinstance(tree, dict) and str(tree.get("format")).startswith("segdist-"):
         return None
     if not isinstance(tree, dict) or not isinstance(tree.get("shapes"), list):
-        hint = "; for COCO's files say --format coco" if isinstance(tree, dict) and "annotations" in tree else ""
-        raise DataError(f"{file.uri}: not a labelme file: it has no list of `shapes`{hint}; move it elsewhere")
+        hint = ". For COCO's files use --format coco" if isinstance(tree, dict) and "annotations" in tree else ""
+        raise DataError(f"{file.uri}: not a labelme file, because it has no list of `shapes`. Move it elsewhere{hint}")
     shapes = [_shape(s, i, file.uri) for i, s in enumerate(tree["shapes"], 1)]
     kept = {"size": [tree.get("imageHeight"), tree.get("imageWidth")], "shapes": shapes}
     return _Annotated(
@@ -125,97 +125,99 @@ def _read(listing: Listing, key: str, file: File) -> _Annotated | None:
 
 
 def _shape(shape: Any, number: int, uri: str) -> dict[str, Any]:
-    """What is drawn of a shape. Raises DataError for one that cannot be."""
+    """Return the parts of a shape that are drawn. Raises DataError if it cannot be drawn."""
     if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
-        raise DataError(f"{uri}: shape {number} has no label; open the file in labelme and give it one")
+        raise DataError(f"{uri}: shape {number} has no label. Open the file in labelme and give it one")
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
     who = f"{uri}: shape {number} ({shape['label']!r})"
     if kind not in outlines.NUM_POINTS:
-        raise DataError(f"{who}: its shape_type {kind!r} is unknown; known are {', '.join(outlines.NUM_POINTS)}")
+        raise DataError(
+            f"{who}: its shape_type {kind!r} is unknown. Supported types are {', '.join(outlines.NUM_POINTS)}"
+        )
     least, most = outlines.NUM_POINTS[kind]
     if not isinstance(points, list) or len(points) < least or len(points) > (most or len(points)):
         num = len(points) if isinstance(points, list) else 0
-        raise DataError(f"{who}: a {kind} of {num} points cannot be drawn; remove it, or draw it again")
+        raise DataError(f"{who}: a {kind} of {num} points cannot be drawn. Remove it, or draw it again")
     return {"label": shape["label"], "kind": kind, "points": points} | (
         {"mask": shape.get("mask")} if kind == "mask" else {}
     )
 
 
 def _image(listing: Listing, key: str, file: File, tree: dict[str, Any]) -> File:
-    """The image that `imagePath` names. Raises DataError unless it lies in the source."""
+    """Return the image at `imagePath`. Raises DataError unless it is in the source."""
     written = tree.get("imagePath")
     if not isinstance(written, str) or not written:
-        raise DataError(f"{file.uri}: names no image (imagePath) and holds none (imageData); save it again in labelme")
+        raise DataError(f"{file.uri}: names no image (imagePath) and holds none (imageData). Save it again in labelme")
     path = outlines.inside(str(PurePosixPath(key).parent), written)
     if path is None:
         raise DataError(
-            f"{file.uri}: imagePath {written!r} leads out of {listing.source}, and nothing outside is read; put the image "
-            "there and mend imagePath, or save the file with imageData"
+            f"{file.uri}: imagePath {written!r} leads out of {listing.source}, and no file outside is read. Move the image "
+            "into it and correct imagePath, or save the file with imageData"
         )
     image = listing.get(path)
     if image is None:
         raise DataError(
-            f"{file.uri}: there is no image {storage.join(listing.source, path)} (imagePath {written!r}); add it, or "
-            "remove this file"
+            f"{file.uri}: the image {storage.join(listing.source, path)} does not exist (imagePath {written!r}). Add the "
+            "image, or remove this file"
         )
     return image
 
 
-def _tell(listing: Listing, annotated: list[_Annotated]) -> None:
-    """Says what a person may not expect."""
+def _report(listing: Listing, annotated: list[_Annotated]) -> None:
+    """Report what users may not expect: how lines and points are drawn, images left out, images without shapes."""
     kinds: Counter[str] = sum((a.kinds for a in annotated), Counter())
     if lines := kinds["line"] + kinds["linestrip"]:
-        console.say(f"{lines} lines are drawn {outlines.LINE_WIDTH_PX} px wide, as labelme's own export does")
+        console.say(f"drawing {lines} lines {outlines.LINE_WIDTH_PX} px wide, as labelme's own export does")
     if kinds["point"]:
         console.say(
-            f"{kinds['point']} points are drawn as discs of radius {outlines.POINT_RADIUS_PX} px, as labelme does"
+            f"drawing {kinds['point']} points as discs with a radius of {outlines.POINT_RADIUS_PX} px, as labelme does"
         )
     used = {str(PurePosixPath(a.key).with_suffix("")) for a in annotated} | {a.image.name for a in annotated}
     images = {n: f for n, f in listing.below("").items() if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES}
     left = [n for n, f in images.items() if f.uri not in used and str(PurePosixPath(n).with_suffix("")) not in used]
     if left:
-        console.say(f"{len(left)} images have no labelme file and are left out ({left[0]}{', ...' * (len(left) > 1)})")
+        console.say(f"leaving out {len(left)} images without a labelme file: {first_few(left, 1)}")
     if empty := sum(not a.labels for a in annotated):
         console.say(f"{empty} images have no shapes: they are background throughout")
 
 
 def _declared(file: File) -> Labels:
-    """The contract of labels.txt: a class a line, in order, behind the background; `__ignore__` is void."""
+    """Return the contract of labels.txt: one class per line, in order, after the background; `__ignore__` is void."""
     try:
         lines = file.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise LabelError(f"{file.uri}: not UTF-8 text ({error}); save it as UTF-8") from None
+        raise LabelError(f"{file.uri}: not UTF-8 text ({error}). Save it as UTF-8") from None
     names = [line.strip() for line in lines if line.strip() and line.strip() not in (_IGNORE, *_BACKGROUND)]
     return plain([_BACKGROUND[0], *names])
 
 
 def _discovered(annotated: list[_Annotated]) -> Labels:
-    """The contract of the labels that are there, sorted, behind the background."""
+    """Return the contract of all labels that occur, sorted, after the background."""
     counts: Counter[str] = sum((a.labels for a in annotated), Counter())
     names = sorted(set(counts) - {_IGNORE, *_BACKGROUND})
     if not names:
         raise LabelError(
-            "the labelme files hold no labelled shapes; at least one class beside the background is needed"
+            "the labelme files hold no labelled shapes. At least one class besides the background is needed"
         )
-    shown = ", ".join(f"{n} ({counts[n]} shapes)" for n in names)
-    console.say(f"labels: {shown}. Fix them with a labels.txt beside the files, or with --names")
+    counted = ", ".join(f"{n} ({counts[n]} shapes)" for n in names)
+    console.say(f"labels: {counted}. Fix them with a labels.txt beside the files, or with --names")
     return plain([_BACKGROUND[0], *names])
 
 
-def _splits(source: str, annotated: list[_Annotated], ask: ImportOptions) -> Splits:
-    """By the folders train/, val/ and test/, if there are such, else by name.
+def _splits(source: str, annotated: list[_Annotated], options: ImportOptions) -> Splits:
+    """Split by the folders train/, val/ and test/ if there are any, else by name.
 
-    Raises DataError for files beside them, and for two folders of one split.
+    Raises DataError for files outside these folders, and for two folders of one split.
     """
     tops = {a.key: a.key.split("/")[0] if "/" in a.key else "" for a in annotated}
     if not set(tops.values()) & set(SPLIT_NAMES):
-        return split_off([_pair(a, a.key) for a in annotated], ask)
+        return split_off([_pair(a, a.key) for a in annotated], options)
     splits: Splits = {}
     names = splits_of(source, dict.fromkeys(top for top in tops.values() if top in SPLIT_NAMES))
     for a in annotated:
         top = tops[a.key]
         if top not in SPLIT_NAMES:
-            raise DataError(f"{a.shapes.name}: this file lies outside of train/ and val/; move it into one of them")
+            raise DataError(f"{a.shapes.name}: this file is outside of train/ and val/. Move it into one of them")
         splits.setdefault(names[top], []).append(_pair(a, a.key.removeprefix(f"{top}/")))
     return splits
 
@@ -225,7 +227,7 @@ def _pair(annotated: _Annotated, key: str) -> Pair:
 
 
 def decode_shapes(data: bytes, name: str, rules: Rules) -> np.ndarray:
-    """(H, W) uint8 or uint16 raw values of one image's shapes. Raises LabelError for labels that the contract lacks."""
+    """Return (H, W) uint8 or uint16 raw values of one image's shapes. Raises LabelError for labels that are not classes."""
     tree = json.loads(data)
     height, width = tree["size"]
     size = outlines.check_size(height, width, name, rules.max_pixels)
@@ -244,58 +246,58 @@ def decode_shapes(data: bytes, name: str, rules: Rules) -> np.ndarray:
     pixels = np.asarray(canvas)
     if num := int((pixels == _UNCOVERED).sum()):
         raise _no_background(name, num / pixels.size)
-    return pixels.astype(np.uint8 if max(rules.labels.known) < 256 else np.uint16)
+    return pixels.astype(np.uint8 if max(rules.labels.known_values) < 256 else np.uint16)
 
 
 def _value(label: str, raw: dict[str, int], background: int, labels: Labels, who: str) -> int:
-    """The raw value of a label. Raises LabelError, with the likely spelling, when the contract has no such class."""
+    """Return the raw value of a label. Raises LabelError, with a similar name, if the contract has no such class."""
     if label in raw:
         return raw[label]
     if label in _BACKGROUND:
         if background == _UNCOVERED:
-            raise LabelError(f"{who}: it is {label!r}, but no class is; put `background` into --names")
+            raise LabelError(f"{who}: its label is {label!r}, but there is no such class. Add `background` to --names")
         return background
     if label == _IGNORE:
         if not labels.void:
-            raise LabelError(f"{who}: {_IGNORE} is void, but the contract has no void value; give one with --void")
+            raise LabelError(f"{who}: {_IGNORE} means void, but the contract has no void value. Give one with --void")
         return labels.void[0]
     near = difflib.get_close_matches(label, raw, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise LabelError(
-        f"{who} has the label {label!r}, which is no class; {hint}Classes are {', '.join(raw)}. Mend the label, or add it to "
-        f"{_LABELS} or --names"
+        f"{who} has the label {label!r}, which is no class.{hint} Classes are {', '.join(raw)}. Correct the label, or add it "
+        f"to {_LABELS} or --names"
     )
 
 
 def _no_background(name: str, share: float) -> LabelError:
     return LabelError(
-        f"{name}: {share:.2%} of the image lies outside of all shapes, and no class is called `background`; put it into "
+        f"{name}: {share:.2%} of the image lies outside of all shapes, and no class is called `background`. Add it to "
         "--names"
     )
 
 
 def _stamp(canvas: Image.Image, points: outlines.Points, text: Any, value: int, who: str, max_pixels: int) -> None:
-    """Paints a shape of kind `mask`: a PNG of on and off, whose upper left and lower right pixels are `points`."""
-    with open_picture(_base64(text, who), who, max_pixels) as stored:
+    """Paint a shape of kind `mask`: an on-off PNG whose upper left and lower right pixels are `points`."""
+    with open_image(_base64(text, who), who, max_pixels) as stored:
         on = Image.fromarray(np.asarray(stored.convert("L")) > 0)
     (x0, y0), (x1, y1) = [(round(x), round(y)) for x, y in points]
     if abs(x1 - x0 + 1 - on.width) > 1 or abs(y1 - y0 + 1 - on.height) > 1:
         raise DataError(
-            f"{who}: its mask is {on.width}x{on.height}, but its points span {x1 - x0 + 1}x{y1 - y0 + 1}; draw it again"
+            f"{who}: its mask is {on.width}x{on.height}, but its points span {x1 - x0 + 1}x{y1 - y0 + 1}. Draw it again"
         )
     canvas.paste(value, (x0, y0), on)
 
 
 def _base64(text: Any, name: str) -> bytes:
-    """Raises DataError when it is none."""
+    """Decode base64. Raises DataError if the text is invalid."""
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise DataError(f"{name}: not base64; save the file again in labelme") from None
+        raise DataError(f"{name}: not base64. Save the file again in labelme") from None
 
 
 LABELME = Layout(
     find,
-    "labelme: polygons and other shapes, a JSON for each image; a label is a class by its name",
-    "*.json with the images beside them or inside, in train/ and val/ or in one folder; labels.txt fixes the classes' order",
+    "labelme: polygons and other shapes, one JSON per image; a label is the name of a class",
+    "*.json with the images beside them or inside, in train/ and val/ or in one folder; labels.txt fixes the order of classes",
 )

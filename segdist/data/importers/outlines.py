@@ -1,7 +1,7 @@
-"""Outlines in annotation files: what is believed of them, and how labelme's shapes become pixels.
+"""Outlines in annotation files: validation, and drawing of labelme's shapes.
 
-Coordinates come from strangers' files and reach drawing code written in C: not a number, or far outside of the image, and
-that code hangs or takes all memory. So everything passes `check_points` first, and every image's size `check_size`.
+Coordinates come from untrusted files and are passed to drawing code in C, which hangs or takes all memory on NaN or on points
+far outside of the image. So all points pass `check_points` first, and all image sizes `check_size`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import ImageDraw
 
 from segdist.errors import DataError
 
-Points = list[tuple[float, float]]  # (x, y); whole numbers are the upper left corners of pixels
+Points = list[tuple[float, float]]  # (x, y); integers are the upper left corners of pixels
 
-LINE_WIDTH_PX = 10  # labelme draws lines and points as wide as this, in its own export of masks
+LINE_WIDTH_PX = 10  # widths of lines and points in labelme's own export of masks
 POINT_RADIUS_PX = 5
 
-NUM_POINTS = {  # of each kind of shape: at least, at most; some tools give rectangles by all corners
+NUM_POINTS = {  # (fewest, most) points of each kind of shape; some tools give all four corners of a rectangle
     "polygon": (3, None),
     "rectangle": (2, 4),
     "oriented_rectangle": (4, 4),
@@ -36,17 +36,17 @@ NUM_POINTS = {  # of each kind of shape: at least, at most; some tools give rect
 
 
 def parse_json(data: bytes, name: str) -> Any:
-    """What a JSON file holds. Raises DataError when it is none."""
+    """Parse a JSON file. Raises DataError if it is invalid."""
     try:
         return json.loads(data)
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested a thousand deep
-        raise DataError(f"{name}: broken JSON ({error}); export it again, or remove it") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested a thousand levels deep
+        raise DataError(f"{name}: broken JSON ({error}). Export it again, or remove it") from None
 
 
 def inside(folder: str, path: str) -> str | None:
-    """A path that a file in `folder` names, from the source's root; None when it leads out of the source.
+    """Return the path, from the source's root, that a file in `folder` refers to; None if it leads out of the source.
 
-    Tools on Windows write backslashes and drives.
+    Handles the backslashes and drives that tools on Windows write.
     """
     written = PureWindowsPath(path)
     if written.drive or written.root:
@@ -56,43 +56,41 @@ def inside(folder: str, path: str) -> str | None:
 
 
 def check_size(height: Any, width: Any, name: str, max_pixels: int) -> tuple[int, int]:
-    """(height, width) that an annotation file says of its image. Raises DataError when it is none, or a bomb."""
+    """Return the (height, width) that an annotation file states. Raises DataError if they are invalid or too large."""
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (height, width)):
-        raise DataError(
-            f"{name}: height {height!r} and width {width!r} are not the size of an image; export the file again"
-        )
+        raise DataError(f"{name}: height {height!r} and width {width!r} are not an image size. Export the file again")
     if height * width > max_pixels:
         raise DataError(
-            f"{name}: {height}x{width} pixels (height x width) exceed --max-megapixels {max_pixels // 10**6}; "
-            "raise it if you trust this file"
+            f"{name}: {height}x{width} pixels (height x width) exceed --max-megapixels {max_pixels // 10**6}. "
+            "Raise --max-megapixels if you trust this file"
         )
     return height, width
 
 
 def check_points(points: Any, size: tuple[int, int], name: str) -> Points:
-    """The points of [[x, y], ...] in an image of `size` (height, width). Raises DataError for what cannot be drawn.
+    """Return the points of [[x, y], ...] in an image of `size` (height, width). Raises DataError if they cannot be drawn.
 
-    Points outside the image are well, and clipped when drawn, as long as they lie no farther away than its own size.
+    Points outside the image are clipped when drawn, but may not be farther outside than the image's own size.
     """
     if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
-        raise DataError(f"{name}: its points are not a list of [x, y]; export the file again")
+        raise DataError(f"{name}: its points are not a list of [x, y]. Export the file again")
     for x, y in points:
         for value, side in ((x, size[1]), (y, size[0])):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-                raise DataError(f"{name}: the coordinate {value!r} is not a number; draw this shape again")
+                raise DataError(f"{name}: the coordinate {value!r} is not a number. Draw this shape again")
             if not -side <= value <= 2 * side:
                 raise DataError(
-                    f"{name}: the coordinate {str(value)[:20]} is far outside of an image of {size[1]}x{size[0]} pixels; "
-                    "were the points made for another size? Draw this shape again"
+                    f"{name}: the coordinate {str(value)[:20]} is far outside of an image of {size[1]}x{size[0]} pixels. "
+                    "The points may have been made for another image size. Draw this shape again"
                 )
     return [(float(x), float(y)) for x, y in points]
 
 
 def draw(canvas: ImageDraw.ImageDraw, kind: str, points: Points, value: int) -> None:
-    """Paints a shape of labelme's with `value`, as labelme's own export does (its `shape_to_mask`).
+    """Paint a labelme shape with `value`, as labelme's own export does (its `shape_to_mask`).
 
-    The pixels that an outline runs through are inside, so shapes are larger than their area by half a pixel all around. A
-    rectangle is given by two corners, a circle by its centre and a point of its rim.
+    Pixels on the outline belong to the shape, so shapes are half a pixel larger all around. A rectangle is given by two
+    corners, a circle by its centre and a point on its rim.
     """
     if kind in ("rectangle", "circle"):
         canvas_draw = canvas.rectangle if kind == "rectangle" else canvas.ellipse

@@ -1,8 +1,8 @@
-"""A model as one graph of tensor operations: RGB in 0..255 in, its logits or its class map out.
+"""A model as one graph of tensor operations: RGB in 0..255 in, logits or a class map out.
 
-Everything between a decoded photo and the classes is inside, so that nobody who runs it can normalise, pad, swap channels or
-resize in another way than the model was scored: normalisation, blue first where a network wants it, padding, and with
-`argmax` the resize of the logits by the model's own rule. The input is float32 since every runtime takes that.
+The graph contains everything between a decoded photo and the classes, so that its users cannot normalise, pad, reorder
+channels or resize differently from how the model was scored: normalisation, BGR order if the network needs it, padding and,
+with `argmax`, the resize of the logits by the model's own rule. The input is float32, which every runtime accepts.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ INPUT = "images"
 
 @dataclass(frozen=True)
 class Shape:
-    """Which inputs a graph takes."""
+    """The input shapes that a graph takes."""
 
     size: tuple[int, int] | None  # (height, width) px; None: any from `least_side` up
     any_batch: bool = True
 
-    def words(self, traits: Traits) -> str:
+    def describe(self, traits: Traits) -> str:
         sides = (
             f"{self.size[0]}x{self.size[1]} px (height x width)"
             if self.size
@@ -38,7 +38,7 @@ class Shape:
 
 
 def least_side(traits: Traits) -> int:
-    """px of a side from which a graph of any size is good: where no feature map is down to one row, which tracing fixes."""
+    """Return the smallest side in px of a graph of any size: tracing would fix the size of a feature map of one row."""
     return 2 * max(traits.least, traits.multiple)
 
 
@@ -49,9 +49,9 @@ class Graph(nn.Module):
     scale: torch.Tensor
 
     def __init__(self, model: Segmenter, argmax: bool, slices: bool) -> None:
-        """`slices`: whether logits are cut by slices, or chosen by rows and columns.
+        """`slices`: crop the logits with slices (cheap in ONNX) or by selecting rows and columns.
 
-        ONNX has a cheap Slice. A slice traced by torch.export comes with the claim that there was something to cut.
+        A slice traced by torch.export carries a guard that something was cut off.
         """
         super().__init__()
         self.model, self.argmax = copy.deepcopy(model).cpu().eval().requires_grad_(False), argmax
@@ -67,7 +67,7 @@ class Graph(nn.Module):
         x = (images - self.shift) / self.scale
         if traits.multiple > 1 or isinstance(height, int):
             below, right = traits.padding(height, width)
-            logits = self._cut(self.model.logits(F.pad(x, (0, right, 0, below))), height, width)
+            logits = self._crop(self.model.logits(F.pad(x, (0, right, 0, below))), height, width)
         else:  # any side from least_side up needs no padding
             logits = self.model.logits(x)
         if not self.argmax:
@@ -76,7 +76,7 @@ class Graph(nn.Module):
             logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=traits.align_corners)
         return logits.argmax(1).to(torch.uint8)
 
-    def _cut(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def _crop(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         rows, columns = ((n + self.model.traits.stride - 1) // self.model.traits.stride for n in (height, width))
         if self._slices:
             return logits[:, :, :rows, :columns]
@@ -84,9 +84,9 @@ class Graph(nn.Module):
 
 
 def program(graph: Graph, shape: Shape) -> torch.export.ExportedProgram:
-    """The graph, traced. Raises whatever torch.export does, where it cannot be for this shape."""
+    """Trace the graph. Raises whatever torch.export raises if this shape cannot be traced."""
     least = least_side(graph.model.traits)
-    size = shape.size or (3 * least - 1, 4 * least - 3)  # other sizes than the proof's
+    size = shape.size or (3 * least - 1, 4 * least - 3)  # differs from the sizes of the verification
     images = torch.zeros(2 if shape.any_batch else 1, 3, *size)
     free: Any = torch.export.Dim.DYNAMIC
     axes = dict.fromkeys(((0,) if shape.any_batch else ()) + ((2, 3) if shape.size is None else ()), free)
@@ -96,18 +96,18 @@ def program(graph: Graph, shape: Shape) -> torch.export.ExportedProgram:
             (images,),
             dynamic_shapes={INPUT: axes},
             strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,  # guards of padded sides are more than its solver can prove
+            prefer_deferred_runtime_asserts_over_guards=True,  # its solver cannot prove the guards of padded sides
         )
 
 
 def _pool(output_size: Any, x: torch.Tensor) -> torch.Tensor:
-    """adaptive_avg_pool2d as two products, which runtimes take at any size; exporters unroll the pooling at one size."""
+    """Compute adaptive_avg_pool2d as two matrix products, which work at any size; exporters unroll the pooling for one."""
     rows, columns = output_size if isinstance(output_size, tuple) else (output_size, output_size)
     return _shares(rows, x.shape[2], x) @ x @ _shares(columns, x.shape[3], x).T
 
 
 def _shares(num: int, size: int, like: torch.Tensor) -> torch.Tensor:
-    """(num, size): row i averages the places floor(i * size / num) to ceil((i + 1) * size / num) - 1."""
+    """Return (num, size): row i averages the positions floor(i * size / num) to ceil((i + 1) * size / num) - 1."""
     i, place = torch.arange(num)[:, None], torch.arange(size)
     inside = (place >= i * size // num) & (place < ((i + 1) * size + num - 1) // num)
     return inside.to(like) / inside.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A model in the layout of the library that made it."""
+"""Exports in the layout of the model's own library (transformers or segmentation_models_pytorch)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from segdist.runs.restore import Trained
 
 
 def write(trained: Trained, folder: Path) -> str:
-    """Writes the library's own files; the name of the library."""
+    """Write the library's files. Return the name of the library."""
     name = trained.model.arch["name"]
     (_smp if name in smp.FAMILIES else _transformers)(trained, folder)
     return FORMATS[name].native
 
 
 def channel_order(trained: Trained) -> str:
-    """What the network itself takes; the image processor of transformers makes that of RGB by itself."""
+    """Return the channel order of the network's input. The image processor of transformers converts from RGB itself."""
     family = hf.FAMILIES.get(trained.model.arch["name"])
     return "BGR" if family and family.bgr else "RGB"
 
@@ -32,7 +32,7 @@ def _transformers(trained: Trained, folder: Path) -> None:
     trained.model.net.save_pretrained(folder)
     size = trained.cfg.data.image_size
     resize: dict[str, Any] = {"do_resize": size is not None, "size": _processor_size(size), "do_reduce_labels": False}
-    if channel_order(trained) == "BGR":  # neither mean nor deviation, and blue first
+    if channel_order(trained) == "BGR":  # this processor flips channels and does not normalise
         kind: Any = transformers.MobileViTImageProcessor
         kind(**resize, do_center_crop=False, do_flip_channel_order=True, do_normalize=False).save_pretrained(folder)
         return
@@ -43,7 +43,7 @@ def _transformers(trained: Trained, folder: Path) -> None:
 def _processor_size(size: int | tuple[int, int] | None) -> dict[str, int]:
     if isinstance(size, int):
         return {"shortest_edge": size}
-    height, width = size or (512, 512)  # without do_resize nobody reads it
+    height, width = size or (512, 512)  # unused without do_resize
     return {"height": height, "width": width}
 
 

@@ -1,6 +1,6 @@
-"""A graph as ONNX, which says of itself what it is.
+"""Exports as ONNX, with the content of segdist.json as metadata.
 
-Opset 18 is the exporter's own: older ones would need a conversion of versions, and runtimes of 2023 and later read it
+Opset 18 is the exporter's native version; older ones would need a version conversion. Runtimes from 2023 on read it
 (onnxruntime 1.14, TensorRT 8.6, OpenVINO 2023).
 """
 
@@ -23,16 +23,16 @@ _OPSET = 18
 
 
 def check_installed() -> None:
-    """Raises UserError when a package is missing that writes ONNX, or runs it for the proof."""
+    """Raise UserError if a package is missing that writes ONNX or runs it for the verification."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'segdist[onnx]'")
+        raise UserError(f"--format onnx needs {', '.join(missing)}. Run pip install 'segdist[onnx]'.")
 
 
 def write(traced: torch.export.ExportedProgram, shape: Shape, output: str, about: dict[str, Any], path: Path) -> None:
-    """Writes the file, with `about` in its metadata_props: text as it is, everything else as JSON.
+    """Write the ONNX file, with `about` in its metadata_props: strings unchanged, everything else as JSON.
 
-    Protobuf holds 2 GB: torch puts larger weights (from 1.5 GB) into PATH.data beside it, and runtimes find them there.
+    Protobuf is limited to 2 GB. torch writes larger weights (from 1.5 GB) to PATH.data beside it, where runtimes find them.
     """
     axes = {0: "batch"} if shape.any_batch else {}
     axes |= {} if shape.size else {2: "height", 3: "width"}

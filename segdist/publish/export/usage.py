@@ -1,6 +1,6 @@
-"""The lines of Python in an export's README.md, which give the classes of a photo as segdist does, without segdist.
+"""The Python code in an export's README.md, which predicts the classes of a photo exactly as segdist does, without segdist.
 
-They run as they stand: what the model needs (sizes, normalisation, the rule of its resize) is written into them.
+The code runs as it stands: sizes, normalisation and the resize rule of the model are written into it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SAVED = (
 )
 _PIPELINE = """from transformers import pipeline
 
-segment = pipeline("image-segmentation", model="{place}")
+segment = pipeline("image-segmentation", model="{location}")
 for part in segment("photo.jpg"):
     print(part["label"], part["mask"])"""
 _SMP = """import numpy as np
@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-model = smp.from_pretrained("{place}").eval()
+model = smp.from_pretrained("{location}").eval()
 mean, std = torch.tensor({mean}).view(3, 1, 1), torch.tensor({std}).view(3, 1, 1)
 {photo}
-x = (torch.from_numpy(np.array({seen})).permute(2, 0, 1)[None].float() / 255 - mean) / std
-height, width = x.shape[2:]  # each is padded to a multiple of {multiple} px
+x = (torch.from_numpy(np.array({source})).permute(2, 0, 1)[None].float() / 255 - mean) / std
+height, width = x.shape[2:]  # padded to multiples of {multiple} px
 below, right = max({least} - height, -height % {multiple}), max({least} - width, -width % {multiple})
 with torch.no_grad():
     logits = model(F.pad(x, (0, right, 0, below)))[:, :, :height, :width]
@@ -37,9 +37,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-model = torch.export.load("{place}/model.pt2").module()
+model = torch.export.load("{location}/model.pt2").module()
 {photo}
-x = torch.from_numpy(np.array({seen})).permute(2, 0, 1)[None].float()  # (1, 3, H, W), RGB in 0..255
+x = torch.from_numpy(np.array({source})).permute(2, 0, 1)[None].float()  # (1, 3, H, W), RGB in 0..255
 with torch.no_grad():
     {out} = model(x)
 {resized}
@@ -48,15 +48,15 @@ _ONNX = """import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession("{place}/model.onnx", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession("{location}/model.onnx", providers=["CPUExecutionProvider"])
 {photo}
-x = np.array({seen}, np.float32).transpose(2, 0, 1)[None]  # (1, 3, H, W), RGB in 0..255
+x = np.array({source}, np.float32).transpose(2, 0, 1)[None]  # (1, 3, H, W), RGB in 0..255
 ({out},) = session.run(None, {{"images": x}})
 {resized}
 {saved}"""
 _BILINEAR = """
 
-def resize(x, size, axis):  # bilinear, by the model's own rule
+def resize(x, size, axis):  # bilinear, with the model's align_corners
     last = x.shape[axis] - 1
     at = {at}
     low = at.astype(int)
@@ -77,28 +77,31 @@ _INTERPOLATED = (
 
 def code(
     layout: str,
-    place: str,
+    location: str,
     traits: Traits,
     image_size: int | tuple[int, int] | None,
     size: tuple[int, int] | None = None,
     argmax: bool = False,
 ) -> str:
-    """Python for a photo.jpg beside it. `place`: the export's folder or Hub id; `size` (height, width): a graph's only one."""
+    """Return Python code that predicts photo.jpg.
+
+    `location`: the export's folder or Hub ID. `size` (height, width): the only size that a graph takes, if it is fixed.
+    """
     if layout == "transformers":
-        return _PIPELINE.format(place=place)
-    shrunk = _shrunk(size or image_size)
+        return _PIPELINE.format(location=location)
+    resize = _resize_lines(size or image_size)
     classes, resized = "classes", _INTERPOLATED.format(align=traits.align_corners)
     if argmax:
         classes, resized = "classes[0]" + (".numpy()" if layout == "torch.export" else ""), ""
     elif layout == "onnx":
         resized = _BILINEAR.format(at=_AT[traits.align_corners])
     saved = _SAVED.format(classes=classes)
-    if argmax and shrunk:
+    if argmax and resize:
         saved = saved.replace(").save", ").resize(photo.size, Image.Resampling.NEAREST).save")
     text = {"segmentation_models_pytorch": _SMP, "torch.export": _TORCH, "onnx": _ONNX}[layout].format(
-        place=place,
-        photo=_PHOTO + shrunk,
-        seen="seen" if shrunk else "photo",
+        location=location,
+        photo=_PHOTO + resize,
+        source="resized" if resize else "photo",
         out="classes" if argmax else "logits",
         resized=resized,
         saved=saved,
@@ -110,17 +113,17 @@ def code(
     return text.replace("\n\nImage.fromarray", "\nImage.fromarray")
 
 
-def _shrunk(size: int | tuple[int, int] | None) -> str:
-    """Lines that make `seen` of `photo`: at the size at which the model sees it."""
+def _resize_lines(size: int | tuple[int, int] | None) -> str:
+    """Return lines that resize `photo` to the model's input size as `resized`, or "" if the model takes any size."""
     if size is None:
         return ""
     if isinstance(size, int):
         return (
             f"\nlong = int({size} * max(photo.size) / min(photo.size))  # its shorter side becomes {size} px"
             f"\nsize = (long, {size}) if photo.height <= photo.width else ({size}, long)"
-            "\nseen = photo.resize(size, Image.Resampling.BILINEAR)"
+            "\nresized = photo.resize(size, Image.Resampling.BILINEAR)"
         )
     return (
-        f"\nseen = photo.resize(({size[1]}, {size[0]}), Image.Resampling.BILINEAR)  # {size[0]}x{size[1]} px, height x "
+        f"\nresized = photo.resize(({size[1]}, {size[0]}), Image.Resampling.BILINEAR)  # {size[0]}x{size[1]} px, height x "
         "width"
     )

@@ -1,4 +1,4 @@
-"""YAML as people write it: keys in the order given, texts as blocks."""
+"""Readable YAML: keys in their given order, texts of several lines as blocks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _Dumper.add_representer(str, _text)
 
 
 def dump(tree: Any) -> str:
-    """The tree, one key per line."""
+    """Return the tree as YAML with one key per line."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=128)
 
 
 def dump_config(tree: Any) -> str:
-    """A config or a sweep, as short as people write it."""
+    """Return a config or a sweep as YAML, with its innermost mappings and lists on one line."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=128, default_flow_style=None)

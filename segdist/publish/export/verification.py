@@ -1,4 +1,4 @@
-"""Whether an export gives the model's own logits or classes where segdist is not: it is read in a process of its own."""
+"""Verification of exports: another process without segdist runs the export, which must give the model's logits or classes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from segdist.models.segmenter import Segmenter, Traits, infer
 from segdist.ops.resize import predict
 from segdist.publish.export.graph import Shape, least_side
 
-TOLERANCE = 1e-3  # of the largest logit: memory formats and libraries round otherwise
-LEAST_EQUAL = 0.999  # of the pixels: rounding may turn a tie here and there
+TOLERANCE = 1e-3  # relative to the largest logit: memory formats and libraries round differently
+LEAST_EQUAL = 0.999  # share of the pixels: rounding may decide a few ties differently
 
-# What reads the export, where segdist cannot be imported: folder, layout, mean, deviation. Each call takes uint8 (B, 3, H, W).
+# The program that runs the export, where segdist cannot be imported. Arguments: folder, layout, mean, standard deviation.
+# `call` takes uint8 (B, 3, H, W).
 _READER = """
 import sys; sys.modules["segdist"] = None
 import json, pathlib
@@ -29,7 +30,7 @@ import torch
 from safetensors.torch import load_file, save_file
 folder, layout = pathlib.Path(sys.argv[1]), sys.argv[2]
 mean, std = (torch.tensor(json.loads(a)).view(3, 1, 1) for a in sys.argv[3:])
-images = load_file(folder / "proof" / "images.safetensors")
+images = load_file(folder / "verification" / "images.safetensors")
 if layout == "transformers":
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
     net, processor = AutoModelForSemanticSegmentation.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
@@ -47,56 +48,58 @@ else:
     net = torch.export.load(folder / "model.pt2").module()
     call = lambda x: net(x.float())
 with torch.no_grad():
-    save_file({k: call(x).contiguous() for k, x in images.items()}, folder / "proof" / "outputs.safetensors")
+    save_file({k: call(x).contiguous() for k, x in images.items()}, folder / "verification" / "outputs.safetensors")
 """
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the proof measured."""
+class Verification:
+    """The measurements of a verification."""
 
-    difference: float | None  # the largest of a logit, relative to the largest; None of class maps
+    difference: float | None  # largest difference of a logit, relative to the largest logit; None for class maps
     equal_pixels: float  # share of pixels with the same class, at the images' own size
     sizes: tuple[str, ...]  # of the images, BxHxW
 
-    def words(self) -> str:
-        logits = "" if self.difference is None else f"its logits, to {self.difference:.0e} of the largest, and "
-        return f"{logits}{self.equal_pixels:.4%} of its classes, on images of {', '.join(self.sizes)}"
+    def describe(self) -> str:
+        logits = (
+            "" if self.difference is None else f"the same logits (within {self.difference:.0e} of the largest) and "
+        )
+        return f"{logits}{self.equal_pixels:.4%} of the same classes, on images of {', '.join(self.sizes)}"
 
 
 def native_sizes(traits: Traits) -> list[tuple[int, int, int]]:
-    """(B, H, W) of images that need no padding, which the library's own layout does not have."""
+    """Return (B, H, W) of images that need no padding, because native exports do not pad."""
     side = max(traits.least, traits.multiple * -(-64 // traits.multiple))
     sizes = [(1, side, side)] if traits.most else [(1, side, side), (1, 2 * side, 2 * side)]
     return sizes + ([] if traits.square else [(1, side, 2 * side)])
 
 
 def graph_sizes(traits: Traits, shape: Shape) -> list[tuple[int, int, int]]:
-    """(B, H, W): three sizes, most sides no multiple of anything, or three images of the only size."""
+    """Return (B, H, W) of three images: of different sizes, most of them odd, or of the graph's only size."""
     if shape.size:
         return [(1, *shape.size), (2, *shape.size)] if shape.any_batch else [(1, *shape.size)] * 3
     least = least_side(traits)
     return [(1, least, least), (2, 2 * least + 1, 3 * least - 5), (1, 4 * least - 7, 2 * least)]
 
 
-def prove(
+def verify(
     model: Segmenter, layout: str, folder: Path, sizes: Sequence[tuple[int, int, int]], classes: bool = False
-) -> Found:
-    """Has the export in FOLDER read and run by its library, and compares what it puts out: logits, or `classes`.
+) -> Verification:
+    """Load and run the export in FOLDER with its library, and compare its output: logits, or `classes`.
 
-    Raises UserError where it cannot be read or run, or gives something else.
+    Raises UserError if the export cannot be loaded or run, or if its output differs.
     """
-    proof = folder / "proof"
-    proof.mkdir(exist_ok=True)
+    exchange = folder / "verification"
+    exchange.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(0)
-    images = [_picture(size, generator) for size in sizes]
-    save_file({str(i): image for i, image in enumerate(images)}, proof / "images.safetensors")
+    images = [_random_images(size, generator) for size in sizes]
+    save_file({str(i): image for i, image in enumerate(images)}, exchange / "images.safetensors")
     arguments = [str(folder), layout, *(json.dumps(list(part)) for part in (model.traits.mean, model.traits.std))]
     done = subprocess.run([sys.executable, "-c", _READER, *arguments], capture_output=True, text=True, cwd=folder)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"{layout} cannot read the export ({said[:400]})")
-    theirs = load_file(proof / "outputs.safetensors")
+        reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+        raise UserError(f"{layout} cannot read the export ({reason[:400]})")
+    theirs = load_file(exchange / "outputs.safetensors")
     device, worst, equal = next(model.parameters()).device, 0.0, 0
     for i, image in enumerate(images):
         ours = infer(model, image.to(device)).cpu()
@@ -107,21 +110,21 @@ def prove(
     share = equal / sum(image[:, 0].numel() for image in images)
     names = tuple("x".join(map(str, size)) for size in sizes)
     if not worst < TOLERANCE:
-        what = "classes where ours are no tie" if classes else "logits than segdist"
+        what = "other classes than segdist, and not only at ties" if classes else "other logits than segdist"
         raise UserError(
-            f"{layout} gives other {what} (by {worst:.1e} of the largest logit) on images of {', '.join(names)}"
+            f"{layout} gives {what} (difference {worst:.1e} of the largest logit) on images of {', '.join(names)}"
         )
     if share < LEAST_EQUAL:
         raise UserError(f"{layout} gives only {share:.3%} of segdist's classes on images of {', '.join(names)}")
-    return Found(None if classes else worst, share, names)
+    return Verification(None if classes else worst, share, names)
 
 
 def _compare(
     ours: torch.Tensor, theirs: torch.Tensor, size: tuple[int, int], align_corners: bool, classes: bool
 ) -> tuple[float, int]:
-    """(how far logits are off, relative to our largest; how many pixels have the same class).
+    """Return (largest difference of a logit relative to our largest logit, number of pixels with the same class).
 
-    Of class maps, how far our logits of a class that is not ours lie below those of ours.
+    For class maps, the difference is how far our logit of their class lies below our logit of our class.
     """
     largest = float(ours.abs().max()) or 1.0
     pred = predict(ours, size, align_corners)
@@ -141,8 +144,8 @@ def _compare(
     return worst, int(same.sum())
 
 
-def _picture(size: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
-    """uint8 (B, 3, H, W): colours in soft patches, so that there is more than one class, under noise."""
+def _random_images(size: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
+    """Return uint8 (B, 3, H, W): smooth coloured patches, so that several classes occur, with noise."""
     batch, *sides = size
     patches = F.interpolate(torch.rand(batch, 3, 5, 7, generator=generator) * 255, sides, mode="bilinear")
     noise = torch.randn(batch, 3, *sides, generator=generator) * 20

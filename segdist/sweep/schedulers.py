@@ -1,4 +1,4 @@
-"""Tune's schedulers, as a sweep file asks for them, with what an earlier launch of the sweep had told them."""
+"""Ray Tune's schedulers, built from a sweep file. A scheduler also learns the scores of earlier launches of the sweep."""
 
 from __future__ import annotations
 
@@ -17,51 +17,55 @@ from ray.tune.schedulers import (
 
 from segdist.config.sweep import Sweep
 from segdist.sweep.ledger import Trial
-from segdist.sweep.space import Space, confined
+from segdist.sweep.space import Space, clip
 
 
-def judge(sweep: Sweep, num_steps: int, every_steps: int, trials: list[Trial]) -> TrialScheduler:
-    """The scheduler of a sweep whose trials have `num_steps`, evaluated every so many; `trials` have been judged before."""
-    asked, mode = sweep.scheduler, "min" if sweep.metric == "loss" else "max"
+def make_scheduler(sweep: Sweep, num_steps: int, every_steps: int, trials: list[Trial]) -> TrialScheduler:
+    """Return the scheduler of a sweep.
+
+    A trial has `num_steps` steps and is evaluated every `every_steps`. `trials` are the ones with scores from earlier
+    launches.
+    """
+    settings, mode = sweep.scheduler, "min" if sweep.metric == "loss" else "max"
     common: dict[str, Any] = {"time_attr": "step", "metric": sweep.metric, "mode": mode}
-    if asked.name == "asha":
-        grace = min(asked.grace_steps or every_steps, num_steps)
+    if settings.name == "asha":
+        grace = min(settings.grace_steps or every_steps, num_steps)
         asha = ASHAScheduler(
             **common,
             max_t=num_steps,
             grace_period=grace,
-            reduction_factor=asked.reduction_factor,
+            reduction_factor=settings.reduction_factor,
             stop_last_trials=False,
         )
-        _remind(asha, sweep.metric, trials)
+        _replay(asha, sweep.metric, trials)
         return asha
-    if asked.name == "hyperband":
-        return HyperBandScheduler(**common, max_t=num_steps, reduction_factor=asked.reduction_factor)
-    if asked.name == "pbt":
-        return Population(sweep, common, asked.interval_steps or every_steps, trials)
+    if settings.name == "hyperband":
+        return HyperBandScheduler(**common, max_t=num_steps, reduction_factor=settings.reduction_factor)
+    if settings.name == "pbt":
+        return ResumablePBT(sweep, common, settings.interval_steps or every_steps, trials)
     return FIFOScheduler()
 
 
-def _remind(asha: ASHAScheduler, metric: str, trials: list[Trial]) -> None:
-    """Tells ASHA of all evaluations of an earlier launch, in their order, so that its rungs are what they were."""
-    told = [(score.time, trial.id, score) for trial in trials for score in trial.scores]
+def _replay(asha: ASHAScheduler, metric: str, trials: list[Trial]) -> None:
+    """Give ASHA all evaluations of earlier launches in their order, to restore its rungs."""
+    scores = [(score.time, trial.id, score) for trial in trials for score in trial.scores]
     for trial in trials:
         asha.on_trial_add(None, SimpleNamespace(trial_id=trial.id))
-    for _, id, score in sorted(told, key=lambda one: one[:2]):
+    for _, id, score in sorted(scores, key=lambda one: one[:2]):
         if getattr(score, metric) is not None:
             asha.on_trial_result(
                 None, SimpleNamespace(trial_id=id), {"step": score.step, metric: getattr(score, metric)}
             )
 
 
-class Population(PopulationBasedTraining):
-    """PBT whose members keep what they had reached when the sweep was launched before."""
+class ResumablePBT(PopulationBasedTraining):
+    """Population-based training whose trials keep the scores of earlier launches."""
 
     def __init__(self, sweep: Sweep, common: dict[str, Any], interval: int, trials: list[Trial]) -> None:
         self._metric_name, self._known = sweep.metric, {trial.id: trial for trial in trials}
-        drawn = sweep.seed + sum(len(trial.scores) for trial in trials)
-        random.seed(drawn)  # Tune draws from the global generators
-        np.random.seed(drawn)
+        seed = sweep.seed + sum(len(trial.scores) for trial in trials)
+        random.seed(seed)  # Tune draws from the global generators
+        np.random.seed(seed)
         super().__init__(
             **common,
             perturbation_interval=interval,
@@ -69,7 +73,7 @@ class Population(PopulationBasedTraining):
             quantile_fraction=sweep.scheduler.quantile,
             resample_probability=sweep.scheduler.resample_prob,
             custom_explore_fn=lambda values: {
-                key: confined(sweep.space[key], value) if key in sweep.space else value for key, value in values.items()
+                key: clip(sweep.space[key], value) if key in sweep.space else value for key, value in values.items()
             },
             log_config=False,
         )
@@ -85,17 +89,18 @@ class Population(PopulationBasedTraining):
 
 
 def _mutations(space: Space) -> dict[str, Any]:
+    """Return the space as PBT's `hyperparam_mutations`."""
     from ray import tune
 
-    made: dict[str, Any] = {}
+    mutations: dict[str, Any] = {}
     for key, dimension in space.items():
-        least, *most = dimension.values
+        low, *rest = dimension.values
         if dimension.kind == "choice":
-            made[key] = list(dimension.values)
+            mutations[key] = list(dimension.values)
         elif dimension.kind == "loguniform":
-            made[key] = tune.loguniform(least, most[0])
+            mutations[key] = tune.loguniform(low, rest[0])
         elif dimension.kind == "quniform":
-            made[key] = tune.quniform(least, most[0], most[1])
+            mutations[key] = tune.quniform(low, rest[0], rest[1])
         else:
-            made[key] = tune.uniform(least, most[0])
-    return made
+            mutations[key] = tune.uniform(low, rest[0])
+    return mutations
