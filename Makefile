@@ -1,4 +1,4 @@
-# `make demo` and `make test` each work alone on a fresh machine with Python 3.11 and make.
+# `make demo` and `make test` each work on a fresh machine with Python 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
@@ -18,16 +18,15 @@ demo-local: .ready
 sweep: .ready
 	$(BIN)/python demo/sweep.py
 
-# They compare bits, or flags of torch, with other processes, and so run in processes of their own.
-# Whatever fails there, the others run too.
-APART := tests/test_export.py tests/test_ray.py tests/test_hub.py
+# Two workers run the test files in the order of tests/balance.py. `make test` includes tests marked `long` only for files that
+# changed (tests/long_tests.py); `make test-all` includes all of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .ready
-	apart=0; $(BIN)/python -m pytest -n 2 --dist loadfile $(APART) || apart=$$?; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(APART:%=--ignore=%) && exit $$apart
+	$(PYTEST) --long changed
 
 test-all: .ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ''
+	$(PYTEST) --long all
 
 check: .ready
 	$(BIN)/ruff format --check .
@@ -38,7 +37,7 @@ format: .ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# TARGET is cuda or cpu; BUILD, further options of `docker build`.
+# TARGET is cuda or cpu. BUILD holds more options for `docker build`.
 image:
 	DOCKER_BUILDKIT=1 docker build --target $(TARGET) --build-arg BASE=$(BASE) --tag $(IMAGE) $(BUILD) .
 

@@ -44,7 +44,8 @@ def draw(folder: Path, side: int, num_classes: int) -> None:
     """A prepared data set whose validation split is one square picture of coarse blocks with noise."""
     from PIL import Image
 
-    from segdist.data.prepare import Declared, prepare
+    from segdist.data.label_options import LabelOptions
+    from segdist.data.prepare import prepare
 
     rng = np.random.default_rng(0)
     for split, n in (("train", 64), ("val", side)):
@@ -58,7 +59,7 @@ def draw(folder: Path, side: int, num_classes: int) -> None:
             picture = Image.fromarray(pixels)
             picture.convert("RGB").save(place / "p.jpg") if kind == "images" else picture.save(place / "p.png")
     names = ",".join(f"c{k}" for k in range(num_classes))
-    prepare(str(folder / "source"), str(folder / "data"), declared=Declared(names), max_megapixels=1000)
+    prepare(str(folder / "source"), str(folder / "data"), declared=LabelOptions(names), max_megapixels=1000)
 
 
 def memory(given: argparse.Namespace) -> dict[str, object]:
@@ -70,7 +71,7 @@ def memory(given: argparse.Namespace) -> dict[str, object]:
         model(torch.zeros(1, 3, 64, 64))
         floor, began = peak_mb(), time.process_time()
         result = evaluate(
-            model, data, indices.load(data), "val", None, config.Io(), given.batch, World(0, 1, CPU), how=how
+            model, data, indices.load(data), "val", None, config.Io(), given.batch, World(0, 1, CPU), settings=how
         )
     return {
         "floor_mb": floor,

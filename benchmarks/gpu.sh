@@ -27,7 +27,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/gpu.
 [ $# -gt 0 ] || set -- tests unet segformer step-b0 step-b2 step-unet stream stream-busy
 for one in "$@"; do
     case $one in
-    tests) part tests timeout 180 python3 -m pytest -m gpu tests ;;
+    tests) part tests timeout 180 python3 -m pytest -m gpu tests/test_gpu.py ;;
     unet) train unet camvid_unet_r34 ;;
     segformer) train segformer camvid_segformer_b0 ;;
     step-b0) step step-b0 timeout 240 python3 benchmarks/step.py --model segformer-b0 --trainer ;;

@@ -29,7 +29,8 @@ import streets
 from machines import Machine
 
 from segdist import storage
-from segdist.data.prepare import Declared, prepare
+from segdist.data.label_options import LabelOptions
+from segdist.data.prepare import prepare
 from segdist.runs import segments
 
 QUICK = {  # the head asks every second, and holds a node for dead that was silent three times
@@ -110,7 +111,7 @@ def measured(environment: dict[str, str], times: int, with_processes: bool) -> d
             for machine in (head, *others):
                 machine.environment.update(settings)
             streets.draw_folder(Path(name, "streets"), 40, 192, 128, seed=1)
-            prepare(f"{name}/streets", "s3://tests/data", "folder", Declared(names=f"{name}/streets/names.txt"))
+            prepare(f"{name}/streets", "s3://tests/data", "folder", LabelOptions(names=f"{name}/streets/names.txt"))
             head.start_ray(head, num_cpus=0)
             for machine in others:
                 machine.start_ray(head)

@@ -33,7 +33,8 @@ import streets
 from machines import Machine
 
 from segdist import config, models, storage
-from segdist.data.prepare import Declared, prepare
+from segdist.data.label_options import LabelOptions
+from segdist.data.prepare import prepare
 from segdist.distributed import World
 from segdist.errors import UserError
 from segdist.runs import checkpoints, segments
@@ -155,7 +156,9 @@ def site(num: int, folder: Path) -> Iterator[list[Machine]]:
             machine.environment.update(settings)
         boto3.client("s3").create_bucket(Bucket="bench")
         streets.draw_folder(folder / "streets", 160, 480, 360, seed=1)
-        prepare(str(folder / "streets"), "s3://bench/data", "folder", Declared(names=str(folder / "streets/names.txt")))
+        prepare(
+            str(folder / "streets"), "s3://bench/data", "folder", LabelOptions(names=str(folder / "streets/names.txt"))
+        )
         yield net
 
 

@@ -31,7 +31,7 @@ from segdist.ops.pixels import to_input
 from segdist.runs.record import versions
 from segdist.step import optim
 from segdist.step.loss import Criterion
-from segdist.step.update import Step, kernels
+from segdist.step.update import Step, determinism
 
 _WARM = 3
 
@@ -79,7 +79,7 @@ def ours(given: argparse.Namespace, device: torch.device, **train: Any) -> Calla
     group = MicroBatch(0, images, masks, torch.eye(3, 4, device=device).repeat(given.batch, 1, 1))
 
     def call() -> None:
-        with kernels(cfg.train, device):
+        with determinism(cfg.train, device):
             step(0, [group], criterion.divisors(criterion.tally([held])))
 
     return call

@@ -62,7 +62,7 @@ def groups_of(given: argparse.Namespace, world: World, num_groups: int) -> list[
         images = torch.randint(0, 256, (given.micro, 3, *shape[1:]), dtype=torch.uint8, generator=generator)
         masks = torch.randint(0, given.classes, shape, dtype=torch.uint8, generator=generator)
         made.append(MicroBatch(number, images, masks, torch.eye(3, 4).repeat(given.micro, 1, 1)))
-    return [group for group in made if group.group in share]
+    return [group for group in made if group.number in share]
 
 
 def rank(given: argparse.Namespace) -> None:
@@ -77,7 +77,7 @@ def rank(given: argparse.Namespace) -> None:
     optimizer = optim.build(cfg.optim, model, model.traits.encoder_prefix, model.traits.layers)
     criterion = Criterion(cfg.loss, [1] * given.classes)
     step = Step(model, optimizer, cfg.train, cfg.optim, criterion, world)
-    groups = groups_of(given, world, cfg.train.num_groups)
+    groups = groups_of(given, world, cfg.train.num_micro_batches)
     spent, losses = [], []
     for number in range(given.steps + 2):
         began = time.perf_counter()

@@ -35,10 +35,11 @@ import streets
 
 from segdist import config
 from segdist.data import index as indices
-from segdist.data.prepare import Declared, prepare
+from segdist.data.label_options import LabelOptions
+from segdist.data.prepare import prepare
 from segdist.distributed import World, choose_device
 from segdist.runs.record import versions
-from segdist.train.loop import train_stream
+from segdist.train.build import train_stream
 
 _BATCH, _STEPS, _WARM_STEPS, _REPEATS = 16, 24, 4, 3
 
@@ -127,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         photos = given.photos or drawn(Path(name, "photos"))
         data = str(Path(name, "data"))
-        prepare(str(photos), data, "folder", Declared(names=str(photos / "names.txt")))
+        prepare(str(photos), data, "folder", LabelOptions(names=str(photos / "names.txt")))
         launch = kernels(device) if given.busy else lambda: None
         results: dict[tuple[int, str], list[tuple[float, float]]] = {}
         for _, threads in itertools.product(range(_REPEATS), given.threads):

@@ -35,7 +35,7 @@ BASE: dict[str, Any] = {
 }
 PLAIN = """
 import sys, time
-from segdist.launch.cluster import connect
+from segdist.launch.ray_cluster import connect
 connect()
 import ray
 from ray import tune
@@ -47,7 +47,7 @@ def loop(values):
     import torch
     from segdist import config
     from segdist.train import fit
-    from segdist.world import World
+    from segdist.distributed import World
     import ray.train
     torch.set_num_threads(1)
     cfg = config.load(values["base"], [f"optim.lr={values['lr']}", f"run.uri={values['run']}"])

@@ -19,7 +19,8 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import JaccardIndex
 
 from segdist.evaluation.confusion import confusion_matrix
-from segdist.evaluation.scores import MeanIoU, scores
+from segdist.evaluation.mean_iou import MeanIoU
+from segdist.evaluation.scores import scores
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
 import streets

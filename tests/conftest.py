@@ -1,40 +1,43 @@
-"""Shared pieces: a small drawn data set, folders in foreign layouts, and configs of small fast runs."""
+"""Shared fixtures: a small drawn dataset, folders in other layouts, and configs of small, fast runs."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches out
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits are compared
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the internet
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # some tests compare bits
 
 import numpy as np
 import pytest
 from PIL import Image
 
+pytest_plugins = ["balance", "leaks", "long_tests", "spending"]
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "demo"))
 
+import ray_head
 import streets
+from ray_head import Head
 
 from segdist import config
 from segdist.config import Config
 from segdist.data import codec, index
 from segdist.data.importers.layout import ImportOptions
-from segdist.data.prepare import Declared
+from segdist.data.label_options import LabelOptions
 from segdist.data.prepare import prepare as segdist_prepare
 from segdist.data.source import Source
 
 SEGFORMER = {"name": "segformer", "size": "tiny", "dropout": 0.1, "drop_path": 0.3}
-UNET = {"name": "unet", "encoder": "resnet18"}
+UNET = {"name": "unet", "encoder": "tu-test_resnet", "options": {"decoder_channels": [32, 16, 16, 8, 8]}}  # 0.5 M
 
 
 def tree(data: str, run: str, /, **sections: dict[str, Any]) -> dict[str, Any]:
-    """A small run as a plain tree; sections are merged into it."""
+    """Return the config of a small run as a plain tree, with these sections merged into it."""
     base: dict[str, Any] = {
         "run": {"uri": run},
         "data": {"uri": data, "crop_size": [32, 48], "scale_range": [0.75, 1.5]},
@@ -55,14 +58,16 @@ def tree(data: str, run: str, /, **sections: dict[str, Any]) -> dict[str, Any]:
 def prepare(
     source: str, dest: str, layout: str = "folder", overwrite: bool = False, max_megapixels: int = 200, **said: Any
 ) -> dict[str, Any]:
-    """`segdist prepare`, with what a person says as keywords of Declared and Ask."""
+    """`segdist prepare`, with what a person says as keywords of LabelOptions and ImportOptions."""
     asked = {k: said.pop(k) for k in list(said) if k in ImportOptions.__dataclass_fields__}
-    return segdist_prepare(source, dest, layout, Declared(**said), ImportOptions(**asked), overwrite, max_megapixels)
+    return segdist_prepare(
+        source, dest, layout, LabelOptions(**said), ImportOptions(**asked), overwrite, max_megapixels
+    )
 
 
 @pytest.fixture(scope="session")
 def street_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 drawn scenes of 48x32 px; the masks of four of them are almost or wholly void."""
+    """20 drawn scenes of 48x32 pixels. Four of them have masks that are mostly or entirely void."""
     folder = tmp_path_factory.mktemp("streets")
     streets.draw_folder(folder, 20, 48, 32, seed=1)
     for i, share in enumerate((1.0, 0.97, 0.5, 0.9)):
@@ -75,7 +80,7 @@ def street_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def street_data(street_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same, prepared: 15 to train on, in row groups of 4, 4, 4 and 3; 5 to validate."""
+    """The same scenes, prepared: 15 for training, in row groups of 4, 4, 4 and 3, and 5 for validation."""
     root = tmp_path_factory.mktemp("prepared")
     for kind in ("images", "masks"):
         for i, path in enumerate(sorted((street_folder / kind).iterdir())):
@@ -88,9 +93,26 @@ def street_data(street_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return str(root / "streets")
 
 
+@pytest.fixture(autouse=True)
+def _forked_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify exports in a forked process without segdist instead of a cold one."""
+    proof = sys.modules.get("segdist.publish.export.verification")
+    if proof is not None:
+        import forks
+
+        monkeypatch.setattr(proof, "subprocess", forks.proofs())
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """A Ray head shared by all tests that do not stop it or drain its node."""
+    with ray_head.running(num_cpus=8, num_gpus=1) as head:  # more than there are
+        yield head
+
+
 @pytest.fixture
 def make_config(street_data: str, tmp_path: Path) -> Callable[..., Config]:
-    """make_config(section={...}) -> the config of a small run below tmp_path."""
+    """Return a function: make_config(section={...}) returns the config of a small run in tmp_path."""
 
     def make(**sections: dict[str, Any]) -> Config:
         return config.from_tree(tree(street_data, str(tmp_path / "run"), **sections), "test")
@@ -99,7 +121,7 @@ def make_config(street_data: str, tmp_path: Path) -> Callable[..., Config]:
 
 
 def write_pair(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, split: str = "") -> None:
-    """One image and mask in the `folder` layout."""
+    """Write one image and its mask in the `folder` layout."""
     for kind, pixels in (("images", image), ("masks", mask)):
         path = folder / split / kind / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +131,7 @@ def write_pair(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, spl
 def plain_folder(
     folder: Path, num: int = 6, values: tuple[int, ...] = (0, 1, 2, 255), size: tuple[int, int] = (8, 12)
 ) -> Path:
-    """A valid folder of `num` random pairs whose masks hold `values`."""
+    """Write a valid folder of `num` random pairs whose masks contain these values."""
     rng = np.random.default_rng(0)
     for i in range(num):
         mask = rng.choice(np.array(values, np.uint8), size)
@@ -119,7 +141,7 @@ def plain_folder(
 
 
 def read_back(uri: str, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """sample_id -> (RGB image, raw mask) of everything in a split."""
+    """Return sample_id -> (RGB image, raw mask) of all samples in a split."""
     loaded = index.load(uri)
     source = Source(uri, loaded, split)
     found = {}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import random
@@ -13,13 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from segdist.config import to_tree
-from segdist.config.reading import checked
+from segdist.config.reading import validate
 from segdist.config.sweep import Sweep
-from segdist.evaluation import figures
 from segdist.runs import record
 from segdist.sweep.ledger import FAILED, STOPPED, SUCCEEDED, Trial
-from segdist.sweep.picture import picture
+from segdist.sweep.plot import plot_png
 from segdist.sweep.space import Point, points
 
 BEGAN = 1_750_000_000.0
@@ -39,9 +41,9 @@ def drawn(num: int, num_fields: int = 8, metric: str = "miou", **more: Any) -> t
     """(the facts, the trials) of a finished sweep under ASHA, as `ledger.read` gives them; `more` replaces facts."""
     space = dict(list(SPACE.items())[:num_fields])
     tree = {"uri": "sweeps/drawn", "config": "c.yaml", "space": space, "metric": metric, "scheduler": {"name": "asha"}}
-    plan = to_tree(checked(Sweep, tree, "drawn"))
+    plan = to_tree(validate(Sweep, tree, "drawn"))
     rng, now, trials = random.Random(1), BEGAN, []
-    made = points(checked(Sweep, tree, "drawn").space, 0)
+    made = points(validate(Sweep, tree, "drawn").space, 0)
     for number, point in enumerate(itertools.islice(made, num)):
         now += rng.uniform(200, 500)
         trials.append(_trial(number, point, now, rng))
@@ -62,7 +64,7 @@ def _trial(number: int, point: Point, begins: float, rng: random.Random) -> Tria
     if lr > -1.5:
         trial.state, trial.reason, trial.seconds = (
             FAILED,
-            "loss nan, gradient norm nan at step 12: the training has diverged",
+            "Training diverged at step 12: loss nan, gradient norm nan",
             40,
         )
         return trial
@@ -73,7 +75,7 @@ def _trial(number: int, point: Point, begins: float, rng: random.Random) -> Tria
     ends = 900 if reach > 0.76 or number < 2 else 300 if reach > 0.7 else 100
     for step in range(100, ends + 1, 100):
         miou = reach * (1 - math.exp(-step / 220)) + rng.gauss(0, 0.003)
-        trial.hear(step, miou, 2.2 * (1 - miou) ** 1.5)
+        trial.add_score(step, miou, 2.2 * (1 - miou) ** 1.5)
         trial.scores[-1].time = begins + step
     trial.seconds = float(ends)
     trial.state = SUCCEEDED if ends == 900 else STOPPED
@@ -90,5 +92,5 @@ def write(folder: Path, facts: dict[str, Any], trials: list[Trial]) -> str:
 
 
 if __name__ == "__main__":
-    shown = picture(*drawn(60, 6, dollars_per_hour=2.5), "a sweep drawn by a formula")
-    Path(sys.argv[1]).write_bytes(figures.png(shown.quantize(64)))  # a smaller file
+    shown = Image.open(io.BytesIO(plot_png(*drawn(60, 6, dollars_per_hour=2.5), "a synthetic sweep")))
+    shown.convert("RGB").quantize(64).save(sys.argv[1], optimize=True)  # a smaller file

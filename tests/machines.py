@@ -1,7 +1,7 @@
-"""Several machines on this one: namespaces on a bridge, each with its own address, name, processes and count of bytes.
+"""Several machines on one: network and process namespaces on a bridge, each with its own address and host name.
 
-`with network(4) as machines:` needs root, iproute2 and util-linux; `can_be_made()` tells. A machine sees its own processes
-alone, as a pod does, and can die as machines do: all of them at once, and without a word.
+`with network(4) as machines:` needs root, iproute2 and util-linux; see `can_be_made`. Like a pod, a machine sees only its own
+processes. `die` kills all of them at once with SIGKILL, and `bytes` counts the network traffic.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GCS, _DASHBOARD = 6379, 8265
 
 
 def can_be_made() -> bool:
-    """Whether namespaces, bridges and pairs of interfaces can be made here."""
+    """Return whether this process may create namespaces, bridges and pairs of interfaces."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter", "hostname"))):
         return False
     with contextlib.suppress(subprocess.CalledProcessError, OSError, ValueError, AssertionError), network(1):
@@ -39,7 +39,10 @@ def _ip(*words: str) -> str:
 
 @dataclass
 class Machine:
-    """`cable`: the name, outside, of its network interface; `init`: the id, outside, of its first process, of its life too."""
+    """A machine. `cable` names its network interface and `init` is the ID of its first process, both as seen from outside.
+
+    When the first process ends, the kernel kills all other processes of the machine.
+    """
 
     name: str
     address: str
@@ -50,7 +53,8 @@ class Machine:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def boot(self) -> None:
-        first = f"hostname {self.name}; echo $$; sleep infinity & wait"  # the shell reaps what others leave behind
+        """Start the first process."""
+        first = f"hostname {self.name}; echo $$; sleep infinity & wait"  # the shell reaps orphans
         apart = ["unshare", "--pid", "--uts", "--fork", "--mount-proc", "sh", "-c", first]
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.name, *apart], stdout=subprocess.PIPE, start_new_session=True
@@ -60,12 +64,12 @@ class Machine:
         self.started.append(process)
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """A process on the machine, with its output in `log`: its parent, outside, to which `signal` belongs."""
+        """Start a command on the machine, with its output in `log`. Return its parent process; use `signal` to signal it."""
         with self.log.open("ab") as out:
             process = subprocess.Popen(
                 ["nsenter", f"--target={self.init}", "--net", "--mount", "--pid", "--uts", *command],
                 env={**self.environment, **environment},
-                stdin=subprocess.PIPE,  # open for as long as this process is
+                stdin=subprocess.PIPE,  # stays open as long as this process lives
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -75,7 +79,7 @@ class Machine:
 
     @staticmethod
     def signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-        """Sends a signal to a process that `start` began."""
+        """Send a signal to the command that `start` started."""
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             os.kill(int(child), number)
 
@@ -84,19 +88,19 @@ class Machine:
         return self.folder / f"{self.name}.log"
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
-        """Until the machine's log has the text."""
+        """Wait until the machine's log contains the text. Fails with the end of the log."""
         until = time.monotonic() + seconds
         while text not in self.log.read_text(errors="replace"):
             assert time.monotonic() < until, self.log.read_text(errors="replace")[-4000:]
             time.sleep(0.2)
 
     def processes(self) -> set[int]:
-        """Their ids outside."""
+        """Return the IDs of its processes, as seen from outside."""
         return {int(pid) for pid in _ip("netns", "pids", self.name).split()}
 
     def die(self) -> None:
-        """All of its processes at once."""
-        if self.init:  # it may have been cut off before it could boot, or be dead already
+        """Kill all of its processes."""
+        if self.init:  # 0 if it has not booted, or is dead already
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.init, signal.SIGKILL)
             self.init = 0
@@ -110,12 +114,14 @@ class Machine:
         self.started.clear()
 
     def bytes(self) -> tuple[int, int]:
-        """(sent, received) so far."""
+        """Return the bytes (sent, received) so far."""
         counts = Path(f"/sys/class/net/{self.cable}/statistics")
-        return int((counts / "rx_bytes").read_text()), int((counts / "tx_bytes").read_text())  # seen from outside
+        return int((counts / "rx_bytes").read_text()), int(
+            (counts / "tx_bytes").read_text()
+        )  # from outside, the directions are swapped
 
     def start_ray(self, head: Machine, num_cpus: int = 1, labels: Sequence[str] = ()) -> None:
-        """A node of the cluster; that of `head` is its head."""
+        """Start a node of the cluster whose head runs on the machine `head`."""
         place = (
             ["--head", f"--port={_GCS}", f"--dashboard-port={_DASHBOARD}", "--dashboard-host=127.0.0.1"]
             if self is head
@@ -131,7 +137,7 @@ class Machine:
 
 @contextmanager
 def network(num: int, **environment: str) -> Iterator[list[Machine]]:
-    """So many machines, which reach each other and, at 10.77.N.254, this process; no way leads out."""
+    """Start machines that reach each other and, at 10.77.N.254, this process. They have no other network."""
     tag = secrets.token_hex(3)
     bridge, net = f"sd{tag}", f"10.77.{secrets.randbelow(250)}"
     folder = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))  # short: socket paths end at 107 characters

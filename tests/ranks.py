@@ -1,14 +1,13 @@
-"""Real torchrun, real gloo: plans of tests/ranks_program.py on so many ranks."""
+"""Real gloo among forked ranks: plans of tests/ranks_program.py on so many of them."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
 from safetensors.torch import load_file
 
@@ -20,11 +19,7 @@ def launch(num_ranks: int, plan: list[dict[str, Any]], folder: Path, **environme
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     program = [str(Path(__file__).with_name("ranks_program.py")), "runs", str(folder / "plan.json"), str(folder)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    done = subprocess.run(
-        [sys.executable, *(torchrun if num_ranks > 1 else []), *program],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    done = forks.ranks(num_ranks, program, env={**os.environ, **environment}, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return {
         item["name"]: (

@@ -24,7 +24,8 @@ from segdist.runs import record, segments
 from segdist.step import exact, update
 from segdist.step.ddp import Ddp
 from segdist.step.loss import Criterion
-from segdist.train.loop import fit, train_stream
+from segdist.train.build import train_stream
+from segdist.train.loop import fit
 
 
 def runs(plan: str, folder: str) -> None:
@@ -115,7 +116,7 @@ def formula(cfg: Config, world: World, plain: bool) -> tuple[Segmenter, dict[str
     grid, to_input = exact.GRID, update.to_input
     exact.GRID, update.to_input = 0.0, lambda *a: to_input(*a).double()  # type: ignore[assignment]
     step = update.Step(model, optimizer, cfg.train, cfg.optim, criterion, world)
-    stream = train_stream(cfg, index, world.share(cfg.train.num_groups), world)
+    stream = train_stream(cfg, index, world.share(cfg.train.num_micro_batches), world)
     with contextlib.closing(stream.steps(0, 5)) as batches:
         for number, batch in enumerate(batches):
             tally = world.sum(criterion.tally([group.masks for group in batch]))
@@ -137,7 +138,7 @@ def scores(plan: str, folder: str) -> None:
         trained, index = load_trained(item["run"], world.device), indices.load(item["data"])
         result = evaluate(
             trained.model, item["data"], index, item["split"], None, trained.cfg.io, 2, world,
-            how=InferenceSettings((64, 64)), per_sample=True,
+            settings=InferenceSettings((64, 64)), per_sample=True,
         )  # fmt: skip
         if world.is_first:
             tree = report(result, index.labels.names) | {"table": result.table.tolist()}

@@ -1,6 +1,6 @@
-"""A real `ray start --head` on loopback with token authentication, and commands that use it: `with running() as head:`
+"""Start a real Ray head on loopback with token authentication: `with running() as head:`
 
-It knows nothing of the tests' S3 server or credentials: those must come with each job.
+The head does not have the address and credentials of the tests' S3 server. Each job must bring its own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+STARTS = 0  # number of heads that this process has started
 
 
 @dataclass(frozen=True)
 class Head:
-    """`environment` makes drivers and the `ray` command find it; `log` holds what `ray start` said."""
+    """A running head. `environment` leads drivers and the `ray` command to it; `log` is the output of `ray start`."""
 
     environment: dict[str, str]
     dashboard: str
@@ -33,6 +34,7 @@ class Head:
 
 
 def free_ports(num: int) -> list[int]:
+    """Return different free ports of this machine."""
     sockets = [socket.socket() for _ in range(num)]
     for s in sockets:
         s.bind(("127.0.0.1", 0))
@@ -44,16 +46,22 @@ def free_ports(num: int) -> list[int]:
 
 @contextmanager
 def running(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[Head]:
+    """Run a head until the end of the context. Its Python processes are forks (see tests/forks.py)."""
+    import forks  # not earlier: pytest must load its plugin `spending` first
+
+    global STARTS
+    STARTS += 1
+    python = forks.python()
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: socket paths end at 107 characters
     token = folder / "token"
     token.write_text(secrets.token_hex(32), encoding="utf-8")
     token.chmod(0o600)
     gcs, dashboard, client, agent, agent_grpc, metrics = free_ports(6)
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "HF_", "RAY_"))}
-    bare["PATH"] = f"{BIN}:{bare['PATH']}"  # as in an activated environment
+    bare["PATH"] = f"{Path(python).parent}:{BIN}:{bare['PATH']}"  # as in an activated environment
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     command = [
-        str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}",
+        python, str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}",
         f"--num-gpus={num_gpus}", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
@@ -73,7 +81,7 @@ def running(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[Head]:
             time.sleep(0.2)
         yield head
     finally:
-        process.send_signal(signal.SIGTERM)  # it ends what it started
+        process.send_signal(signal.SIGTERM)  # Ray then ends its own processes
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=5)
         for pid in processes_naming(str(folder)):
@@ -84,7 +92,7 @@ def running(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[Head]:
 
 
 def processes_naming(text: str) -> list[int]:
-    """Ids of processes whose command line holds the text."""
+    """Return the IDs of processes whose command line contains the text."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -94,10 +102,13 @@ def processes_naming(text: str) -> list[int]:
 
 
 def ranks(head: Head) -> set[int]:
-    """Ids of the processes that Ray Train's ranks of this machine run in, alive."""
+    """Return the process IDs of Ray Train's running ranks on this head."""
     found = set()
     for pid in processes_naming("ray::RayTrainWorker"):
-        with contextlib.suppress(OSError, IndexError):
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        with contextlib.suppress(OSError):  # a process that has ended has no files
+            stdout = Path(os.readlink(f"/proc/{pid}/fd/1"))
+            if stdout.is_relative_to(head.log.parent) and stdout.name.startswith(
+                "worker-"
+            ):  # else a command with its title
                 found.add(pid)
     return found

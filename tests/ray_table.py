@@ -1,4 +1,4 @@
-"""The pair table of a run's best checkpoint, evaluated by NUM Ray ranks: `python ray_table.py RUN DATA SPLIT NUM OUT`."""
+"""Write the confusion matrix of a run's best checkpoint, computed by NUM Ray ranks: `ray_table.py RUN DATA SPLIT NUM OUT`."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ for values in ((3,), (7, 9), (254,), (128, 64)):
     stray[0, : len(values)] = values
     case(f"stray values {values}", as_mask(png(stray), None, f"unknown mask value {min(values)}"))
 case("stray value 65535", as_mask(png(np.where(M == 2, 65535, M.astype(int)), 16), None, "unknown mask value 65535"))
-case("instance ids", as_mask(png(M.astype(int) * 100 + 26000, 16), None, "instance ids"))
+case("instance ids", as_mask(png(M.astype(int) * 100 + 26000, 16), None, "instance IDs"))
 case("nothing but void", as_mask(png(ALPHA), ALPHA))
 case("nothing but one class", as_mask(png(M * 0), M * 0))
 case("values stretched to be seen", as_mask(png(np.array([0, 100, 200], np.uint8)[M % 3]), None, "unknown mask value"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,9 +15,9 @@ from segdist.storage import s3
 
 
 @contextmanager
-def serving(bucket: str) -> Iterator[dict[str, str]]:
+def serving(bucket: str, python: str = sys.executable) -> Iterator[dict[str, str]]:
     """The environment in which it is there."""
-    with s3_server.serving() as address, joined(address, bucket) as environment:
+    with s3_server.serving(python) as address, joined(address, bucket) as environment:
         yield environment
 
 

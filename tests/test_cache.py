@@ -12,7 +12,7 @@ import pytest
 from segdist import storage
 from segdist.config import Io
 from segdist.data import index
-from segdist.data.cache import Cache, cache_of
+from segdist.data.cache import Cache, open_cache
 from segdist.data.source import Source
 
 
@@ -82,7 +82,7 @@ def test_a_disk_that_takes_nothing_is_told_once_and_the_stream_goes_on(
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     source = Source(street_data, index.load(street_data), "train", Cache(tmp_path / "file", 1 << 30))
     assert all(source.fetch(g).num_rows for g in range(len(source.sizes)))
-    assert capsys.readouterr().err.count("takes nothing") == 1
+    assert capsys.readouterr().err.count("cannot write to the data cache") == 1
 
 
 def test_many_threads_share_it(tmp_path: Path) -> None:
@@ -109,5 +109,5 @@ def test_many_threads_share_it(tmp_path: Path) -> None:
 
 def test_only_remote_data_is_kept(tmp_path: Path) -> None:
     wanted = Io(cache_gb=1, cache_dir=str(tmp_path))
-    assert cache_of("s3://bucket/data", wanted) and not cache_of(str(tmp_path), wanted)
-    assert not cache_of("s3://bucket/data", Io())
+    assert open_cache("s3://bucket/data", wanted) and not open_cache(str(tmp_path), wanted)
+    assert not open_cache("s3://bucket/data", Io())

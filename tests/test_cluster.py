@@ -13,17 +13,21 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forks
 import pytest
 import yaml
 from conftest import ROOT
 
 from segdist import config
+from segdist.errors import RanksError, UserError
+from segdist.runs import record
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 
@@ -139,14 +143,14 @@ def by_submit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     from segdist.cli import app
     from segdist.cluster import submit
-    from segdist.cluster.submit.job import fill
+    from segdist.cluster.submit.job import write_working_dir
 
     job = submit.job_of([CONFIG, *SAID], get_command(app).commands)  # type: ignore[attr-defined]
-    fill(job, folder)
+    write_working_dir(job, folder)
     words = shlex.split(job.entrypoint)
     assert words[:4] == ["python", "-m", "segdist", "train"]
-    show = [sys.executable, "-m", "segdist", "config", "show", *words[4:], "--json"]
-    return json.loads(subprocess.run(show, cwd=folder, capture_output=True, text=True, check=True).stdout)
+    show = ["-m", "segdist", "config", "show", *words[4:], "--json"]
+    return json.loads(forks.run(show, cwd=folder, check=True).stdout)
 
 
 def by_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -324,10 +328,10 @@ def test_an_evaluation_that_is_told_again_is_judged_once_and_answered_each_time(
     answers: list[tuple[int, str]] = []
     mailbox = SimpleNamespace(answer=SimpleNamespace(remote=lambda *answer: answers.append(answer)))
     driver = SimpleNamespace(
-        _judged=None, _tell=lambda metrics: told.append(metrics["step"]), _notice=lambda: None, _mailbox=mailbox
+        _evaluated=None, _tell=lambda metrics: told.append(metrics["step"]), _notice=lambda: None, _mailbox=mailbox
     )
     for step in (4, 4, 8):
-        _Driver._judge(driver, {"step": step})  # type: ignore[arg-type]
+        _Driver._answer(driver, {"step": step})  # type: ignore[arg-type]
     assert told == [4, 8]
     assert answers == [(4, "go on"), (4, "go on"), (8, "go on")]
 
@@ -335,14 +339,14 @@ def test_an_evaluation_that_is_told_again_is_judged_once_and_answered_each_time(
 @pytest.mark.parametrize(
     ("alive", "idle_seconds", "ends", "said"),
     [
-        ([False], 0, True, "no rank runs that could commit"),
+        ([False], 0, True, "no rank is running, so nothing can be committed"),
         (
             [True, False, False],
             0,
             False,
-            "a checkpoint is committed after this step",
+            "committing a checkpoint after this step",
         ),  # Ray takes down what has committed
-        ([True, False, False], 61, True, "no rank runs that could commit"),
+        ([True, False, False], 61, True, "no rank is running, so nothing can be committed"),
     ],
 )
 def test_a_stop_ends_a_driver_without_ranks_and_waits_for_what_it_was_passed_on_to(
@@ -365,15 +369,44 @@ def test_a_stop_ends_a_driver_without_ranks_and_waits_for_what_it_was_passed_on_
     assert (asked != []) == alive[0]
 
 
-def test_a_node_that_goes_has_its_ranks_commit_at_once_and_once_more_at_last() -> None:
-    from segdist.launch.mailbox import Going
+@pytest.mark.parametrize(
+    ("starts", "error", "state"), [(1, RanksError, record.FAILED), (0, UserError, None)], ids=["again", "never"]
+)
+def test_ranks_that_find_no_place_leave_a_record_and_end_with_75(
+    starts: int, error: type[UserError | RanksError], state: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that never ran have no record, and the config is to blame."""
+    from segdist.launch import on_ray
 
-    going = Going()
+    run, ended = str(tmp_path), threading.Event()
+    monkeypatch.setattr(on_ray, "nodes", list)
+    monkeypatch.setattr(on_ray, "end_siblings", lambda mailbox, name: ended.set())
+    scale = config.Scale(launcher="ray", num_ranks=2, start_seconds=10)
+    driver = on_ray._Driver.__new__(on_ray._Driver)
+    driver.__dict__ |= {
+        "_cfg": SimpleNamespace(run=SimpleNamespace(uri=run), scale=scale), "_launch": "one", "_notice": None, "_mailbox": None,
+        "_need": {"CPU": 1}, "_take": lambda: ([], None, math.inf), "_fit": lambda mark: ended.wait(60), "_alive": False,
+        "_heartbeat": -math.inf, "_idle_since": time.monotonic() - 11, "_reported": 0.0, "_starts": starts, "_step": 9,
+    }  # fmt: skip
+    if starts:
+        attempt = record.claim_attempt(run)
+        record.save(run, {"state": record.RUNNING, "launch": "one", "attempt": attempt, "step": 7})
+    with pytest.raises(error, match=r"gave up after .* the cluster has room for 0") as told:
+        driver.run()
+    found = record.load(run)
+    assert (found and (found["state"], found["step"])) == (state and (state, 9))
+    assert getattr(told.value, "exit_code", 2) == (75 if starts else 2)
+
+
+def test_a_node_that_goes_has_its_ranks_commit_at_once_and_once_more_at_last() -> None:
+    from segdist.launch.mailbox import DrainSchedule
+
+    going = DrainSchedule()
     assert [going.commits_now(deadline, now) for deadline, now in ((None, 0), (100, 10), (100, 20), (100, 79.9))] == [
         False, True, False, False,
     ]  # fmt: skip
     assert [going.commits_now(100, now) for now in (80.1, 85, 99)] == [True, False, False]
-    short, endless = Going(), Going()
+    short, endless = DrainSchedule(), DrainSchedule()
     assert [short.commits_now(15, now) for now in (0, 5)] == [True, False]
     assert [endless.commits_now(math.inf, now) for now in (0, 1e9)] == [True, False]
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -36,10 +37,7 @@ ALONE = World(0, 1, CPU)
 
 
 def segdist(*arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "segdist", *arguments],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    done = forks.run(["-m", "segdist", *arguments], env={**os.environ, **environment})
     assert done.returncode == code, done.stderr
     return done
 
@@ -154,7 +152,7 @@ for path in sorted(Path({str(tmp_path / "images")!r}).iterdir()):
         classes[np.asarray(part["mask"]) > 0] = ids[part["label"]]
     np.save(path.with_suffix(".npy"), classes)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    forks.run(["-c", code], bare=True, check=True, cwd=tmp_path)
     table = torch.zeros(256, 256, dtype=torch.int64)
     for sample_id, (_, raw) in found.items():
         pred = np.load(tmp_path / "images" / f"{sample_id}.npy")
@@ -174,7 +172,7 @@ model = smp.from_pretrained({str(tmp_path / "export")!r}).eval()
 x = torch.linspace(-2, 2, 3 * 32 * 64).view(1, 3, 32, 64)
 torch.save(model(x), {str(tmp_path / "logits.pt")!r})
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    forks.run(["-c", code], bare=True, check=True)
     with torch.no_grad():
         ours = trained.model(torch.linspace(-2, 2, 3 * 32 * 64).view(1, 3, 32, 64))
     theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
@@ -211,10 +209,10 @@ def test_the_commands_speak_json_on_stdout_and_words_on_stderr(
     exported = json.loads(done.stdout)
     assert exported.pop("difference") < 1e-5
     assert exported.pop("equal_pixels") == 1
-    assert exported.pop("verified").startswith("its logits, to ")
+    assert exported.pop("verified").startswith("the same logits (within ")
     assert exported == {"path": str(tmp_path / "x"), "layout": "transformers"}
-    assert "verified: transformers alone gives its logits" in done.stderr
-    assert not (tmp_path / "x" / "proof").exists()
+    assert "verified: transformers alone gives the same logits" in done.stderr
+    assert not (tmp_path / "x" / "verification").exists()
     done = segdist("predict", resolve(run), *pictures, "--out", str(tmp_path / "p"), "--json")
     images = json.loads(done.stdout)["images"]
     assert [i["image"] for i in images] == pictures
@@ -255,7 +253,7 @@ def test_the_whole_road_by_command(tmp_path: Path) -> None:
     assert set(trained) == keys
     assert (trained["state"], trained["step"]) == ("SUCCEEDED", 2)
     assert "step 1/2" in done.stderr
-    assert "finished" in segdist("train", str(path), "train.num_steps=2").stderr
+    assert "is complete" in segdist("train", str(path), "train.num_steps=2").stderr
 
 
 @pytest.mark.slow
@@ -278,7 +276,7 @@ def test_torchrun_trains_by_command(street_data: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (
         done.stderr.count(
-            "micro_batch_size=auto is 2 (of a CPU: a divisor up to 4) from here on; at most 2 rank(s) can share this run"
+            "micro_batch_size=auto is now fixed at 2 (on a CPU, a divisor of at most 4). At most 2 rank(s) can share this run."
         )
         == 1
     )
@@ -293,18 +291,17 @@ def test_ranks_that_survive_another_say_so_in_one_message(street_data: str, tmp_
     fields = {"train": {"num_steps": 2000}, "eval": {"every_steps": 2000}, "checkpoint": {"every_steps": 5}}
     path.write_text(yaml.safe_dump(tree(street_data, str(run), **fields)), encoding="utf-8")
     program = (
-        "import os, sys, threading, time; from segdist import checkpoint; from segdist.cli import main\n"
+        "import os, sys, threading, time; from segdist.runs import checkpoints; from segdist.cli import main\n"
         "def die():\n"
-        f"    while not checkpoint.committed({str(run)!r}): time.sleep(0.1)\n"
+        f"    while not checkpoints.committed({str(run)!r}): time.sleep(0.1)\n"
         "    os.kill(os.getpid(), 9)\n"
         "if os.environ['RANK'] == '1': threading.Thread(target=die, daemon=True).start()\n"
         f"sys.argv = ['segdist', 'train', {str(path)!r}]; main()\n"
     )
     (tmp_path / "ranks.py").write_text(program, encoding="utf-8")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "ranks.py")]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240)
+    done = forks.ranks(2, [tmp_path / "ranks.py"])
     assert done.returncode != 0
-    assert "another rank has ended, and this one cannot go on alone" in " ".join(done.stderr.split())
+    assert "another rank has ended, so this one stopped too" in " ".join(done.stderr.split())
     assert "gloo" not in done.stderr
     assert checkpoints.newest(str(run), print) is not None
 
@@ -314,11 +311,11 @@ def test_ranks_that_survive_another_say_so_in_one_message(street_data: str, tmp_
     [
         (["train", "nowhere.yaml"], "nowhere.yaml: cannot read this config"),
         (["train", "configs/demo.yaml", "optim.lrr=1"], "unknown key `optim.lrr`; the nearest valid key is `optim.lr`"),
-        (["evaluate", "nowhere"], "nowhere: there is nothing; give the run.uri of a training"),
-        (["evaluate", "configs"], "neither a run with a committed checkpoint nor a checkpoint"),
+        (["evaluate", "nowhere"], "nowhere does not exist. Give the run.uri of a training run"),
+        (["evaluate", "configs"], "neither a checkpoint nor a run with a committed checkpoint"),
         (["prepare", "nowhere", "x"], "nowhere: this folder does not exist"),
-        (["prepare", ".", "x", "--format", "voc3000"], "--format 'voc3000' is unknown"),
-        (["prepare", ".", "x", "--void", "a"], "give mask values"),
+        (["prepare", ".", "x", "--format", "voc3000"], "unknown --format 'voc3000'"),
+        (["prepare", ".", "x", "--void", "a"], "not a list of mask values"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(arguments: list[str], message: str) -> None:
@@ -334,7 +331,7 @@ def test_compile_without_a_compiler_names_the_field(tmp_path: Path, street_data:
     nowhere = {"PATH": str(tmp_path), "CXX": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = segdist("train", str(path), code=2, **nowhere)
     assert "train.compile: torch cannot compile this model here (" in done.stderr
-    assert "or give train.compile=false" in done.stderr.replace("\n", " ")
+    assert "or set train.compile=false" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
     assert segdist("train", str(path), "train.compile=false").returncode == 0  # it is no part of the run's identity
 
@@ -342,18 +339,7 @@ def test_compile_without_a_compiler_names_the_field(tmp_path: Path, street_data:
 def test_ranks_make_a_mistake_once_and_none_hangs(tmp_path: Path, street_data: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tree(street_data, "/proc/nothing/run")), encoding="utf-8")
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "segdist",
-        "train",
-        str(path),
-    ]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+    done = forks.ranks(2, ["-m", "segdist", "train", path], timeout=120)
     assert done.returncode != 0
     assert done.stderr.count("cannot write") == 1
 
@@ -361,13 +347,13 @@ def test_ranks_make_a_mistake_once_and_none_hangs(tmp_path: Path, street_data: s
 def test_data_of_other_classes_is_refused(runs: dict[str, str], tmp_path: Path) -> None:
     prepare(str(plain_folder(tmp_path / "src")), str(tmp_path / "data"), names="sky,building,lane")
     done = segdist("evaluate", runs["segformer"], "--data", str(tmp_path / "data"), code=2)
-    assert "knows 7 classes" in done.stderr
-    assert "class 2 is 'road' there and 'lane' here" in " ".join(done.stderr.split())
+    assert "has 7 classes" in done.stderr
+    assert "Class 2 is 'road' in the checkpoint and 'lane' in the dataset" in " ".join(done.stderr.split())
 
 
 def test_an_export_never_overwrites_other_things(runs: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    assert "is no export of segdist" in segdist("export", runs["segformer"], str(tmp_path), code=2).stderr
+    assert "is not an export of segdist" in segdist("export", runs["segformer"], str(tmp_path), code=2).stderr
 
 
 def test_an_export_of_another_run_is_replaced_only_when_asked(runs: dict[str, str], tmp_path: Path) -> None:
@@ -384,12 +370,15 @@ def test_a_prediction_never_overwrites_a_picture(runs: dict[str, str], pictures:
     photo = tmp_path / "a.png"
     Image.open(pictures[0]).save(photo)
     before = photo.read_bytes()
-    assert "would overwrite" in segdist("predict", runs["segformer"], str(photo), "--out", str(tmp_path), code=2).stderr
+    assert (
+        "would be overwritten"
+        in segdist("predict", runs["segformer"], str(photo), "--out", str(tmp_path), code=2).stderr
+    )
     assert photo.read_bytes() == before
     Image.open(pictures[0]).save(tmp_path / "a_overlay.jpg")
     two = [str(photo), str(tmp_path / "a_overlay.jpg")]
     said = segdist("predict", runs["segformer"], *two, "--out", str(tmp_path / "p")).stderr
-    assert "their results keep it" in said  # the overlay of the one would be the mask of the other
+    assert "their results keep the suffix" in said  # the overlay of the one would be the mask of the other
     assert {"a.png.png", "a_overlay.jpg.png"} <= {path.name for path in (tmp_path / "p").iterdir()}
 
 
@@ -414,7 +403,7 @@ def test_an_export_that_its_library_reads_otherwise_is_not_written(
         path.write_text(path.read_text().replace("0.485", "0.5"))
 
     monkeypatch.setattr(native, "_transformers", wrong)
-    with pytest.raises(UserError, match=r"transformers gives other logits than segdist .* nothing was written"):
+    with pytest.raises(UserError, match=r"transformers gives other logits than segdist .* Nothing was written"):
         export(trained, str(tmp_path / "x"), verify=True)
     assert not list((tmp_path / "x").glob("*"))
 
@@ -431,7 +420,7 @@ def test_help_teaches_with_an_example(command: str) -> None:
 def test_config_show_explains_every_field() -> None:
     text = segdist("config", "show", "configs/demo.yaml", "train.num_steps=50").stdout
     assert "num_steps: 50" in text
-    assert "# * Peak learning rate of the encoder's deepest layers." in text
+    assert "# * Peak learning rate of the encoder's deepest layer." in text
 
 
 def test_an_overlay_shows_classes_and_leaves_void_alone() -> None:

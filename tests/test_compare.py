@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import slow_scores
@@ -65,7 +64,7 @@ def test_the_better_model_is_named_with_its_interval(tmp_path: Path) -> None:
     assert got["miou"] == {"a": worse["miou"], "b": better["miou"], "difference": difference}
     low, high = got["interval"]["low"], got["interval"]["high"]
     assert 0 < low < difference < high
-    assert got["sentence"] == f"B is better by {difference:.4f} [{low:.4f}, {high:.4f}], 95 %"
+    assert got["sentence"] == f"B is better by {difference:.4f} (95 % interval {low:.4f} to {high:.4f})."
     assert got["iou"]["road"]["difference"] == pytest.approx(better["iou"]["road"] - worse["iou"]["road"])
     assert math.isnan(got["iou"]["never"]["difference"])
     back = compared(tmp_path, better, worse)
@@ -80,7 +79,7 @@ def test_two_of_the_same_quality_have_no_clear_difference(tmp_path: Path) -> Non
     assert got["interval"]["low"] <= 0 <= got["interval"]["high"]
     same = compared(tmp_path, report(0.7), report(0.7))
     assert same["verdict"] == "none"
-    assert same["sentence"].endswith("(both are the same checkpoint)")
+    assert same["sentence"].endswith("Both are the same checkpoint.")
 
 
 def test_pictures_are_matched_by_their_names_not_by_their_order(tmp_path: Path) -> None:
@@ -195,8 +194,8 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path, text: str) -> None:
 def test_the_command_prints_a_table_a_sentence_and_json(tmp_path: Path) -> None:
     a = write(tmp_path, "a", report(0.7, **BOUNDARY))
     b = write(tmp_path, "b", report(0.8, split="test"))
-    command = [sys.executable, "-m", "segdist", "compare"]
-    done = subprocess.run([*command, a, a, "--json"], capture_output=True, text=True, timeout=120)
+    command = ["-m", "segdist", "compare"]
+    done = forks.run([*command, a, a, "--json"])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdict"] == "none"
     assert "No clear difference" in done.stderr
@@ -204,6 +203,6 @@ def test_the_command_prints_a_table_a_sentence_and_json(tmp_path: Path) -> None:
     assert "absent" in done.stderr
     assert "boundary B" in done.stderr
     assert "0.6000" in done.stderr
-    refused = subprocess.run([*command, a, b], capture_output=True, text=True, timeout=120)
+    refused = forks.run([*command, a, b])
     assert refused.returncode == 2
     assert "--split" in refused.stderr

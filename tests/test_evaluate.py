@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -22,7 +22,7 @@ from segdist import config, models
 from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
-from segdist.data.stream import EvalBatch, eval_share, eval_units
+from segdist.data.stream import EvalBatch, eval_units, units_of_rank
 from segdist.distributed import SharedError, World
 from segdist.errors import DataError, UserError
 from segdist.evaluation.boundary import boundary_counts
@@ -151,7 +151,7 @@ class Threads(World):
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.copy_(torch.stack([part.clone() for part in self.gather(tensor.clone())]).sum(0))
 
-    late_sum = sum
+    sum_long_timeout = sum
 
 
 def on_ranks(num: int, work: Callable[[World], Any]) -> list[Any]:
@@ -183,7 +183,9 @@ def test_any_number_of_ranks_gives_the_very_same_result(
 
     def work(world: World) -> Evaluation:
         trained = load_trained(runs[name], CPU)
-        return evaluate(trained.model, varied, index, "val", None, trained.cfg.io, 2, world, how=how, per_sample=True)
+        return evaluate(
+            trained.model, varied, index, "val", None, trained.cfg.io, 2, world, settings=how, per_sample=True
+        )
 
     one, many = work(ALONE), on_ranks(num_ranks, work)
     assert one.per_sample is not None
@@ -221,12 +223,12 @@ def test_a_rank_that_fails_ends_all_and_says_why_once(varied: str) -> None:
 def test_ranks_share_by_pixels(varied: str) -> None:
     split = indices.load(varied).split("val")
     groups = [sum(h * w for h, w in SIZES[i : i + 2]) for i in range(0, len(SIZES), 2)]
-    assert split.group_pixels().tolist() == groups
-    units = eval_units(split.group_sizes(), 1)
+    assert split.row_group_pixels().tolist() == groups
+    units = eval_units(split.row_group_sizes(), 1)
     for num_ranks in (2, 3, 5):
-        shares = [eval_share(units, split, rank, num_ranks) for rank in range(num_ranks)]
+        shares = [units_of_rank(units, split, rank, num_ranks) for rank in range(num_ranks)]
         assert [unit for share in shares for unit in share] == units
-        pixels = [sum(groups[g] * len(rows) // split.group_sizes()[g] for g, rows in share) for share in shares]
+        pixels = [sum(groups[g] * len(rows) // split.row_group_sizes()[g] for g, rows in share) for share in shares]
         assert max(pixels) <= sum(groups) / num_ranks + max(groups) / 2
 
 
@@ -236,7 +238,7 @@ def test_data_of_an_earlier_version_is_shared_by_samples_and_keeps_its_digest(va
     old_shards = tuple(shard.model_copy(update={"group_pixels": ()}) for shard in split.shards)
     old = index.model_copy(update={"splits": {"val": split.model_copy(update={"shards": old_shards})}})
     assert old.digest("val") == index.digest("val")
-    assert old.split("val").group_pixels().tolist() == split.group_sizes().tolist()
+    assert old.split("val").row_group_pixels().tolist() == split.row_group_sizes().tolist()
 
 
 # -- a fixed subset ----------------------------------------------------------------------------------------------------
@@ -360,8 +362,8 @@ def test_protocols_tell_recipes_apart() -> None:
 
 
 def test_a_sample_that_is_never_seen_is_an_error(varied: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segdist.evaluation.evaluate.eval_share", lambda units, *_: units[1:])
-    with pytest.raises(DataError, match="11 samples were to be seen once each, but 9 were seen"):
+    monkeypatch.setattr("segdist.evaluation.evaluate.units_of_rank", lambda units, *_: units[1:])
+    with pytest.raises(DataError, match="Expected to evaluate 11 samples once each, but evaluated 9"):
         evaluate(None, varied, indices.load(varied), "val", None, Io(), 2, ALONE, logits_of=lambda b: one_hot(b, 0))
 
 
@@ -376,11 +378,11 @@ def test_a_class_that_stays_at_zero_is_said_once_with_its_share_and_remedy(make_
     assert [len(lines) for lines in said] == [0] * (PATIENCE + 1) + [1, 0, 0]
     (line,) = said[PATIENCE + 1]
     pixels = index.split("train").class_pixels
-    assert "'car' has IoU 0 in 3 evaluations in a row" in line
+    assert "'car' had IoU 0 in the last 3 evaluations" in line
     assert f"{pixels[names.index('car')] / sum(pixels):.3%} of the training pixels" in line
     assert "loss.class_weights=enet" in line
     weighed = DeadClasses(make_config(loss={"class_weights": "enet"}), index)
-    assert "enet" not in [weighed.hear(dead) for _ in range(PATIENCE)][-1][0]
+    assert "enet" not in [weighed.update(dead) for _ in range(PATIENCE)][-1][0]
 
 
 def test_a_run_warns_of_classes_it_cannot_learn_before_its_first_step_and_of_those_it_does_not(
@@ -397,37 +399,28 @@ def test_a_run_warns_of_classes_it_cannot_learn_before_its_first_step_and_of_tho
     fields = tree(str(tmp_path / "data"), str(tmp_path / "run"), train={"num_steps": 6}, eval={"every_steps": 1})
     fit(config.from_tree({**fields, "optim": {"lr": 1e-2}}, "test"), ALONE)
     lines = capfd.readouterr().err.splitlines()
-    *_, before = [i for i, line in enumerate(lines) if "no pixel of d in train, though" in line]
+    *_, before = [i for i, line in enumerate(lines) if "no pixel of d in train, but" in line]
     assert before < next(i for i, line in enumerate(lines) if line.startswith("step 1/"))
     assert any("no pixel of b in any split" in line for line in lines[: before + 2])
-    assert len([line for line in lines if "class 'c' has IoU 0 in 3 evaluations" in line]) == 1
-    assert not [line for line in lines if "class 'd' has IoU 0" in line]  # it was said before the first step
+    assert len([line for line in lines if "class 'c' had IoU 0 in the last 3 evaluations" in line]) == 1
+    assert not [line for line in lines if "class 'd' had IoU 0" in line]  # it was said before the first step
 
 
 # -- real ranks, and real memory ---------------------------------------------------------------------------------------
 
 
-def torchrun(num_ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    return subprocess.run(
-        [sys.executable, *(launcher if num_ranks > 1 else []), *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["segformer", "unet"])
-def test_torchrun_evaluates_by_command_and_prints_the_same_json_once(
+@pytest.mark.parametrize("name", ["segformer", pytest.param("unet", marks=pytest.mark.long)])
+def test_ranks_evaluate_by_command_and_print_the_same_json_once(
     runs: dict[str, str], tmp_path: Path, name: str
 ) -> None:
     options = ["--mode", "sliding", "--window", "64x64", "--scales", "1,1.5", "--flip", "--pictures", "--json"]
     outs = []
     for num_ranks in (1, 2):
         file = str(tmp_path / f"{num_ranks}.json")
-        done = torchrun(num_ranks, "-m", "segdist", "evaluate", runs[name], "--device", "cpu", "--out", file, *options)
+        done = forks.ranks(
+            num_ranks, ["-m", "segdist", "evaluate", runs[name], "--device", "cpu", "--out", file, *options]
+        )
         assert done.returncode == 0, done.stderr
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
         assert done.stderr.count("mean accuracy") == 1
@@ -438,7 +431,12 @@ def test_torchrun_evaluates_by_command_and_prints_the_same_json_once(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_real_ranks_agree_to_the_integer(runs: dict[str, str], varied: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "many", [pytest.param((2, 3), marks=pytest.mark.long), (5,)], ids=["some", "more than samples"]
+)
+def test_real_ranks_agree_to_the_integer(
+    runs: dict[str, str], varied: str, tmp_path: Path, many: tuple[int, ...]
+) -> None:
     """1, 2, 3 and 5 processes under gloo; the last has ranks without a sample."""
     program = str(Path(__file__).with_name("ranks_program.py"))
     plan = [
@@ -448,18 +446,18 @@ def test_real_ranks_agree_to_the_integer(runs: dict[str, str], varied: str, tmp_
     ]
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     found = {}
-    for num_ranks in (1, 2, 3, 5):
-        done = torchrun(num_ranks, program, "scores", str(tmp_path / "plan.json"), str(tmp_path))
+    for num_ranks in (1, *many):
+        done = forks.ranks(num_ranks, [program, "scores", str(tmp_path / "plan.json"), str(tmp_path)])
         assert done.returncode == 0, done.stderr[-3000:]
         found[num_ranks] = [json.loads((tmp_path / f"{item['name']}.json").read_text()) for item in plan]
     assert [item["num_samples"] for item in found[1]] == [4, 11, 4, 11]
-    for num_ranks in (2, 3, 5):
+    for num_ranks in many:
         assert found[num_ranks] == found[1]
 
 
 @pytest.mark.slow
 def test_ranks_name_a_mistake_once(runs: dict[str, str]) -> None:
-    done = torchrun(2, "-m", "segdist", "evaluate", runs["segformer"], "--device", "cpu", "--split", "nowhere")
+    done = forks.ranks(2, ["-m", "segdist", "evaluate", runs["segformer"], "--device", "cpu", "--split", "nowhere"])
     assert done.returncode != 0
     assert done.stderr.count("no split 'nowhere', only train, val") == 1
 
@@ -468,7 +466,7 @@ def test_ranks_name_a_mistake_once(runs: dict[str, str]) -> None:
 def test_a_rank_may_come_long_after_the_others(varied: str, tmp_path: Path) -> None:
     """A picture takes one rank longer than the time that ranks wait for one another in a step."""
     program = str(Path(__file__).with_name("ranks_program.py"))
-    done = torchrun(2, program, "late", varied, str(tmp_path / "seen"))
+    done = forks.ranks(2, [program, "late", varied, str(tmp_path / "seen")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "seen").read_text(encoding="utf-8") == "11"
 
@@ -511,5 +509,5 @@ def test_a_stored_image_of_another_size_than_its_row_says_is_never_decoded(
 
 def test_a_model_stays_as_it_was(varied: str) -> None:
     model = models.build(config.Segformer(size="tiny"), ["a", "b", "c"]).train()
-    evaluate(model, varied, indices.load(varied), "val", None, Io(), 2, ALONE, how=InferenceSettings((64, 64)))
+    evaluate(model, varied, indices.load(varied), "val", None, Io(), 2, ALONE, settings=InferenceSettings((64, 64)))
     assert model.training

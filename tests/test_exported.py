@@ -29,7 +29,7 @@ from segdist.train.loop import fit
 CPU = torch.device("cpu")
 MODELS = {
     "segformer": {**SEGFORMER, "aux_head": True},
-    "unet": {**UNET, "aux_head": True, "options": {"decoder_channels": [64, 48, 32, 16, 8]}},
+    "unet": {**UNET, "aux_head": True, "options": {"decoder_channels": [24, 16, 12, 8, 8]}},
     "mobilevit": {"name": "mobilevit"},
 }
 
@@ -83,7 +83,7 @@ def test_the_command_takes_an_export_of_the_hub_at_a_revision(
             assert json.loads((out / "predictions.json").read_text())["checkpoint"] == f"hf://me/streets@{commit}"
     assert len({*masks}) == 1
     app(["predict", "me/streets", image, "--out", str(tmp_path / "out2"), "--device", "cpu"], standalone_mode=False)
-    with pytest.raises(UserError, match=r"hf://me/streets@v9: no such model on the Hub, or not at this revision"):
+    with pytest.raises(UserError, match=r"hf://me/streets@v9: no such model on the Hub at this revision"):
         load_model("hf://me/streets@v9", CPU)
 
 
@@ -92,17 +92,19 @@ def test_what_is_no_export_of_ours_says_what_to_do(runs: dict[str, Trained], tmp
     with pytest.raises(UserError, match=r"is a graph \(torch\.export\).*`segdist export RUN"):
         load_model(str(tmp_path / "onnx"), CPU)
     export(runs["unet"], str(tmp_path / "whole"))
-    with pytest.raises(UserError, match=r"holds trained weights; export the run with --raw"):
+    with pytest.raises(UserError, match=r"holds trained weights, not raw weights\. Export the run with --raw"):
         load_model(str(tmp_path / "whole"), CPU, raw=True)
-    with pytest.raises(CheckpointError, match=r"whole is an export, which `segdist predict` and segdist\.load take"):
+    with pytest.raises(
+        CheckpointError, match=r"whole is an export\. Only `segdist predict` and segdist\.load read exports"
+    ):
         resolve(str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").unlink()
     torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds pytorch_model\.bin; of an export only safetensors are read"):
+    with pytest.raises(UserError, match=r"holds pytorch_model\.bin, but only safetensors are read"):
         load_model(str(tmp_path / "pickled"), CPU)
     (tmp_path / "whole" / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"whole is no export of segdist: it lacks .*model\.weights="):
+    with pytest.raises(UserError, match=r"whole is not an export of segdist: .*model\.weights="):
         load_model(str(tmp_path / "whole"), CPU)
 
 
@@ -112,14 +114,14 @@ def test_a_mistyped_run_is_told_from_a_repository(
     monkeypatch.chdir(Path(runs["unet"].uri.split("/runs/")[0]))
     (tmp_path / "x.jpg").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"runs/unett: no such folder \(near it: runs/unet\), and no such repository on the Hub"
+        UserError, match=r"runs/unett: no such folder \(did you mean runs/unet\?\), and no such repository on the Hub"
     ):
         app(["predict", "runs/unett", str(tmp_path / "x.jpg"), "--out", str(tmp_path / "out")], standalone_mode=False)
     for command in (["evaluate", "runs/unett"], ["export", "runs/unett", "x"], ["push", "runs/unett", "me/x"]):
-        with pytest.raises(UserError, match=r"runs/unett: there is nothing \(near it: runs/unet\)"):
+        with pytest.raises(UserError, match=r"runs/unett does not exist \(did you mean runs/unet\?\)"):
             app(command, standalone_mode=False)
     with pytest.raises(
-        UserError, match=r"model\.weights 'runs/unett' .* no such folder \(near it: runs/unet\), and .*Hub"
+        UserError, match=r"model\.weights 'runs/unett' .* no such folder \(did you mean runs/unet\?\), and .*Hub"
     ):
         fit(
             config.from_tree(tree(street_data, "new", model={**UNET, "weights": "runs/unett"}), "test"),
@@ -138,15 +140,15 @@ def test_weights_of_another_architecture_name_it_and_the_line_that_takes_them(
     for section, words in (
         (
             {"model": {"name": "segformer", "weights": run}},
-            r"is a unet, .*asks for segformer.*model: {name: unet, encoder",
+            r"holds a unet, .*model\.name=segformer.*model: {name: unet, encoder",
         ),
         (
             {"model": {"name": "segformer", "weights": str(tmp_path / "export")}},
-            r"export of a unet.*set model\.name=unet",
+            r"export of a unet.*Set model\.name=unet",
         ),
         (
             {"train": {"init_from": run}},
-            r"it is a unet, and this config asks for segformer.*model: {name: unet, encoder: re",
+            r"holds a unet with another encoder.*model\.name=segformer.*model: {name: unet, encoder: tu-",
         ),
     ):
         with pytest.raises(UserError, match=words):

@@ -115,6 +115,17 @@ def test_this_costs_neither_torch_nor_ray(statement: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
+def test_the_tests_of_a_gpu_can_be_imported_where_only_training_is_installed() -> None:
+    """A machine with a GPU, lent for minutes, has torch and transformers, and gets pydantic and simplejpeg with our code."""
+    code = (
+        "import sys; sys.path[:0] = ['tests', 'demo']; "
+        "lacks = 'boto3 datasets deepspeed evaluate moto optuna pycocotools ray segmentation_models_pytorch'.split(); "
+        "sys.modules.update(dict.fromkeys(lacks)); "
+        "import conftest, forks, leaks, long_tests, spending, test_gpu"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
 def test_looking_at_importers_does_not_load_datasets() -> None:
     code = "import segdist.data.importers, segdist.data.prepare, sys; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -1,4 +1,7 @@
-"""What must hold on a CUDA device; run with `pytest -m gpu` where there is one."""
+"""What must hold on a CUDA device; run with `pytest -m gpu tests/test_gpu.py` where there is one.
+
+Everything is imported at the top, so that a run without a GPU finds what has moved, too.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ import pytest
 import torch
 from conftest import SEGFORMER, UNET
 
+from segdist import models
 from segdist.config import Config, Loss
 from segdist.distributed import World
 from segdist.evaluation.confusion import confusion_matrix
+from segdist.evaluation.inference import InferenceSettings, segment
+from segdist.evaluation.report import evaluate_checkpoint
 from segdist.ops import resize
 from segdist.ops.pixels import to_input
 from segdist.runs import checkpoints
@@ -70,9 +76,8 @@ def test_every_loss_agrees_with_the_cpu_and_repeats_its_bits(deterministic: bool
 
 @pytest.mark.parametrize("model", [SEGFORMER, UNET], ids=lambda m: m["name"])
 def test_windows_and_views_agree_with_the_cpu(make_config: Make, model: dict) -> None:
-    from segdist import models
-    from segdist.evaluation.inference import InferenceSettings, look
-
+    if model is UNET:
+        pytest.importorskip("segmentation_models_pytorch")
     torch.manual_seed(0)
     net = models.build(make_config(model=model).model, [str(k) for k in range(7)]).eval()
     images = torch.randint(0, 256, (2, 3, 97, 130), dtype=torch.uint8)
@@ -82,8 +87,8 @@ def test_windows_and_views_agree_with_the_cpu(make_config: Make, model: dict) ->
         InferenceSettings(None, 0.5, (0.5, 1.0), True),
         InferenceSettings((64, 64), 0.25, (1.0, 1.5), True),
     ):
-        pred, loss = look(net.cpu(), images, (97, 130), how, 4, masks)
-        there, there_loss = look(net.cuda(), images, (97, 130), how, 4, masks.cuda())
+        pred, loss = segment(net.cpu(), images, (97, 130), how, 4, masks)
+        there, there_loss = segment(net.cuda(), images, (97, 130), how, 4, masks.cuda())
         assert (there.cpu() != pred).float().mean() < 1e-2
         assert there_loss.item() == pytest.approx(loss.item(), rel=1e-3)
 
@@ -94,13 +99,13 @@ def test_windows_and_views_agree_with_the_cpu(make_config: Make, model: dict) ->
 def test_a_run_trains_and_its_checkpoint_scores_alike(
     make_config: Make, model: dict, strategy: str, precision: str
 ) -> None:
+    if model is UNET:
+        pytest.importorskip("segmentation_models_pytorch")
     cfg = make_config(
         model=model, scale={"device": "cuda"}, train={"num_steps": 6, "strategy": strategy, "precision": precision}
     )
     world = World(0, 1, torch.device("cuda", 0))
     summary = fit(cfg, world)
-    from segdist.evaluation.evaluate import evaluate_checkpoint
-
     result = evaluate_checkpoint(summary["best_checkpoint"], None, "val", cfg.eval.batch_size, "cuda")
     assert result["miou"] == pytest.approx(summary["miou"], abs=1e-3)
     assert checkpoints.step_of(summary["best_checkpoint"]) == summary["best_step"]

@@ -80,11 +80,11 @@ def test_the_server_says_how_long_to_wait(pauses: list[float]) -> None:
 def test_a_server_that_stays_away_is_unavailable() -> None:
     with serving({"/a": Answer(status=500)}) as web:
         url = f"{web.url}/a{SECRET}"
-        with pytest.raises(UnavailableError, match=r"/a: the server does not serve it now \(500\)") as error:
+        with pytest.raises(UnavailableError, match=r"/a: the server is unavailable \(500\)") as error:
             storage.read(url)
         assert len(web.asked) == 5
     assert "secret" not in str(error.value)
-    with pytest.raises(UnavailableError, match="cannot be reached") as error:
+    with pytest.raises(UnavailableError, match="cannot reach the server") as error:
         storage.read(url)  # nobody listens there any more
     assert "secret" not in str(error.value)
 
@@ -94,7 +94,7 @@ def test_a_body_that_was_cut_short_is_asked_for_again(cut: Answer, tmp_path: Pat
     with serving({"/a": [cut, DATA], "/b": [cut, cut, DATA], "/never": cut}) as web:
         assert storage.read(f"{web.url}/a") == DATA
         storage.fetch(f"{web.url}/b", tmp_path / "b")
-        with pytest.raises(UnavailableError, match="broke before all was there"):
+        with pytest.raises(UnavailableError, match="closed before the whole body arrived"):
             storage.fetch(f"{web.url}/never", tmp_path / "never")
     assert (tmp_path / "b").read_bytes() == DATA
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
@@ -138,14 +138,14 @@ def test_a_server_that_drips_is_not_waited_for_for_ever(monkeypatch: pytest.Monk
 
 def test_refusals_are_told_at_once_and_without_the_credential() -> None:
     with serving({"/a": Answer(status=403), "/gone": Answer(status=410), "/odd": Answer(status=418)}) as web:
-        with pytest.raises(StorageError, match=r"/a: the server refuses \(403\).* expired") as error:
+        with pytest.raises(StorageError, match=r"/a: access denied \(403\).* expired") as error:
             storage.read(f"{web.url.replace('://', '://user:topsecret@')}/a{SECRET}")
         assert not isinstance(error.value, UnavailableError)
         assert "secret" not in str(error.value)
         for name in ("gone", "nothing"):
-            with pytest.raises(MissingError, match="nothing is there"):
+            with pytest.raises(MissingError, match="not found"):
                 storage.read(f"{web.url}/{name}")
-        with pytest.raises(StorageError, match="answers 418"):
+        with pytest.raises(StorageError, match="status 418"):
             storage.read(f"{web.url}/odd")
         assert len(web.asked) == 4
 
@@ -159,7 +159,7 @@ def test_redirections_are_followed_a_few_times_and_to_the_web_only() -> None:
     with serving({**files, "/ftp": to("ftp://host/x" + SECRET)}) as web:
         assert storage.read(f"{web.url}/hop0") == DATA
         for name in ("circle", "hop"):
-            with pytest.raises(StorageError, match="leads in a circle, or through more than 5"):
+            with pytest.raises(StorageError, match="redirects in a circle or more than 5"):
                 storage.read(f"{web.url}/{name}")
         for name in ("file", "ftp"):
             with pytest.raises(StorageError, match="which is not followed") as error:
@@ -176,9 +176,9 @@ def test_no_more_is_read_than_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     bomb = Answer(gzip.compress(bytes(len(DATA))), headers={"Content-Encoding": "gzip"})
     with serving({"/a": DATA, "/b": Answer(DATA, announced=-1), "/c": bomb, "/fits": DATA[1:]}) as web:
         for name in "abc":
-            with pytest.raises(StorageError, match="more than is read from the web"):
+            with pytest.raises(StorageError, match="the limit for files read from the web"):
                 storage.read(f"{web.url}/{name}")
-            with pytest.raises(StorageError, match="more than is read from the web"):
+            with pytest.raises(StorageError, match="the limit for files read from the web"):
                 storage.fetch(f"{web.url}/{name}", tmp_path / name)
         assert storage.read(f"{web.url}/fits") == DATA[1:]
     assert not list(tmp_path.iterdir())
@@ -240,13 +240,13 @@ def test_many_threads_read_at_once() -> None:
 def test_nothing_is_listed_or_written_there() -> None:
     url = f"https://user:topsecret@host/a{SECRET}"
     for work in (storage.names, storage.sizes, storage.walk):
-        with pytest.raises(StorageError, match="does not tell which files it has") as error:
+        with pytest.raises(StorageError, match="does not list its files") as error:
             work(url)
         assert "secret" not in str(error.value)
     tries = [lambda: storage.write(url, b""), lambda: storage.create(url, b"")]
     tries += [lambda: storage.delete(url), lambda: storage.remove_stale(url), lambda: storage.check_writable(url)]
     for attempt in tries:
-        with pytest.raises(StorageError, match="to read from only") as error:
+        with pytest.raises(StorageError, match="is read-only") as error:
             attempt()
         assert "secret" not in str(error.value)
 

@@ -132,7 +132,7 @@ def test_voc_2007_has_a_test_set_and_that_of_2012_is_left_out(
     voc_folder(tmp_path / "VOC2012", lists, set(VOC_2012["trainval"]))
     prepare(str(tmp_path / "VOC2012"), str(tmp_path / "out12"), "voc")
     assert sorted(index.load(str(tmp_path / "out12")).splits) == ["train", "val"]
-    assert "test is left out" in capsys.readouterr().err
+    assert "leaving out test" in capsys.readouterr().err
 
 
 def test_voc_with_trainval_alone_is_split_by_the_seed(tmp_path: Path) -> None:
@@ -167,21 +167,21 @@ def test_every_mistake_with_voc_has_one_message(tmp_path: Path) -> None:
     broken("VOC2012/SegmentationClass: this folder does not exist, or holds no images")
     shutil.rmtree(root / "ImageSets")
     broken(
-        "VOC2012/ImageSets/Segmentation: the lists train.txt and val.txt",
-        "(or trainval.txt, or CVAT's default.txt) are not both there",
+        "VOC2012/ImageSets/Segmentation: found neither both lists train.txt and val.txt",
+        "nor trainval.txt, nor CVAT's default.txt",
     )
     (lists / "train.txt").write_text("2007_000032\n2007_000033\n", encoding="utf-8")
     broken("'2007_000033' is listed in both train and val")
     (lists / "train.txt").write_text("2007_000032\n2007_000032\n", encoding="utf-8")
-    broken("train.txt: '2007_000032' stands there twice")
+    broken("train.txt: '2007_000032' is listed twice")
     (lists / "train.txt").write_text("\n", encoding="utf-8")
-    broken("train.txt: this list names nothing")
+    broken("train.txt: this list is empty")
     (lists / "train.txt").write_bytes(b"\xff\xfe\x00")
-    broken("train.txt: this list is no UTF-8 text")
+    broken("train.txt: this list is not UTF-8 text")
     (lists / "train.txt").write_text("../../../../etc/passwd\n", encoding="utf-8")
-    broken("it names '../../../../etc/passwd', but there is no such image")
+    broken("it lists '../../../../etc/passwd', but there is no such image")
     voc_folder(tmp_path / "kit" / "VOC2007", VOC_2012, set(VOC_2012["trainval"]))
-    broken("lies in several folders (VOC2007, VOC2012); give one of them as SOURCE")
+    broken("in several folders (VOC2007, VOC2012). Give one of them as SOURCE")
     shutil.rmtree(tmp_path / "kit")
     (tmp_path / "kit" / "photos").mkdir(parents=True)
     refused(tmp_path / "kit", "voc", "not PASCAL VOC's layout", "it holds photos")
@@ -220,7 +220,7 @@ def test_voc_as_cvat_exports_it_is_named_and_coloured_by_its_labelmap(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("background:0,0,0::\ncrack\n", "line 2 is 'crack'; write name:r,g,b::"),
+        ("background:0,0,0::\ncrack\n", "line 2 is 'crack'. Write name:r,g,b::"),
         ("background:0,0,0::\ncrack:#fa3253::\n", "line 2 is 'crack:#fa3253::'"),
         ("background:0,0,0::\ncrack:1,2,300::\n", "is outside 0..255"),
         ("background:0,0,0::\ncrack:0,0,0::\n", "colour [0, 0, 0] is declared twice"),
@@ -301,13 +301,13 @@ def test_every_mistake_with_pets_has_one_message(tmp_path: Path) -> None:
 
     pets_folder(root)
     (root / "annotations" / "trimaps" / "pug_7.png").unlink()
-    broken("annotations/test.txt: it names 'pug_7', but there is no such mask")
+    broken("annotations/test.txt: it lists 'pug_7', but there is no such mask")
     shutil.rmtree(root / "images")
     broken("src/images: this folder does not exist", "images.tar.gz")
     shutil.rmtree(root / "annotations" / "trimaps")
     broken("not the layout of the Oxford-IIIT Pets", "annotations/trimaps/")
     (root / "annotations" / "trainval.txt").unlink()
-    broken("annotations/trainval.txt: this list is not there")
+    broken("annotations/trainval.txt: this list does not exist")
     (root / "annotations" / "test.txt").write_text("pug_8 1 1 1\nAbyssinian_3 1 1 1\n", encoding="utf-8")
     broken("'Abyssinian_3' is listed in both", "and test")
 
@@ -395,7 +395,7 @@ def test_cityscapes_scores_19_of_its_34_ids_and_leaves_test_out(
     summary = prepare(str(tmp_path / "src"), str(tmp_path / "out"), "cityscapes")
     check(str(tmp_path / "out"), {s: drawn[s] for s in ("train", "val")}, tuple({*range(34)} - SCORED))
     assert len(summary["classes"]) == 19
-    assert "test is left out" in capsys.readouterr().err
+    assert "leaving out test" in capsys.readouterr().err
     assert "non-commercial" in index.load(str(tmp_path / "out")).licence
 
 
@@ -419,28 +419,28 @@ def test_every_mistake_with_cityscapes_has_one_message(tmp_path: Path) -> None:
     for path in root.rglob("*_gtFine_labelIds.png"):
         path.unlink()
     broken(
-        "gtFine/train: no *_gtFine_labelIds.png",
+        "gtFine/train: found no *_gtFine_labelIds.png",
         "only *_color.png, *_instanceIds.png, *_polygons.json",
         "gtFine_trainvaltest.zip",
     )
     for path in root.rglob("*_gtFine_*.png"):
         path.unlink()
-    broken("gtFine/train: no *_gtFine_labelIds.png are there, only *_polygons.json", "gtFine_trainvaltest.zip")
+    broken("gtFine/train: found no *_gtFine_labelIds.png, only *_polygons.json", "gtFine_trainvaltest.zip")
     shutil.rmtree(root / "gtFine")
     broken("not the layout of Cityscapes", "gtFine/")
     (root / "gtFine" / "val" / "lindau" / "lindau_000000_000019_gtFine_labelIds.png").unlink()
     broken(
-        "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png: expected",
+        "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png: its partner ",
         "gtFine/val/lindau/lindau_000000_000019",
     )
     shutil.rmtree(root / "leftImg8bit" / "train" / "aachen")
-    broken("gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png: expected", "2 files are unpaired")
+    broken("gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png: its partner ", "2 files are unpaired")
     for split in ("train", "val"):
         for kind in ("leftImg8bit", "gtFine"):
             shutil.rmtree(root / kind / split)
-    broken("leftImg8bit: neither train/ nor val/ is there")
+    broken("leftImg8bit: found neither train/ nor val/")
     cityscapes_folder(tmp_path / "src" / "copy")
-    broken("lies in several folders (., copy)")
+    broken("in several folders (., copy)")
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def test_a_panoptic_image_and_its_segments_are_both_the_source(tmp_path: Path) -
     source = panoptic(tmp_path / "src", ids, [{"id": 5, "category_id": 17}])
     prepare(str(source), str(tmp_path / "out"), "coco")
     panoptic(source, ids, [{"id": 5, "category_id": 200}])
-    with pytest.raises(DataError, match="holds another prepared data set"):
+    with pytest.raises(DataError, match="holds another prepared dataset"):
         prepare(str(source), str(tmp_path / "out"), "coco")
 
 
@@ -226,7 +226,7 @@ def test_one_of_several_kinds_of_annotation_must_be_chosen(tmp_path: Path) -> No
     assert "captions" not in message
     assert prepared(source, "coco", subset="instances")["classes"] == ["background", "cat", "dog"]
     assert prepared(source, "coco", subset="panoptic")["classes"] == ["cat", "sky"]
-    assert "--subset 'stuff' is not there; there is instances" in refused(source, "coco", subset="stuff")
+    assert "--subset 'stuff' is not available. Available kinds: instances" in refused(source, "coco", subset="stuff")
 
 
 def test_a_part_of_cocos_images_will_do_and_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +239,7 @@ def test_a_part_of_cocos_images_will_do_and_is_told(tmp_path: Path, capfd: pytes
     assert prepared(source, "coco")["splits"]["train"]["samples"] == 1
     assert "warning: 1 of 2 images of" in capfd.readouterr().err.replace("\n", " ")
     (source / "train2017" / "a.jpg").unlink()
-    assert "none of its 2 images is there, such as a.jpg; looked in" in refused(source, "coco")
+    assert "none of its 2 images exists, such as a.jpg" in refused(source, "coco")
 
 
 # -- mistakes in COCO's files -----------------------------------------------------------------------------------------
@@ -260,8 +260,8 @@ def half() -> np.ndarray:
         ({"segmentation": [[1, 1, 5, float("nan"), 6, 2]]}, "the coordinate nan is not a number"),
         ({"segmentation": [[1, 1, 5, 1e12, 6, 2]]}, "the coordinate 1000000000000.0 is far outside of an image of 16x12"),
         ({"segmentation": [[1, 1, 5, None, 6, 2]]}, "the coordinate None is not a number"),
-        ({"segmentation": []}, "1 annotations have no outline, only a box (the first is 77)"),
-        ({"segmentation": {"size": [12, 17], "counts": [204]}}, "its RLE is of size [12, 17], but the image of [12, 16]"),
+        ({"segmentation": []}, "1 annotations have a box but no outline (first: 77)"),
+        ({"segmentation": {"size": [12, 17], "counts": [204]}}, "its RLE has size [12, 17], but the image has [12, 16]"),
         ({"segmentation": {"size": [12, 16], "counts": [100]}}, "its RLE does not fill the image of 192 pixels"),
         ({"segmentation": {"size": [12, 16], "counts": [200, -8]}}, "its RLE does not fill the image"),
         ({"segmentation": {"size": [12, 16], "counts": [10**30]}}, "its RLE does not fill the image"),
@@ -269,10 +269,10 @@ def half() -> np.ndarray:
         ({"segmentation": {"size": [12, 16], "counts": "P" * 99}}, "its RLE cannot be read"),
         ({"segmentation": {"size": [12, 16]}}, "its RLE cannot be read"),
         ({"segmentation": {"size": [12, 16], "counts": []}}, "its RLE does not fill the image"),
-        ({"category_id": 99}, "annotation 77 has the category 99, which `categories` does not list"),
-        ({"image_id": 99}, "annotation 77 belongs to image 99, which `images` does not list"),
-        ({"image_id": [1]}, "annotation 77 belongs to image [1], which `images` does not list"),
-        ({"segments_info": []}, "call the file panoptic_SET.json"),
+        ({"category_id": 99}, "annotation 77 has the category 99, which is not listed in `categories`"),
+        ({"image_id": 99}, "annotation 77 belongs to image 99, which is not listed in `images`"),
+        ({"image_id": [1]}, "annotation 77 belongs to image [1], which is not listed in `images`"),
+        ({"segments_info": []}, "Rename the file to panoptic_SET.json"),
     ],
 )  # fmt: skip
 def test_an_annotation_that_cannot_be_drawn_is_named(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
@@ -288,22 +288,22 @@ def test_an_annotation_that_cannot_be_drawn_is_named(tmp_path: Path, wrong: dict
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"images": [entry(1, "../a.jpg")]}, "file_name '../a.jpg' of image 1 leads out of the data set"),
-        ({"images": [entry(1, "/etc/passwd")]}, "leads out of the data set"),
-        ({"images": [entry(1, "a.jpg"), entry(2, "./a.jpg")]}, "images 1 and 2 have one file_name, a.jpg"),
-        ({"images": [entry(1, "a.jpg"), entry(1, "b.jpg")]}, "two images have the id 1: a.jpg and b.jpg"),
+        ({"images": [entry(1, "../a.jpg")]}, "file_name '../a.jpg' of image 1 leads out of the dataset"),
+        ({"images": [entry(1, "/etc/passwd")]}, "leads out of the dataset"),
+        ({"images": [entry(1, "a.jpg"), entry(2, "./a.jpg")]}, "images 1 and 2 have the same file_name a.jpg"),
+        ({"images": [entry(1, "a.jpg"), entry(1, "b.jpg")]}, "a.jpg and b.jpg both have image ID 1"),
         ({"images": [{"id": 1}]}, "needs an `id` and a `file_name`"),
         ({"images": {}}, "`images` is not a list of objects"),
         ({"images": [entry(1, "a.jpg", width=17)]}, "a.jpg: the image is 12x16 but its mask is 12x17"),
         ({"images": [entry(1, "a.jpg", width=10**9, height=10**9)]}, "exceed --max-megapixels 200"),
-        ({"images": [entry(1, "a.jpg", width=None)]}, "height 12 and width None are not the size of an image"),
-        ({"images": [entry(1, "a.jpg", width=True)]}, "height 12 and width True are not the size"),
-        ({"categories": [{"id": 70_000, "name": "cat"}]}, "category 'cat' has the id 70000; masks hold 0..65535"),
-        ({"categories": [{"id": "1", "name": "cat"}]}, "needs a whole number `id` and a `name`"),
-        ({"categories": [CAT, CAT | {"name": "lynx"}]}, "categories 'cat' and 'lynx' share the id 17"),
+        ({"images": [entry(1, "a.jpg", width=None)]}, "height 12 and width None are not an image size"),
+        ({"images": [entry(1, "a.jpg", width=True)]}, "height 12 and width True are not an image size"),
+        ({"categories": [{"id": 70_000, "name": "cat"}]}, "category 'cat' has ID 70000, but masks hold 0..65535"),
+        ({"categories": [{"id": "1", "name": "cat"}]}, "needs an integer `id` and a string `name`"),
+        ({"categories": [CAT, CAT | {"name": "lynx"}]}, "categories 'cat' and 'lynx' share ID 17"),
         ({"categories": [CAT, SKY | {"name": "cat"}]}, "class name 'cat' is declared twice"),
-        ({"categories": [CAT | {"name": "lynx"}]}, "category 17 is 'cat', but 'lynx' in"),
-        ({"categories": [{"id": i, "name": f"c{i}"} for i in range(300, 600)]}, "a data set has 2 to 255 classes"),
+        ({"categories": [CAT | {"name": "lynx"}]}, "category 17 is 'cat', but it is 'lynx' in"),
+        ({"categories": [{"id": i, "name": f"c{i}"} for i in range(300, 600)]}, "a dataset has 2 to 255 classes"),
         ({"annotations": "[]"}, "`annotations` is not a list of objects"),
     ],
 )  # fmt: skip
@@ -322,14 +322,14 @@ def test_a_coco_file_that_contradicts_itself_or_its_images_is_named(
 def test_folders_that_are_not_cocos_are_explained(tmp_path: Path) -> None:
     source = tmp_path / "src"
     images_in(source / "train2017", "a.jpg")
-    assert "no annotations of COCO are there" in refused(source, "coco")
+    assert "found no COCO annotations" in refused(source, "coco")
     path = source / "annotations" / "instances_train2017.json"
     path.parent.mkdir()
     for text, said in (
         ("{", "broken JSON"),
         ("[" * 100_000, "broken JSON"),
         ("{}", "not a COCO file"),
-        ('{"shapes": []}', "say --format labelme"),
+        ('{"shapes": []}', "use --format labelme"),
     ):
         path.write_text(text, encoding="utf-8")
         message = refused(source, "coco")
@@ -342,26 +342,30 @@ def test_sets_that_are_neither_for_training_nor_validation_or_both_are_refused(t
     notes = source / "annotations"
     (notes / "instances_val2017.json").rename(notes / "instances_minival.json")
     images_in(source / "minival", "c.jpg")
-    assert "is 'minival' for training or validation?" in refused(source, "coco")
+    assert "whether 'minival' is for training or validation" in refused(source, "coco")
     (notes / "instances_minival.json").rename(notes / "instances_train2014.json")
     images_in(source / "train2014", "c.jpg")
-    assert "there is another set for train" in refused(source, "coco")
+    assert "another set is also for train" in refused(source, "coco")
     (notes / "instances_train2014.json").rename(source / "instances_train2017.json")
-    assert "are both instances of 'train2017'; move one elsewhere, or give the file itself" in refused(source, "coco")
+    assert "both hold instances annotations of 'train2017'. Move one elsewhere, or give one file" in refused(
+        source, "coco"
+    )
 
 
 def test_panoptic_masks_that_do_not_fit_their_json_are_named(tmp_path: Path) -> None:
     source = panoptic(tmp_path / "src", np.full(SIZE, 9), [{"id": 5, "category_id": 17}])
-    assert "panoptic_train2017/a.png: segment 9 (192 pixels; 1 such in all) is not in" in refused(source, "coco")
+    assert "panoptic_train2017/a.png: segment 9 (192 pixels; 1 such segments in all) is not in" in refused(
+        source, "coco"
+    )
     masks = source / "annotations" / "panoptic_train2017"
     Image.new("L", SIZE[::-1]).save(masks / "a.png")
-    assert "a.png: this PNG of mode L is no panoptic mask" in refused(source, "coco")
+    assert "a.png: this PNG of mode L is not a panoptic mask" in refused(source, "coco")
     (masks / "a.png").unlink()
-    assert "the panoptic mask a.png is not there" in refused(source, "coco")
+    assert "the panoptic mask a.png does not exist" in refused(source, "coco")
     panoptic(source, np.full(SIZE, 5), [{"id": 5, "category_id": 4}])
     assert "has the category 4" in refused(source, "coco")
     panoptic(source, np.full(SIZE, 5), [{"id": "5", "category_id": 17}])
-    assert "has no whole number `id`" in refused(source, "coco")
+    assert "has no integer `id`" in refused(source, "coco")
 
 
 def test_a_map_without_its_image_is_told_and_an_image_without_its_map_refused(

@@ -34,7 +34,7 @@ def test_an_image_that_is_not_there_is_told_with_the_place_that_was_looked_at(tm
         cell.read()
     place = tmp_path.resolve() / "train" / "a.png"
     assert str(error.value) == (
-        f"scenes: train, column image, row 0: its image 'train/a.png' is not there; looked for {place}"
+        f"scenes: train, column image, row 0: its image 'train/a.png' does not exist at {place}. Add it, or remove the row"
     )
 
 
@@ -44,11 +44,11 @@ def in_a_process(url: str, home: Path, calls: dict[str, dict[str, Any]], **env: 
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import prepare
-from segdist import log
+from segdist import console
 from segdist.errors import UserError
 for name, call in json.loads(sys.stdin.read()).items():
     said = []
-    log.say = said.append
+    console.say = said.append
     try:
         out = {{"summary": prepare(layout=call.pop("layout", "hub"), **call)}}
     except UserError as error:
@@ -153,7 +153,7 @@ def test_a_data_set_of_the_hub_comes_back_pixel_for_pixel(outcomes: Outcomes, pl
     assert loaded.licence == "cc-by-4.0"
     assert loaded.source == f"Hugging Face Hub someone/scenes@{COMMIT}"
     assert loaded.labels.names == ["a", "b", "c"] and set(loaded.labels.void) == {0, 255}
-    assert any("void, by its name: 0 ('unlabeled')" in line for line in found["said"])
+    assert any("mask value 0 ('unlabeled') as void because of its name" in line for line in found["said"])
     assert outcomes[0]["stderr"].count("Generating") == outcomes[0]["stderr"].count("Downloading") == 0
 
 
@@ -190,7 +190,7 @@ def test_one_split_is_divided_and_rows_without_names_are_numbered(outcomes: Outc
 def test_rows_without_a_mask_are_left_out_aloud(outcomes: Outcomes) -> None:
     found = outcomes[0]["partial"]
     assert {k: v["samples"] for k, v in found["summary"]["splits"].items()} == {"train": 6, "val": 2}
-    assert any("3 of 3 rows of 'test' hold no image or no mask" in line for line in found["said"])
+    assert any("3 of 3 rows of 'test', which hold no image or no mask" in line for line in found["said"])
 
 
 @pytest.mark.slow
@@ -210,18 +210,18 @@ def test_a_script_is_never_run_but_its_conversion_is_taken(outcomes: Outcomes, p
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("gated401", "gated; accept its terms at https://huggingface.co/datasets/someone/gated401, and set HF_TOKEN"),
-        ("gated403", "gated; accept its terms at https://huggingface.co/datasets/someone/gated403, and set HF_TOKEN"),
-        ("nothing", "someone/nothing: the Hub has no such data set, or it is private"),
-        ("two", "its configurations are ['city', 'country']; choose one with --subset"),
-        ("two-sea", "its configurations are ['city', 'country']; choose one with --subset"),
-        ("classes", "its columns are image; those of images: image. An image and a mask are needed"),
-        ("many", "those of images: left, depth, objects. Say which ones to take with --image-column and --mask-column"),
-        ("many-wrong", "--image-column 'right' is none of these"),
-        ("hostile", ": its image lies at /etc/hostname, outside of the data set"),
+        ("gated401", "gated. Accept its terms at https://huggingface.co/datasets/someone/gated401, and set HF_TOKEN"),
+        ("gated403", "gated. Accept its terms at https://huggingface.co/datasets/someone/gated403, and set HF_TOKEN"),
+        ("nothing", "someone/nothing: the Hub has no such dataset, or it is private"),
+        ("two", "its configurations are ['city', 'country']. Choose one with --subset"),
+        ("two-sea", "its configurations are ['city', 'country']. Choose one with --subset"),
+        ("classes", "the columns are image; those of images: image. An image column and a mask column are needed"),
+        ("many", "those of images: left, depth, objects. Choose them with --image-column and --mask-column"),
+        ("many-wrong", "--image-column 'right' is not a column of images"),
+        ("hostile", ": its image /etc/hostname is outside of the dataset"),
         ("empty", "holds no files that `datasets` reads"),
-        ("bare", "nor the id OWNER/NAME of a data set on the Hub; https://huggingface.co/datasets/bare leads to"),
-        ("no-id", "neither a folder here nor the id OWNER/NAME"),
+        ("bare", "nor the ID OWNER/NAME of a dataset on the Hub. https://huggingface.co/datasets/bare redirects to"),
+        ("no-id", "neither a folder here nor the ID OWNER/NAME"),
     ],
 )
 def test_what_cannot_be_taken_is_explained(outcomes: Outcomes, place: Path, name: str, text: str) -> None:
@@ -265,7 +265,7 @@ def test_masks_are_decoded_by_our_rules(outcomes: Outcomes, place: Path) -> None
 @pytest.mark.slow
 def test_the_same_commit_is_the_same_source(outcomes: Outcomes) -> None:
     assert "nothing to do" in outcomes[0]["scenes-again"]["said"][-1]
-    assert "holds another prepared data set" in outcomes[0]["scenes-other"]["error"]
+    assert "holds another prepared dataset" in outcomes[0]["scenes-other"]["error"]
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def test_local_folders_are_read_as_datasets_reads_them(outcomes: Outcomes, place
         if name != "local":
             assert all((found[f"train-{i:08d}"][1] == scene(i)[1]).all() for i in range(3)), name
     assert index.load(str(place / "local")).source == "datasets: scenes@v2"
-    assert "outside of the data set" in outcomes[0]["local-hostile"]["error"]
+    assert "outside of the dataset" in outcomes[0]["local-hostile"]["error"]
     assert "is made by a Python script" in outcomes[0]["local-script"]["error"]
     assert "holds no files that `datasets` reads" in outcomes[0]["local-empty"]["error"]
 
@@ -322,7 +322,7 @@ def test_without_the_hub_the_cache_is_taken_aloud_and_of_no_other_revision(hub: 
         assert len(asked) == num
     assert "nothing to do" in found["newest"]["said"][-1]
     for name in ("newest", "limited", "pinned"):
-        assert f"taking the newest version that the cache holds, commit {COMMIT}" in " ".join(found[name]["said"])
+        assert f"using the newest version in the cache, commit {COMMIT}" in " ".join(found[name]["said"])
     assert index.load(str(tmp_path / "limited")).source.endswith(COMMIT)
-    assert f"the cache holds commit {COMMIT}, which need not be 'v2'" in found["other"]["error"]
-    assert "not in the cache, and HF_HUB_OFFLINE=1 forbids to ask the Hub" in found["unknown"]["error"]
+    assert f"the cache holds commit {COMMIT}, which may not be 'v2'" in found["other"]["error"]
+    assert "not in the cache, and HF_HUB_OFFLINE=1 forbids downloading it from the Hub" in found["unknown"]["error"]

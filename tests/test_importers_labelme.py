@@ -182,7 +182,7 @@ def test_train_and_val_folders_are_the_splits(tmp_path: Path) -> None:
     summary = prepared(tmp_path / "src")
     assert {k: v["samples"] for k, v in summary["splits"].items()} == {"train": 3, "val": 2}
     labelme(tmp_path / "src" / "other", "p", [])
-    assert "other/p.json: this file lies outside of train/ and val/" in refused(tmp_path / "src")
+    assert "other/p.json: this file is outside of train/ and val/" in refused(tmp_path / "src")
     (tmp_path / "src" / "other").rename(tmp_path / "src" / "val")
     assert "val/ and valid/ are both the split 'val'" in refused(tmp_path / "src")
 
@@ -208,7 +208,7 @@ def test_a_changed_shape_is_another_source_and_the_index_of_an_own_folder_is_pas
     prepare(str(source), out, "labelme")
     prepare(str(source), out, "labelme")
     labelme(source, "y", [box("leaf", 0, 0, 2, 2)])
-    with pytest.raises(DataError, match="holds another prepared data set"):
+    with pytest.raises(DataError, match="holds another prepared dataset"):
         prepare(str(source), out, "labelme")
 
 
@@ -226,12 +226,12 @@ def test_a_changed_shape_is_another_source_and_the_index_of_an_own_folder_is_pas
         (shape("a", [[1, 1], [5, 5], ["7", 1]]), "the coordinate '7' is not a number"),
         (shape("a", [[1, 1], [5, 5], [5]]), "not a list of [x, y]"),
         (shape("a", [[1, 1]], "circle"), "a circle of 1 points cannot be drawn"),
-        (shape("a", [[1, 1], [2, 2]], "blob"), "its shape_type 'blob' is unknown; known are polygon, rectangle"),
+        (shape("a", [[1, 1], [2, 2]], "blob"), "its shape_type 'blob' is unknown. Supported types are polygon, rectangle"),
         (shape("a", [[1, 1], [2, 2]], "mask", mask="@@"), "not base64"),
         (shape("a", [[1, 1], [2, 2]], "mask"), "not base64"),
         (shape("a", [[1, 1], [2, 2]], "mask", mask=png(noise())), "its mask is 16x12, but its points span 2x2"),
         ({"points": [[1, 1]]}, "shape 1 has no label"),
-        (box("lead", 0, 0, 1, 1), "has the label 'lead', which is no class; did you mean 'leaf'? Classes are background, leaf"),
+        (box("lead", 0, 0, 1, 1), "has the label 'lead', which is no class. Did you mean 'leaf'? Classes are background, leaf"),
     ],
 )  # fmt: skip
 def test_a_shape_that_cannot_be_drawn_is_named_with_its_file(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
@@ -249,20 +249,20 @@ def test_a_shape_that_cannot_be_drawn_is_named_with_its_file(tmp_path: Path, wro
         ({"imagePath": "..\\..\\secret.png"}, "leads out of"),
         ({"imagePath": "/etc/passwd"}, "leads out of"),
         ({"imagePath": "C:\\photos\\bad.png"}, "or save the file with imageData"),
-        ({"imagePath": "gone.png"}, "there is no image"),
+        ({"imagePath": "gone.png"}, "gone.png does not exist"),
         ({"imagePath": None}, "names no image (imagePath) and holds none"),
-        ({"imagePath": "good.png"}, "names the same image"),
+        ({"imagePath": "good.png"}, "refers to the same image"),
         ({"imageData": "@@"}, "not base64"),
         ({"imageData": base64.b64encode(b"hello").decode()}, "not an image that can be read"),
         ({"imageWidth": 17}, "bad.png: the image is 12x16 but its mask is 12x17"),
-        ({"imageHeight": None}, "height None and width 16 are not the size of an image"),
+        ({"imageHeight": None}, "height None and width 16 are not an image size"),
         (
             {"imageHeight": 10**6, "imageWidth": 10**6},
             "1000000x1000000 pixels (height x width) exceed --max-megapixels 200",
         ),
         ({"imageHeight": -5}, "height -5"),
         ({"shapes": None}, "not a labelme file"),
-        ({"shapes": None, "annotations": []}, "for COCO's files say --format coco"),
+        ({"shapes": None, "annotations": []}, "For COCO's files use --format coco"),
     ],
 )
 def test_a_labelme_file_that_does_not_fit_its_image_is_named(tmp_path: Path, more: dict[str, Any], said: str) -> None:
@@ -284,7 +284,7 @@ def test_an_embedded_image_is_no_bomb(tmp_path: Path) -> None:
 
 def test_folders_that_are_not_labelmes_are_explained(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
-    assert "no labelme files (*.json) are there" in refused(tmp_path / "src")
+    assert "found no labelme files (*.json)" in refused(tmp_path / "src")
     path = labelme(tmp_path / "src", "a", [])
     assert "hold no labelled shapes" in refused(tmp_path / "src")
     for text in ("{", "[" * 100_000, "\xff"):

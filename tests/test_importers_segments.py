@@ -55,7 +55,7 @@ def png(pixels: np.ndarray) -> bytes:
 def test_names_come_from_a_web_server_and_its_credential_is_not_told() -> None:
     with serving({"/id2label.json": b'{"0": "sky", "1": "road"}', "/names.txt": b"sky\nroad\n"}) as web:
         assert parse_names(f"{web.url}/id2label.json{SECRET}").names == ["sky", "road"]
-        assert parse_names(f"{web.url}/names.txt{SECRET}", first=3).known == {0, 1, 2, 3, 4, 255}
+        assert parse_names(f"{web.url}/names.txt{SECRET}", first=3).known_values == {0, 1, 2, 3, 4, 255}
         with pytest.raises(LabelError, match=r"there is no .*/nothing\.json") as error:
             parse_names(f"{web.url}/nothing.json{SECRET}")
     assert "secret" not in str(error.value)
@@ -155,7 +155,7 @@ def test_a_release_comes_back_as_its_categories(tmp_path: Path, said: list[str])
         assert (found[f"s{i}.png"][1] == expected).all()
         assert (found[f"s{i}.png"][0] == np.array(Image.open(io.BytesIO(web.answers[f"/img/{i}.png"][0].body)))).all()
     told = next(line for line in said if line.startswith("left out"))
-    assert "1 PRELABELED, 1 REVIEWED without a bitmap, 1 SKIPPED, 1 UNLABELED of 12 samples" in told
+    assert "left out of 12 samples: 1 PRELABELED, 1 REVIEWED without a bitmap, 1 SKIPPED, 1 UNLABELED" in told
     assert not any("secret" in line for line in said)
 
 
@@ -193,7 +193,7 @@ def test_what_chooses_a_file_stays_in_its_address() -> None:
 def test_an_interrupted_fetch_goes_on_where_it_was(tmp_path: Path, cache: Path) -> None:
     with serving({"/map/5.png": [Answer(status=403), bitmap(object_ids(5))]}) as web:
         source = release(tmp_path / "r.json", web)
-        with pytest.raises(StorageError, match=r"map/5.png: the server refuses \(403\)") as error:
+        with pytest.raises(StorageError, match=r"map/5.png: access denied \(403\)") as error:
             prepare(source, str(tmp_path / "out"), "segments")
         assert "secret" not in str(error.value)
         assert not list(cache.rglob(".tmp-*"))
@@ -225,7 +225,7 @@ def test_samples_may_say_their_split(tmp_path: Path) -> None:
     with serving({}) as web:
         summary = prepare(release(tmp_path / "r.json", web, change=all_say), str(tmp_path / "out"), "segments")
         assert {k: v["samples"] for k, v in summary["splits"].items()} == {"train": 4, "val": 2, "test": 2}
-        for change, text in ((one_says, "7 samples have no metadata `split`"), (strange, "use train, val or test")):
+        for change, text in ((one_says, "7 samples have no metadata `split`"), (strange, "must be train, val or test")):
             with pytest.raises(DataError, match=text):
                 prepare(release(tmp_path / "r.json", web, change=change), str(tmp_path / "other"), "segments")
 
@@ -277,14 +277,14 @@ def test_object_ids_without_annotation(tmp_path: Path, said: list[str]) -> None:
     with serving({}) as web:
         prepare(release(tmp_path / "r.json", web, change=forget(2)), str(tmp_path / "out"), "segments")
         with pytest.raises(
-            LabelError, match=r"s\d.png: .*/map/\d.png: \d+ pixels bear object ids up to 70000, .* end at 5"
+            LabelError, match=r"s\d.png: .*/map/\d.png: \d+ pixels have object IDs up to 70000, .* end at 5"
         ):
             prepare(release(tmp_path / "r.json", web, change=forget(70000)), str(tmp_path / "other"), "segments")
     loaded = index.load(str(tmp_path / "out"))
     expected = sum(int(np.isin(object_ids(i), (0, 2)).sum()) for i in range(8))
     assert sum(split.void_pixels for split in loaded.splits.values()) == expected
-    assert len([line for line in said if "pixels bear object ids without annotation; they are void" in line]) == 3
-    assert "warning: 5 more bitmaps with object ids without annotation, 8 in all" in said
+    assert len([line for line in said if "pixels have object IDs without annotation; they are void" in line]) == 3
+    assert "warning: 5 more bitmaps with object IDs without annotation, 8 in all" in said
 
 
 def put(*keys: Any, value: Any) -> Change:
@@ -307,20 +307,20 @@ IMAGE = ("dataset", "samples", 0, "attributes", "image", "url")
     [
         (put("dataset", "task_type", value="vector"), "a release of task 'vector'"),
         (put("dataset", "samples", value=[]), "no sample has a finished label"),
-        (put("dataset", "samples", value={}), "no release of Segments.ai"),
-        (put("dataset", "samples", 0, "name", value="s1.png"), "two samples are called 's1.png'"),
-        (put("dataset", "task_attributes", value={}), "not understood as a release"),
+        (put("dataset", "samples", value={}), "not a release of Segments.ai"),
+        (put("dataset", "samples", 0, "name", value="s1.png"), "two samples are named 's1.png'"),
+        (put("dataset", "task_attributes", value={}), "not a valid release"),
         (
             put("dataset", "task_attributes", "categories", 0, "name", value="tree"),
             "class name 'tree' is declared twice",
         ),
-        (put(*ATTRIBUTES, "annotations", 0, "category_id", value=9), "s0.png: object 1 is of category 9"),
-        (put(*ATTRIBUTES, "annotations", 1, "id", value=1), "object 1 is of two categories, 1 and 4"),
+        (put(*ATTRIBUTES, "annotations", 0, "category_id", value=9), "s0.png: object 1 has category 9"),
+        (put(*ATTRIBUTES, "annotations", 1, "id", value=1), "object 1 has two categories, 1 and 4"),
         (put(*ATTRIBUTES, "annotations", 1, "id", value=2**40), "a bitmap has 24 bits"),
-        (put(*IMAGE, value="/etc/passwd"), "s0.png: '/etc/passwd' is no address that is fetched"),
-        (put(*IMAGE, value="file:///etc/passwd"), "no address that is fetched"),
-        (put(*IMAGE, value="gs://bucket/a.png"), "no address that is fetched"),
-        (put(*IMAGE, value=None), "no address that is fetched"),
+        (put(*IMAGE, value="/etc/passwd"), "s0.png: '/etc/passwd' is not a URI that can be fetched"),
+        (put(*IMAGE, value="file:///etc/passwd"), "not a URI that can be fetched"),
+        (put(*IMAGE, value="gs://bucket/a.png"), "not a URI that can be fetched"),
+        (put(*IMAGE, value=None), "not a URI that can be fetched"),
     ],
 )
 def test_a_spoilt_release_is_told(tmp_path: Path, change: Change, text: str) -> None:
@@ -336,15 +336,15 @@ def test_what_is_no_release_is_told(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("<html>", encoding="utf-8")
     with pytest.raises(DataError, match=r"r.json: not JSON"):
         prepare(str(tmp_path / "r.json"), str(tmp_path / "out"), "segments")
-    with pytest.raises(DataError, match="a folder; give the release file"):
+    with pytest.raises(DataError, match=r"this is a folder\. Give the release file"):
         prepare(str(tmp_path), str(tmp_path) + "-out", "segments")
-    with serving({}) as web, pytest.raises(DataError, match="no labelset 'mine'; it has ground-truth, model"):
+    with serving({}) as web, pytest.raises(DataError, match=r"no labelset 'mine'\. It has ground-truth, model"):
         prepare(release(tmp_path / "r.json", web), str(tmp_path / "out"), "segments", subset="mine")
 
 
 def test_a_bitmap_of_another_kind_is_told(tmp_path: Path) -> None:
     with serving({"/map/0.png": png(np.zeros((8, 12), np.uint8)), "/img/1.png": b"<Error>"}) as web:
-        with pytest.raises(LabelError, match=r"s0.png: .*map/0.png: a bitmap of mode L"):
+        with pytest.raises(LabelError, match=r"s0.png: .*map/0.png: this is a bitmap of mode L"):
             prepare(release(tmp_path / "r.json", web, 3), str(tmp_path / "out"), "segments")
         with pytest.raises(DataError, match=r"s1.png: .*img/1.png: not an image"):
             prepare(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdist.data import causes, labels
+from segdist.data import labels, unknown_values
 from segdist.data import names as names_of
 from segdist.data.labels import Class, Labels
 from segdist.data.presets import CONTRACTS
@@ -44,7 +44,7 @@ def test_a_wrong_contract_is_refused(names: str, void: list[int], message: str) 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[31mred", "nul\0", "a\u2028b", "\udc80"])
 def test_class_names_hold_no_control_characters(name: str) -> None:
-    with pytest.raises(LabelError, match=r"class name .* holds a control character"):
+    with pytest.raises(LabelError, match=r"class name .* contains a control character"):
         labels.plain(["a", name])
 
 
@@ -65,7 +65,7 @@ def test_names_come_from_every_usual_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ([0, 255], "did you mean class 1"),
+        ([0, 255], "Did you mean class 1"),
         ([0, 1, 255], "--void 255"),
         ([0, 1, 2], "numbered from 1"),
         ([0, 1, 9], r"unknown mask value 9 \(1 pixels\)"),
@@ -75,7 +75,7 @@ def test_names_come_from_every_usual_file(tmp_path: Path) -> None:
 def test_an_unknown_value_names_file_count_and_likely_cause(mask: list[int], message: str) -> None:
     contract = labels.plain(["a", "b"], void=())
     with pytest.raises(LabelError, match=message) as error:
-        causes.check(labels.histogram(np.array(mask, np.uint8)), contract, "masks/x.png")
+        unknown_values.check(labels.histogram(np.array(mask, np.uint8)), contract, "masks/x.png")
     assert "masks/x.png" in str(error.value)
 
 
@@ -94,15 +94,15 @@ def test_counting_a_large_mask_takes_little_memory(dtype: type) -> None:
 @pytest.mark.parametrize(
     ("names", "void", "values", "message"),
     [
-        ("a=0,b=300", [], [0, 255], "16 bits clipped"),
+        ("a=0,b=300", [], [0, 255], "16-bit masks clipped"),
         ("a=1,b=2", [], [0, 1, 2], "--void 0"),
         ("a,b,c,d", [], [0, 50, 100, 150], "multiples of 50"),
-        ("a=24,b=26", [0], [0, 24, 24001, 26002], "instance ids"),
+        ("a=24,b=26", [0], [0, 24, 24001, 26002], "instance IDs"),
     ],
 )
 def test_the_cause_is_told_from_the_values(names: str, void: list[int], values: list[int], message: str) -> None:
     with pytest.raises(LabelError, match=message):
-        causes.check(labels.histogram(np.array(values, np.uint16)), names_of.parse_names(names, void), "x.png")
+        unknown_values.check(labels.histogram(np.array(values, np.uint16)), names_of.parse_names(names, void), "x.png")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_cause_is_told_from_the_values(names: str, void: list[int], values: 
 def test_soft_edges_are_recognised_by_their_many_values_in_few_pixels(names: str, edges: Iterable[int]) -> None:
     mask = np.array([0] * 5000 + [255] * 5000 + list(edges), np.uint8)
     with pytest.raises(LabelError, match="anti-aliased") as error:
-        causes.check(labels.histogram(mask), names_of.parse_names(names, []), "x.png")
+        unknown_values.check(labels.histogram(mask), names_of.parse_names(names, []), "x.png")
     assert "--void" not in str(error.value)
 
 
@@ -124,7 +124,7 @@ def test_soft_edges_are_recognised_by_their_many_values_in_few_pixels(names: str
 def test_void_is_proposed_for_all_of_few_values_or_not_at_all(num: int, proposed: str) -> None:
     mask = np.arange(num + 2, dtype=np.uint8)
     with pytest.raises(LabelError, match="--names name=value") as error:
-        causes.check(labels.histogram(mask), labels.plain(["a", "b"], void=()), "x.png")
+        unknown_values.check(labels.histogram(mask), labels.plain(["a", "b"], void=()), "x.png")
     assert ("--void" in str(error.value)) == bool(proposed)
     assert str(error.value).endswith(proposed)
 
@@ -132,13 +132,13 @@ def test_void_is_proposed_for_all_of_few_values_or_not_at_all(num: int, proposed
 def test_names_may_begin_at_one_with_void_below() -> None:
     contract = names_of.parse_names("wall,building", first=1)
     assert contract.table(np.uint8)[[0, 1, 2, 255]].tolist() == [255, 0, 1, 255]
-    assert contract.known == {0, 1, 2, 255}
+    assert contract.known_values == {0, 1, 2, 255}
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACTS))
 def test_a_preset_is_whole(name: str) -> None:
     contract = names_of.parse_names(name)
-    raw = np.array(sorted(contract.known), np.uint16)
+    raw = np.array(sorted(contract.known_values), np.uint16)
     classes = contract.table(np.uint16)[raw]
     assert set(classes.tolist()) - {255} == set(range(contract.num_classes))
     assert (classes == 255).sum() == len(contract.void)

@@ -114,7 +114,7 @@ def test_enet_weights_by_hand() -> None:
 
 
 def test_a_list_must_fit_the_classes() -> None:
-    with pytest.raises(ConfigError, match="2 numbers for 3 classes"):
+    with pytest.raises(ConfigError, match="2 numbers, but the dataset has 3 classes"):
         Criterion(Loss(class_weights=(1.0, 2.0)), [1, 1, 1])
 
 
@@ -438,7 +438,7 @@ def test_no_tensor_has_the_size_of_resized_logits() -> None:
 PEAK = """
 import torch
 from segdist.config import Loss
-from segdist.loss import Criterion
+from segdist.step.loss import Criterion
 
 def peak_kb():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

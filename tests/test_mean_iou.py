@@ -20,8 +20,8 @@ from PIL import Image
 
 from segdist.errors import UserError
 from segdist.evaluation.confusion import confusion_matrix
-from segdist.evaluation.mean_iou import _as_bytes
-from segdist.evaluation.scores import MeanIoU, scores
+from segdist.evaluation.mean_iou import MeanIoU, _as_bytes
+from segdist.evaluation.scores import scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]
 PRED = np.array([[0, 1, 2], [2, 1, 0]])
@@ -237,7 +237,7 @@ def test_it_pickles_and_copies_with_what_it_has_seen() -> None:
     [
         ([PRED], [MASK.T], "resize the logits"),
         ([PRED, PRED], [MASK], "2 predictions, but 1 references"),
-        (Image.fromarray(PRED.astype(np.uint8)), Image.fromarray(MASK.astype(np.uint8)), "goes by add"),
+        (Image.fromarray(PRED.astype(np.uint8)), Image.fromarray(MASK.astype(np.uint8)), "Use add for a single image"),
         ([PRED], None, "references are missing"),
         (None, [MASK], "predictions are missing"),
         ([], [], "no images"),
@@ -275,7 +275,7 @@ def test_options_that_the_original_takes_amiss_are_refused(options: dict[str, An
 
 
 def test_several_processes_over_files_are_refused_and_unknown_inputs_too() -> None:
-    with pytest.raises(UserError, match="pair_table"):
+    with pytest.raises(UserError, match="confusion_matrix"):
         MeanIoU(num_process=2, process_id=0)
     for call in (MeanIoU().add, MeanIoU().add_batch):
         with pytest.raises(UserError, match="'sources'"):
@@ -297,7 +297,7 @@ import socket
 def refuse(*a, **k): raise AssertionError("network")
 socket.socket.connect = socket.create_connection = refuse
 import numpy as np
-from segdist.metric import MeanIoU, pair_table, scores
+from segdist.metric import MeanIoU
 metric = MeanIoU()
 metric.add_batch(predictions=np.zeros((2, 3, 4), int), references=np.zeros((2, 3, 4), int))
 assert metric.compute(num_labels=2, ignore_index=255)["overall_accuracy"] == 1

@@ -92,9 +92,10 @@ def test_a_segformer_encoder_alone_may_be_the_start_as_with_mit_b0(tmp_path: Pat
 
 
 def test_unet_takes_weights_of_another_class_count_and_says_what_is_new(tmp_path: Path) -> None:
-    donor = build(UNET, ["a", "b", "c", "d", "e"])
+    tree = {**UNET, "encoder": "resnet18"}
+    donor = build(tree, ["a", "b", "c", "d", "e"])
     donor.net.to(memory_format=torch.contiguous_format).save_pretrained(str(tmp_path / "donor"))
-    model = build({**UNET, "weights": str(tmp_path / "donor")})
+    model = build({**tree, "weights": str(tmp_path / "donor")})
     assert torch.equal(model.net.encoder.conv1.weight, donor.net.encoder.conv1.weight)
     assert any(note.startswith("head replaced: 5 -> 3 classes") for note in model.notes)
     assert model.tensors["new"] == ["segmentation_head.0.bias", "segmentation_head.0.weight"]
@@ -105,7 +106,7 @@ def test_unet_takes_weights_of_another_class_count_and_says_what_is_new(tmp_path
     [
         ({"name": "segformer", "weights": "/nowhere/at-all"}, "model.weights '/nowhere/at-all' could not be loaded"),
         ({"name": "segformer", "weights": "nobody/no-such-model"}, "could not be loaded"),
-        ({"name": "unet", "encoder": "resnet35"}, "model.encoder 'resnet35' is unknown; near it: resnet"),
+        ({"name": "unet", "encoder": "resnet35"}, "model.encoder 'resnet35' is unknown. Did you mean resnet"),
         ({"name": "unet", "weights": "/nowhere"}, "there is no such folder"),
         ({"name": "unet", "encoder": "resnet18", "weights": "imagenet"}, "model.weights imagenet"),
     ],
@@ -117,8 +118,10 @@ def test_weights_that_are_not_to_be_had_are_explained(tree: dict, message: str) 
 
 
 def test_unet_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
-    build(UNET).net.to(memory_format=torch.contiguous_format).save_pretrained(str(tmp_path / "donor"))
-    with pytest.raises(UserError, match=r"set model\.encoder=resnet18"):
+    build({**UNET, "encoder": "resnet18"}).net.to(memory_format=torch.contiguous_format).save_pretrained(
+        str(tmp_path / "donor")
+    )
+    with pytest.raises(UserError, match=r"Set model\.encoder=resnet18"):
         build({"name": "unet", "encoder": "resnet34", "weights": str(tmp_path / "donor")})
 
 

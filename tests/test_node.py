@@ -21,7 +21,7 @@ from segdist.errors import UserError
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     with metadata_server.serving() as machine:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", machine.address + "/")
-        monkeypatch.setattr(node, "_EVERY_SECONDS", 0.02)
+        monkeypatch.setattr(node, "_POLL_SECONDS", 0.02)
         yield machine
 
 
@@ -34,7 +34,7 @@ def drained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
         wishes.append((seconds, why))
         return True
 
-    monkeypatch.setattr(node, "_drain_apart", drain)
+    monkeypatch.setattr(node, "_drain_in_subprocess", drain)
     return wishes
 
 
@@ -78,28 +78,50 @@ def test_an_outage_of_the_service_is_warned_of_once_and_outlived(
     machine: Machine, drained: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.take_away(100)
-    kind = node._kind
+    kind = node._lifecycle
 
     def then_fail(metadata: Any) -> str:
         found = kind(metadata)
         machine.failing = 3
         return found
 
-    monkeypatch.setattr(node, "_kind", then_fail)
+    monkeypatch.setattr(node, "_lifecycle", then_fail)
     node.watch()
     assert len(drained) == 1
-    assert capsys.readouterr().err.count("gives no answer") == 1
+    assert capsys.readouterr().err.count("no answer from the EC2 metadata service") == 1
 
 
-def test_ray_that_is_not_there_is_asked_again_until_the_machine_goes(
+def test_ray_that_is_not_there_is_asked_again_until_it_accepts(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The drain is a process of its own, which a head that does not answer may end."""
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # whose nodes do not run here
-    monkeypatch.setattr(node, "_EVERY_SECONDS", 0.2)
-    machine.take_away(12)
+    """Each drain is a process of its own, because Ray's client ends its process if the head does not answer."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # no node of this cluster runs here
+    monkeypatch.setattr(node, "_POLL_SECONDS", 0.01)
+    drain, results = node._drain_in_subprocess, list[bool]()
+
+    def drain_twice(seconds: float, reason: str) -> bool:
+        results.append(drain(seconds, reason))
+        return len(results) == 2
+
+    monkeypatch.setattr(node, "_drain_in_subprocess", drain_twice)
+    machine.take_away(3600)
     node.watch()
-    assert capfd.readouterr().err.count("there is nothing to drain") > 1
+    assert results == [False, False]
+    assert capfd.readouterr().err.count("there is nothing to drain") == 2
+
+
+def test_a_machine_without_ray_is_watched_until_it_goes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def refuse(seconds: float, reason: str) -> bool:
+        asked.append(seconds)
+        machine.take_away(-1)
+        return False
+
+    monkeypatch.setattr(node, "_drain_in_subprocess", refuse)
+    machine.take_away(3600)
+    node.watch()
+    assert len(asked) == 1
 
 
 def test_an_on_demand_machine_is_not_watched(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +136,7 @@ def test_a_machine_that_is_not_of_ec2_is_told(monkeypatch: pytest.MonkeyPatch) -
         address = gone.address
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
     monkeypatch.setattr(node, "_START_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"no metadata service of EC2 answers .*HttpPutResponseHopLimit"):
+    with pytest.raises(UserError, match=r"no EC2 metadata service answers .*HttpPutResponseHopLimit"):
         node.watch()
 
 
@@ -157,7 +179,7 @@ def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """When Kubernetes deletes a whole cluster, the head's name is gone before its workers are."""
-    monkeypatch.setattr(node, "_drain_apart", lambda seconds, why: False)
+    monkeypatch.setattr(node, "_drain_in_subprocess", lambda seconds, why: False)
     lines = [["ray::RayTrainWorker.execute"], ["ray::IDLE"]]
     working(monkeypatch, lines)
     asked = 0
@@ -169,14 +191,14 @@ def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(
             del lines[0]
 
     monkeypatch.setattr(node.time, "sleep", sleep)
-    assert node.leave(60, "why") == 0
+    assert node.drain_and_wait(60, "why") == 0
     assert asked == 5
-    assert "Ray could not be told that this machine goes; its work" in " ".join(capsys.readouterr().err.split())
-    assert node.leave(60, "why") == 2  # nothing works here any more
+    assert "cannot tell Ray to drain this machine" in " ".join(capsys.readouterr().err.split())
+    assert node.drain_and_wait(60, "why") == 2  # nothing works here any more
     lines.insert(0, ["ray::JobSupervisor.run"])
-    monkeypatch.setattr(node, "_drain_apart", lambda seconds, why: True)
-    assert node.leave(0.01, "why") == 75
-    assert "after 0.01 s there are still 1 job(s) here" in capsys.readouterr().err
+    monkeypatch.setattr(node, "_drain_in_subprocess", lambda seconds, why: True)
+    assert node.drain_and_wait(0.01, "why") == 75
+    assert "still running here after 0.01 s: 1 job(s)" in capsys.readouterr().err
 
 
 def test_a_head_that_does_not_answer_costs_the_hook_less_than_its_time() -> None:
@@ -193,5 +215,5 @@ def test_a_head_that_does_not_answer_costs_the_hook_less_than_its_time() -> None
         finally:
             raylet.kill()
     assert done.returncode != 0
-    assert "drain, within" not in done.stderr
+    assert "draining" not in done.stderr
     assert time.monotonic() - began < node._DRAIN_SECONDS + 30  # of a busy machine

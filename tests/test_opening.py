@@ -49,8 +49,8 @@ def test_auto_takes_the_largest_group_that_fits_on_all_and_leaves_none_without(
     monkeypatch.setattr(
         auto_batch, "fits", lambda cfg, index, size, num, device: tried.append((size, num)) or size <= room
     )
-    monkeypatch.setattr(World, "late_sum", lambda self, misfits: misfits + (tried[-1][0] > elsewhere))
-    assert auto_batch.group_size(cfg, indices.load(cfg.data.uri), replace(GPU, num_ranks=num_ranks)) == size
+    monkeypatch.setattr(World, "sum_long_timeout", lambda self, misfits: misfits + (tried[-1][0] > elsewhere))
+    assert auto_batch.micro_batch_size(cfg, indices.load(cfg.data.uri), replace(GPU, num_ranks=num_ranks)) == size
     assert [s for s, _ in tried] == [s for s in (12, 6, 4, 3, 2, 1) if size <= s <= 12 // num_ranks]
     assert 12 // size >= num_ranks
     assert all(num == min(2, math.ceil(12 // s / num_ranks)) for s, num in tried)  # gradients lie beside activations
@@ -60,16 +60,18 @@ def test_auto_takes_the_largest_group_that_fits_on_all_and_leaves_none_without(
 def test_a_model_that_needs_pairs_never_gets_single_images(make_config: Make, batch: int, size: int) -> None:
     model = {"name": "deeplabv3", "encoder": "resnet18"}
     cfg = make_config(model=model, train={**AUTO, "global_batch_size": batch})
-    assert auto_batch.group_size(cfg, indices.load(cfg.data.uri), ALONE) == size
-    with pytest.raises(UserError, match=r"of 2 images at least, which model\.name=deeplabv3 needs; raise it"):
-        auto_batch.group_size(cfg, indices.load(cfg.data.uri), replace(ALONE, num_ranks=batch))
+    assert auto_batch.micro_batch_size(cfg, indices.load(cfg.data.uri), ALONE) == size
+    with pytest.raises(UserError, match=r"of at least 2 images, because of model\.name=deeplabv3"):
+        auto_batch.micro_batch_size(cfg, indices.load(cfg.data.uri), replace(ALONE, num_ranks=batch))
 
 
 def test_auto_names_remedies_where_one_image_does_not_fit(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = make_config(train=AUTO)
     monkeypatch.setattr(auto_batch, "fits", lambda *a: False)
-    with pytest.raises(UserError, match=r"one image of \[32, 48\] px does not fit .* lower data\.crop_size"):
-        auto_batch.group_size(cfg, indices.load(cfg.data.uri), GPU)
+    with pytest.raises(
+        UserError, match=r"Training on one image of \[32, 48\] px does not fit .* Lower data\.crop_size"
+    ):
+        auto_batch.micro_batch_size(cfg, indices.load(cfg.data.uri), GPU)
 
 
 @pytest.mark.parametrize("strategy", ["exact", "ddp", "deepspeed"])
@@ -105,7 +107,7 @@ def test_auto_is_settled_once(make_config: Make, monkeypatch: pytest.MonkeyPatch
     assert config.load(run / "config.yaml").train.micro_batch_size == 4
     if lost:
         (run / "run.json").unlink()
-    monkeypatch.setattr(auto_batch, "group_size", lambda *a: pytest.fail("it was settled before"))
+    monkeypatch.setattr(auto_batch, "micro_batch_size", lambda *a: pytest.fail("it was settled before"))
     monkeypatch.setattr(setup, "precision_of", lambda *a: "bf16")
     with pytest.raises(ConfigError, match=r"train\.micro_batch_size: 4 -> 2"):
         fit(make_config(train={**AUTO, "micro_batch_size": 2}), ALONE)

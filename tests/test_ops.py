@@ -88,8 +88,8 @@ def test_the_way_back_is_the_adjoint_of_the_resize_by_either_road(
         for first in range(0, size[0], rows):
             last = min(first + rows, size[0])
             if dtype == torch.float64:
-                assert torch.allclose(resizing.wide(logits, first, last), wide[:, :, first:last], rtol=0, atol=1e-12)
-            resizing.back(d_wide[:, :, first:last].to(dtype), first, last, grad)
+                assert torch.allclose(resizing.resize(logits, first, last), wide[:, :, first:last], rtol=0, atol=1e-12)
+            resizing.add_gradient(d_wide[:, :, first:last].to(dtype), first, last, grad)
         return grad
 
     scale = want.abs().max()

@@ -83,7 +83,7 @@ def test_optimizers_do_what_torch_does_and_their_states_come_back(fields: dict) 
 
     def walk(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:
-            model(torch.linspace(-1, 1, 4) + step).square().sum().backward()
+            model(torch.linspace(-1, 1, 4) + 0.1 * step).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
 

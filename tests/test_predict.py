@@ -25,9 +25,9 @@ from segdist.errors import ConfigError, StorageError, UserError
 from segdist.evaluation.confusion import confusion_matrix
 from segdist.evaluation.evaluate import evaluate
 from segdist.evaluation.inference import inference_settings
-from segdist.evaluation.report import with_changes
+from segdist.evaluation.report import override_eval
 from segdist.models.segmenter import infer
-from segdist.predict import files, inputs
+from segdist.predict import batches, files, inputs
 from segdist.predict.files import predict_files
 from segdist.runs.restore import Trained, load_trained
 from segdist.train.loop import fit
@@ -52,7 +52,7 @@ def test_a_prediction_is_what_evaluation_scores(
 ) -> None:
     from test_prepare import read_back
 
-    used = dataclasses.replace(trained, cfg=with_changes(trained.cfg, {**changes, "batch_size": 1}))
+    used = dataclasses.replace(trained, cfg=override_eval(trained.cfg, {**changes, "batch_size": 1}))
     index, found = indices.load(street_data), read_back(street_data, "val")
     (tmp_path / "images").mkdir()
     for sample_id, (image, _) in found.items():
@@ -63,7 +63,7 @@ def test_a_prediction_is_what_evaluation_scores(
         pred = np.array(Image.open(tmp_path / "out" / f"{sample_id}.png"))
         table += confusion_matrix(torch.from_numpy(pred), torch.from_numpy(index.labels.table(np.uint8)[raw]))
     how = inference_settings(used.cfg.eval, used.cfg.data.crop_size)
-    result = evaluate(used.model, street_data, index, "val", None, used.cfg.io, 1, ALONE, how=how)
+    result = evaluate(used.model, street_data, index, "val", None, used.cfg.io, 1, ALONE, settings=how)
     assert torch.equal(result.table, table)
 
 
@@ -79,9 +79,11 @@ def album(street_folder: Path, tmp_path: Path) -> Path:
 
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that the model sees from now on."""
-    honest, sizes = files._classify, []
+    honest, sizes = batches.classify_batch, []
     monkeypatch.setattr(
-        files, "_classify", lambda trained, images, keep: sizes.append(len(images)) or honest(trained, images, keep)
+        batches,
+        "classify_batch",
+        lambda trained, images, keep: sizes.append(len(images)) or honest(trained, images, keep),
     )
     return sizes
 
@@ -114,10 +116,10 @@ def test_patterns_choose_images(trained: Trained, album: Path, tmp_path: Path) -
     assert sorted(p.name for p in (tmp_path / "deep" / "day2").glob("*[45].png")) == ["0004.png", "0005.png"]
     assert len(done) == 2
     for pattern, number in (("**", 6), ("**/*.jpg", 6), ("*.jpg", 4), ("*/*.jpg", 2), ("d*/0004.jpg", 1)):
-        assert len(inputs.pictures([f"{album}/{pattern}"], str(tmp_path / "out"))) == number, pattern
+        assert len(inputs.find_images([f"{album}/{pattern}"], str(tmp_path / "out"))) == number, pattern
     (album / "odd [1]").mkdir()
     shutil.copy(album / "0000.jpg", album / "odd [1]")
-    assert len(inputs.pictures([f"{album}/odd [1]/*.jpg"], str(tmp_path / "out"))) == 1
+    assert len(inputs.find_images([f"{album}/odd [1]/*.jpg"], str(tmp_path / "out"))) == 1
 
 
 def test_a_pattern_that_matches_nothing_says_what_is_there(trained: Trained, album: Path, tmp_path: Path) -> None:
@@ -125,10 +127,11 @@ def test_a_pattern_that_matches_nothing_says_what_is_there(trained: Trained, alb
     for given, words in (
         (
             "*.tif",
-            r"\*\.tif: no image matches; .*album holds 6 \.jpg, 1 \.txt \(0000\.jpg, 0001\.jpg, 0002\.jpg, \.\.\.\)",
+            r"\*\.tif: no image matches this pattern. .*album contains 6 \.jpg, 1 \.txt "
+            r"\(0000\.jpg, 0001\.jpg, 0002\.jpg and 4 more\)",
         ),
-        ("*.txt", r"no image matches; .*album holds 6 \.jpg"),
-        ("day3/*.jpg", r"no image matches; .*day3 does not exist"),
+        ("*.txt", r"no image matches this pattern. .*album contains 6 \.jpg"),
+        ("day3/*.jpg", r"no image matches this pattern. .*day3 does not exist"),
         ("day3", r"day3: no such image or folder"),
     ):
         with pytest.raises(UserError, match=words):
@@ -143,7 +146,10 @@ def test_images_of_one_stem_keep_their_suffix_and_no_others_do(
         Image.open(album / "0000.jpg").save(album / other)
     out = tmp_path / "out"
     first = predict_files(trained, [str(album)], str(out))
-    assert capsys.readouterr().err.count("differ in their suffix alone, so their results keep it: 0001.jpg.png") == 1
+    assert (
+        capsys.readouterr().err.count("differ only in their suffix, so their results keep the suffix: 0001.jpg.png")
+        == 1
+    )
     names = {str(Path(d["mask"]).relative_to(out)): Path(d["image"]).relative_to(album).as_posix() for d in first}
     assert names == {
         "0000.png": "0000.jpg", "0001.jpg.png": "0001.jpg", "0001.png.png": "0001.png", "0002.jpg.png": "0002.jpg",
@@ -214,7 +220,7 @@ def test_the_result_of_one_image_is_never_handed_to_another_of_the_same_name(
     assert str(tmp_path).encode() not in before[out / "0001.png"]  # masks are handed on, and places may be private
     with pytest.raises(
         UserError,
-        match=r"out/0001\.png is the result for another image \(0001\.jpg\) than .*b/0001.* or --overwrite",
+        match=r"out/0001\.png is the result of another image \(0001\.jpg\), not of .*b/0001.* or use --overwrite",
     ):
         predict_files(trained, [str(b)], str(out))
     assert {p: p.read_bytes() for p in out.iterdir()} == before
@@ -285,14 +291,14 @@ def test_tables_keep_the_rows_of_earlier_calls_also_where_the_folder_was_moved(
     with (tmp_path / "moved" / "shares.csv").open() as file:
         assert [row["image"] for row in csv.DictReader(file)] == [row["image"] for row in rows]
     (tmp_path / "moved" / "shares.jsonl").write_text(json.dumps(rows[0]) + "\n{")
-    with pytest.raises(UserError, match=r"shares\.jsonl: line 2 is damaged; delete this file"):
+    with pytest.raises(UserError, match=r"shares\.jsonl: line 2 is damaged. Delete this file"):
         predict_files(trained, [f"{album}/0003.jpg"], str(tmp_path / "moved"))
 
 
 def test_a_mask_that_is_nobodys_is_not_overwritten(trained: Trained, album: Path, tmp_path: Path) -> None:
     Image.new("L", (48, 32)).save(tmp_path / "0001.png")
     before = {p: p.read_bytes() for p in tmp_path.glob("*.*")}
-    with pytest.raises(UserError, match=r"0001\.png does not say which image it is of; give another --out, or --overw"):
+    with pytest.raises(UserError, match=r"0001\.png does not name the image it belongs to. Choose another --out"):
         predict_files(trained, [f"{album}/0001.jpg"], str(tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.glob("*.*")} == before
     predict_files(trained, [f"{album}/0001.jpg"], str(tmp_path), overwrite=True)
@@ -302,7 +308,7 @@ def test_a_mask_that_is_nobodys_is_not_overwritten(trained: Trained, album: Path
 def test_masks_of_an_earlier_model_are_not_passed_over(
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, out = dataclasses.replace(trained, cfg=with_changes(trained.cfg, {"flip": True})), str(tmp_path / "out")
+    other, out = dataclasses.replace(trained, cfg=override_eval(trained.cfg, {"flip": True})), str(tmp_path / "out")
     predict_files(trained, [str(album)], out)
     predict_files(other, [f"{album}/0000.jpg"], out, overwrite=True)
     assert len((tmp_path / "out" / "shares.jsonl").read_text().splitlines()) == 1
@@ -335,7 +341,7 @@ def test_a_listing_that_tells_of_content_spares_reading_the_images(
 def test_probabilities_are_those_of_the_mask_and_change_no_pixel_of_it(
     trained: Trained, album: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    used = dataclasses.replace(trained, cfg=with_changes(trained.cfg, changes))
+    used = dataclasses.replace(trained, cfg=override_eval(trained.cfg, changes))
     plain = predict_files(used, [str(album)], str(tmp_path / "plain"))
     done = predict_files(used, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
     for one, other in zip(done, plain, strict=True):
@@ -367,7 +373,7 @@ def test_probabilities_that_do_not_fit_are_refused_with_a_remedy_and_the_others_
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (96, 64)).save(album / "large.png")
-    monkeypatch.setattr(files, "_MOST_BYTES", 2 * 7 * 48 * 32)
+    monkeypatch.setattr(batches, "_MOST_BYTES", 2 * 7 * 48 * 32)
     with pytest.raises(
         UserError,
         match=r"large\.png: the probabilities of 7 classes at 64x96 px \(height x width\) take .* without --save prob",
@@ -380,7 +386,7 @@ def test_probabilities_that_do_not_fit_are_refused_with_a_remedy_and_the_others_
 def test_probabilities_of_a_batch_are_bounded(
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_KEPT_BYTES", 2 * 7 * 48 * 32 * 2)
+    monkeypatch.setattr(batches, "_KEPT_BYTES", 2 * 7 * 48 * 32 * 2)
     sizes = seen(monkeypatch)
     predict_files(trained, [str(album)], str(tmp_path / "out"), kinds=["probabilities"])
     assert sizes == [2, 2, 2]
@@ -397,7 +403,7 @@ def test_a_model_in_python_predicts_what_the_command_does(trained: Trained, albu
         assert found.shares == there["shares"]
     assert found.mask().tobytes() == Image.open(there["mask"]).tobytes()
     assert found.overlay().tobytes() == Image.open(there["overlay"]).tobytes()
-    with pytest.raises(UserError, match=r"an image is uint8 \(H, W, 3\) pixels; this is float64 \(4, 4\)"):
+    with pytest.raises(UserError, match=r"must be uint8 pixels of shape \(H, W, 3\), not float64 \(4, 4\)"):
         model.predict(np.zeros((4, 4)))
     with pytest.raises(AttributeError, match="no attribute 'loud'"):
         segdist.loud  # noqa: B018
@@ -406,26 +412,28 @@ def test_a_model_in_python_predicts_what_the_command_does(trained: Trained, albu
 def test_an_out_among_the_images_is_refused_also_when_it_is_there(trained: Trained, album: Path) -> None:
     for out in (album, album / "predictions", album / "day2"):
         for given in (str(album), f"{album}/**/*.jpg"):
-            with pytest.raises(UserError, match=r"lies in .*album, whose images are predicted.*give a folder outside"):
+            with pytest.raises(
+                UserError, match=r"lies inside .*album, where images are searched.*Give a folder outside"
+            ):
                 predict_files(trained, [given], str(out))
     assert not (album / "predictions").exists()
     assert len(predict_files(trained, [str(album / "day2")], str(album / "predictions"))) == 2
     assert len(predict_files(trained, [str(album / "0000.jpg")], str(album / "beside"))) == 1
     assert len(predict_files(trained, [f"{album}/d*/*.jpg"], str(album / "results"))) == 2
-    with pytest.raises(UserError, match="give a folder outside"):
+    with pytest.raises(UserError, match="Give a folder outside"):
         predict_files(trained, [f"{album}/d*/*.jpg"], str(album))
 
 
 def test_predictions_of_another_model_or_look_are_never_mixed(trained: Trained, album: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     predict_files(trained, [str(album)], out)
-    other = dataclasses.replace(trained, cfg=with_changes(trained.cfg, {"flip": True}))
+    other = dataclasses.replace(trained, cfg=override_eval(trained.cfg, {"flip": True}))
     with pytest.raises(
-        UserError, match=r"holds predictions of .*, or made otherwise; give another --out, or --overwrite"
+        UserError, match=r"holds predictions of .* or with other settings. Choose another --out, or use --overwrite"
     ):
         predict_files(other, [str(album)], out)
     assert len(predict_files(other, [str(album)], out, overwrite=True)) == 6
-    with pytest.raises(UserError, match="or made otherwise"):
+    with pytest.raises(UserError, match="or with other settings"):
         predict_files(trained, [str(album)], out)
 
 
@@ -437,7 +445,7 @@ def test_ten_bad_images_are_listed_at_the_end_and_the_others_are_there(
     with pytest.raises(UserError) as error:
         predict_files(trained, [str(album)], str(tmp_path / "out"))
     assert str(error.value).count("b.jpg: ") == 10
-    assert "10 of 16 images could not be read; the others are in" in str(error.value)
+    assert "10 of 16 images could not be read. The results of the others are in" in str(error.value)
     assert len(list((tmp_path / "out").rglob("*_overlay.png"))) == 6
     assert len((tmp_path / "out" / "shares.csv").read_text().splitlines()) == 7
 
@@ -460,7 +468,7 @@ def test_a_disk_that_is_full_ends_the_work_with_its_reason(
 def test_a_prediction_that_is_stopped_says_so_and_its_tables_hold_what_is_done(
     trained: Trained, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest, out = files._classify, tmp_path / "out"
+    honest, out = batches.classify_batch, tmp_path / "out"
 
     def stopped(trained: Trained, images: list[np.ndarray], keep: torch.Tensor | None = None) -> np.ndarray:
         if list(out.glob("*.png")):
@@ -469,17 +477,17 @@ def test_a_prediction_that_is_stopped_says_so_and_its_tables_hold_what_is_done(
 
     command = ["predict", trained.uri, str(album), "--out", str(out), "--batch-size", "2", "--device", "cpu"]
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_classify", stopped)
-        patch.setattr(files, "_BEHIND", 1)
+        patch.setattr(batches, "classify_batch", stopped)
+        patch.setattr(files, "_WRITING", 1)
         assert app(command, standalone_mode=False) == 130
     rows = [json.loads(line) for line in (out / "shares.jsonl").read_text().splitlines()]
     assert 0 < len(rows) < 6
     assert {Path(row["mask"]) for row in rows} == {p for p in out.rglob("*.png") if "overlay" not in p.name}
     said = capsys.readouterr().err
     assert said.count("stopped: ") == 1
-    assert f"stopped: {len(rows)} of 6 images are done, in {out}; the same command goes on from there" in said
+    assert f"stopped: {len(rows)} of 6 images are in {out}. Run the same command to continue" in said
     app(command, standalone_mode=False)
-    assert f"{len(rows)} of 6 images have their results already" in capsys.readouterr().err
+    assert f"{len(rows)} of 6 images already have results" in capsys.readouterr().err
     assert len((out / "shares.csv").read_text().splitlines()) == 7
 
 
@@ -488,7 +496,7 @@ def test_a_log_file_gets_a_line_of_progress_now_and_then(
 ) -> None:
     predict_files(trained, [f"{album}/000[01].jpg"], str(tmp_path / "out"))
     assert "predicting" not in capsys.readouterr().err
-    monkeypatch.setattr(files.log, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(files.console, "_LINE_SECONDS", 0.0)
     predict_files(trained, [str(album)], str(tmp_path / "out"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("predicting")]
     assert [line.split(",")[0] for line in lines] == [f"predicting {n}/6" for n in (3, 4, 5, 6)]
@@ -501,7 +509,7 @@ def test_a_picture_is_as_large_as_was_allowed(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # above twice this, Pillow raises
     Image.new("RGB", (1001, 1000)).save(tmp_path / "large.png")
     with pytest.raises(
-        UserError, match=r"large\.png: 1000x1001 pixels \(height x width\) exceed --max-megapixels 1; raise it"
+        UserError, match=r"large\.png: 1000x1001 pixels \(height x width\) exceed --max-megapixels 1\. Raise"
     ):
         predict_files(trained, [str(tmp_path / "large.png")], str(tmp_path / "out"), max_megapixels=1)
     (done,) = predict_files(trained, [str(tmp_path / "large.png")], str(tmp_path / "out"), max_megapixels=2)
@@ -509,19 +517,19 @@ def test_a_picture_is_as_large_as_was_allowed(
 
 
 def test_a_run_that_slides_may_be_seen_whole(trained: Trained) -> None:
-    sliding = with_changes(trained.cfg, {"mode": "sliding", "window_size": [16, 20]})
-    assert with_changes(sliding, {"mode": "whole"}).eval.window_size is None
+    sliding = override_eval(trained.cfg, {"mode": "sliding", "window_size": [16, 20]})
+    assert override_eval(sliding, {"mode": "whole"}).eval.window_size is None
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--window", "wide"], "--window 'wide': give numbers such as 512x512"),
-        (["--mode", "sliding", "--window", "512"], "--window '512': give 2 numbers, such as 512x512"),
+        (["--window", "wide"], "--window 'wide': not a list of numbers. Give for example 512x512"),
+        (["--mode", "sliding", "--window", "512"], "--window '512': 2 numbers are needed. Give for example 512x512"),
         (["--window", "512x512"], "--window [512, 512] needs --mode sliding"),
         (["--mode", "sliding", "--window", "0x9"], "--window: Input should be greater than or equal to 1; it is 0"),
         (["--scales", "1,9"], "--scales: Input should be less than or equal to 8; it is 9.0"),
-        (["--scales", "1;2"], "--scales '1;2': give numbers such as 0.5,1,1.5"),
+        (["--scales", "1;2"], "--scales '1;2': not a list of numbers. Give for example 0.5,1,1.5"),
         (["--overlap", "1.5"], "--overlap: Input should be less than or equal to 0.95; it is 1.5"),
     ],
 )

@@ -6,11 +6,10 @@ import io
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from conftest import plain_folder, prepare, read_back, write_pair
@@ -55,7 +54,7 @@ def test_training_rows_are_shuffled_once_and_row_groups_are_equal(tmp_path: Path
     names = list(read_back(str(tmp_path / "out"), "train"))
     assert names != sorted(names)
     assert list(read_back(str(tmp_path / "out"), "val")) == sorted(read_back(str(tmp_path / "out"), "val"))
-    sizes = loaded.split("train").group_sizes()
+    sizes = loaded.split("train").row_group_sizes()
     assert len(set(sizes[:-1].tolist())) == 1
     assert sizes[-1] <= sizes[0]
 
@@ -204,7 +203,7 @@ def test_colours_are_looked_up_in_blocks_as_one_by_one() -> None:
     photo = png_of(rng.integers(0, 256, (900, 700, 3), dtype=np.uint8))
     for tolerance in (0, 3):
         tracemalloc.start()
-        with pytest.raises(LabelError, match=r"m\.png: more than 4096 colours without a class: this is a photo"):
+        with pytest.raises(LabelError, match=r"m\.png: more than 4096 colours without a class. The file is a photo"):
             files.decode_mask(photo, "m.png", files.Rules(10**9, contract, tolerance))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -230,7 +229,7 @@ def test_display_colours_are_those_asked_for_else_the_masks_own(tmp_path: Path) 
     assert colors[None] == [(9, 8, 7), (0, 255, 0), (0, 0, 255)]
     assert colors["voc"] == [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
     assert colors["ade20k"] == [(120, 120, 120), (180, 120, 120), (6, 230, 230)]
-    with pytest.raises(LabelError, match="--palette 'pink' is unknown"):
+    with pytest.raises(LabelError, match="unknown --palette 'pink'"):
         prepare(str(source), str(tmp_path / "out"), names=NAMES, palette="pink", overwrite=True)
 
 
@@ -273,7 +272,7 @@ def test_an_exif_rotation_that_fits_either_way_is_applied_and_told(
     image, _ = (read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val"))["p0"]
     assert image[:3].mean() < 20 < 180 < image[5:].mean()
     said = capfd.readouterr().err
-    assert f"p0.{suffix}: turned by its EXIF orientation 3; its mask fits either way" in said
+    assert f"p0.{suffix}: rotated by its EXIF orientation 3; its mask fits either way" in said
     assert said.count("EXIF") == 1
 
 
@@ -289,9 +288,9 @@ def test_warnings_that_come_for_every_file_are_said_thrice_and_then_counted(
     for _ in range(2):  # each call counts anew
         prepare(str(source), str(tmp_path / "out"), names=NAMES, overwrite=True)
         said = capfd.readouterr().err.splitlines()
-        assert len([line for line in said if "turned by its EXIF orientation" in line]) == 3
-        (rest,) = [line for line in said if "turned by their EXIF orientation" in line]
-        assert rest == "warning: 9 more images turned by their EXIF orientation whose masks fit either way, 12 in all"
+        assert len([line for line in said if "rotated by its EXIF orientation" in line]) == 3
+        (rest,) = [line for line in said if "rotated by their EXIF orientation" in line]
+        assert rest == "warning: 9 more images rotated by their EXIF orientation whose masks fit either way, 12 in all"
 
 
 def test_jpegs_keep_their_bytes(tmp_path: Path) -> None:
@@ -320,7 +319,7 @@ def test_preparing_again_does_nothing_and_another_source_is_refused(tmp_path: Pa
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     prepare(str(source), str(out), names=NAMES)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
-    with pytest.raises(DataError, match="holds another prepared data set"):
+    with pytest.raises(DataError, match="holds another prepared dataset"):
         prepare(str(source), str(out), names="x,y,z")
     prepare(str(source), str(out), names="x,y,z", overwrite=True)
     assert index.load(str(out)).labels.names == ["x", "y", "z"]
@@ -342,7 +341,8 @@ def test_killed_at_a_write_it_leaves_no_data_set_and_can_be_repeated(tmp_path: P
     code = f"""
 import os, signal
 from segdist import storage
-from segdist.prepare import Declared, prepare
+from segdist.data.label_options import LabelOptions
+from segdist.data.prepare import prepare
 writes, fsync = 0, os.fsync
 def dies(handle):
     global writes
@@ -352,11 +352,11 @@ def dies(handle):
             os.kill(os.getpid(), signal.SIGKILL)
     fsync(handle)
 storage.local.os.fsync = dies
-prepare({str(source)!r}, {str(out)!r}, declared=Declared({NAMES!r}))
+prepare({str(source)!r}, {str(out)!r}, declared=LabelOptions({NAMES!r}))
 """
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert forks.run(["-c", code]).returncode == -signal.SIGKILL
     assert list(out.rglob(".tmp-*"))
-    with pytest.raises(DataError, match="no prepared data set"):
+    with pytest.raises(DataError, match="not a prepared dataset"):
         index.load(str(out))
     prepare(str(source), str(out), names=NAMES)
     prepare(str(source), str(clean), names=NAMES)
@@ -370,7 +370,7 @@ def test_explicit_void_is_never_a_class(tmp_path: Path, capfd: pytest.CaptureFix
     prepare(source, str(tmp_path / "out"), void=(0,))
     loaded = index.load(str(tmp_path / "out"))
     assert loaded.labels.names == ["class 1", "class 2", "class 3"]
-    assert "the masks hold 0-3, so 3 classes are named by number" in capfd.readouterr().err
+    assert "the values 0-3, so the 3 classes are named by number" in capfd.readouterr().err
     assert loaded.split("train").void_pixels > 0
     with pytest.raises(LabelError, match="raw value 0 is declared twice: 'a' and 'void'"):
         prepare(source, str(tmp_path / "other"), names="a,b,c,d", void=(0,))
@@ -394,7 +394,7 @@ def test_the_source_is_its_content_and_its_contract(tmp_path: Path) -> None:
     copy = shutil.copytree(source, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     prepare(str(copy), str(tmp_path / "out"), names="a,b,c")
     names.write_text("b\na\nc\n", encoding="utf-8")
-    with pytest.raises(DataError, match="holds another prepared data set"):
+    with pytest.raises(DataError, match="holds another prepared dataset"):
         prepare(str(source), str(tmp_path / "out"), names=str(names))
 
 
@@ -437,12 +437,14 @@ def test_masks_whose_names_differ_by_one_suffix_or_prefix_are_paired_and_it_is_t
     for path in list((source / "masks").iterdir()):
         path.rename(path.with_stem(f"{before}{path.stem}{behind}"))
     (source / "masks" / f"{before}p3{behind}.png").rename(source / "lost.png")
-    assert f"masks/{before}p0{behind}.png meant? Masks may have one prefix or suffix" in mistaken(tmp_path)
+    assert f"masks/{before}p0{behind}.png is its mask, rename it. Masks may have a prefix or suffix" in mistaken(
+        tmp_path
+    )
     (source / "lost.png").rename(source / "masks" / f"{before}p3{behind}.png")
     prepare(str(source), str(tmp_path / "out"), names=NAMES)
     found = read_back(str(tmp_path / "out"), "train") | read_back(str(tmp_path / "out"), "val")
     assert set(found) == set(want) and all((found[name][1] == want[name]).all() for name in want)
-    assert f"called {before}NAME{behind}" in capfd.readouterr().err
+    assert f"masks named {before}NAME{behind}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
@@ -450,7 +452,7 @@ def test_folders_of_other_names_are_pointed_at(tmp_path: Path, kind: str) -> Non
     source = plain_folder(tmp_path / "src")
     other = {"images": "img", "masks": "labels"}[kind]
     (source / kind).rename(source / other)
-    assert f"is {other}/ what should be called {kind}/?" in mistaken(tmp_path)
+    assert f"If {other}/ holds the {kind}, rename it to {kind}/" in mistaken(tmp_path)
 
 
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
@@ -483,7 +485,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     message = mistaken(tmp_path)
     assert "images/p5.png: " in message
-    assert "replace or remove it" in message
+    assert "Replace or remove it" in message
 
 
 @pytest.mark.parametrize("below", [True, False])
@@ -506,7 +508,7 @@ def test_images_that_no_split_takes_are_refused(tmp_path: Path, place: str, kind
     path = tmp_path / "src" / kind / f"{place}lost.png"
     path.parent.mkdir(exist_ok=True)
     Image.new("L", (12, 8)).save(path)
-    assert f"1 images lie beside the splits train, val: {kind}/{place}lost.png" in mistaken(tmp_path)
+    assert f"1 images are outside the splits train, val: {kind}/{place}lost.png" in mistaken(tmp_path)
 
 
 def test_images_outside_of_the_splits_folders_are_left_out_in_one_line(
@@ -514,7 +516,7 @@ def test_images_outside_of_the_splits_folders_are_left_out_in_one_line(
 ) -> None:
     for split in ("train", "val"):
         plain_folder(tmp_path / "src" / split, 2)
-    said = "src: 2 images outside of train/images/, train/masks/, val/images/, val/masks/ are left out: cover.png, val/lost.jpg"
+    said = "src: leaving out 2 images outside of train/images/, train/masks/, val/images/, val/masks/: cover.png, val/lost.jpg"
     for expected in (0, 1):
         prepare(str(tmp_path / "src"), str(tmp_path / "out"), names=NAMES, overwrite=True)
         assert capfd.readouterr().err.count(said) == expected
@@ -530,7 +532,7 @@ def test_labelmes_files_are_recognised(tmp_path: Path, folder: str) -> None:
     (place / "notes.json").write_text("{}", encoding="utf-8")
     assert "labelme's" not in mistaken(tmp_path)
     (place / "a.json").write_text("{}", encoding="utf-8")
-    assert "are the JSON files beside the images labelme's? Then say --format labelme" in mistaken(tmp_path)
+    assert "If the JSON files beside the images are labelme's, say --format labelme" in mistaken(tmp_path)
 
 
 def test_something_that_is_no_image_is_named(tmp_path: Path) -> None:
@@ -573,7 +575,7 @@ def test_a_folder_of_no_known_layout_is_explained(tmp_path: Path) -> None:
 def test_masks_of_0_and_255_without_names_are_explained(tmp_path: Path) -> None:
     plain_folder(tmp_path / "src", values=(0, 255))
     assert "--names background=0,object=255" in mistaken(tmp_path, names=None)
-    assert "did you mean class 1" in mistaken(tmp_path, names="a,b", void=())
+    assert "Did you mean class 1" in mistaken(tmp_path, names="a,b", void=())
 
 
 def test_names_are_made_up_only_for_consecutive_values(tmp_path: Path) -> None:
@@ -604,11 +606,11 @@ def test_an_index_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out" / "index.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(tree | {"format": "segdist-9"}), encoding="utf-8")
-    with pytest.raises(DataError, match="this version reads 'segdist-1'"):
+    with pytest.raises(DataError, match="This version reads 'segdist-1'"):
         index.load(str(tmp_path / "out"))
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="not a data set's index"):
+    with pytest.raises(DataError, match="not a valid dataset index"):
         index.load(str(tmp_path / "out"))
     path.write_text(json.dumps({k: v for k, v in tree.items() if k != "splits"}), encoding="utf-8")
-    with pytest.raises(DataError, match="not a data set's index"):
+    with pytest.raises(DataError, match="not a valid dataset index"):
         index.load(str(tmp_path / "out"))

@@ -37,7 +37,7 @@ def shown(num_rows: int, wanted: Previews, size: tuple[int, int] = (30, 40)) -> 
         mask[:, : size[0] // 2] = 255
         pred = torch.ones_like(mask)
         pred[:, :, size[1] // 2 :] = 0
-        wanted.see(EvalBatch(image, mask, [f"s{row}"], [row]), pred)
+        wanted.add(EvalBatch(image, mask, [f"s{row}"], [row]), pred)
     return wanted
 
 
@@ -74,40 +74,40 @@ def test_a_picture_that_cannot_be_written_is_a_warning_and_ends_no_run(
     monkeypatch.setattr(console, "say", said.append)
     summary = fit(make_config(), ALONE)
     assert summary["state"] == "SUCCEEDED"
-    assert f"warning: the previews of step 4 are missing: {error}" in said
+    assert f"warning: could not write the previews of step 4: {error}" in said
 
 
 def test_ids_choose_samples_in_their_order_and_an_unknown_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(console, "say", said.append)
-    drawn = shown(5, Previews(5, 4, None, ["s3", "s1"])).meet(ALONE)
+    drawn = shown(5, Previews(5, 4, None, ["s3", "s1"])).gather(ALONE)
     assert [one.sample_id for one in drawn] == ["s3", "s1"] and not said
-    drawn = shown(5, Previews(5, 4, None, ["s3", "s9"])).meet(ALONE)
+    drawn = shown(5, Previews(5, 4, None, ["s3", "s9"])).gather(ALONE)
     assert [one.sample_id for one in drawn] == ["s3"]
-    assert said == ["warning: no sample of the split is called 's9'; the previews are without"]
+    assert said == ["warning: the split has no sample 's9'; skipping these previews"]
 
 
 def test_without_ids_so_many_of_those_that_are_scored_are_kept() -> None:
-    assert [one.row for one in shown(3, Previews(3, 8)).meet(ALONE)] == [0, 1, 2]
-    rows = [one.row for one in shown(100, Previews(100, 4)).meet(ALONE)]
-    assert rows == [one.row for one in shown(100, Previews(100, 4)).meet(ALONE)]
+    assert [one.row for one in shown(3, Previews(3, 8)).gather(ALONE)] == [0, 1, 2]
+    rows = [one.row for one in shown(100, Previews(100, 4)).gather(ALONE)]
+    assert rows == [one.row for one in shown(100, Previews(100, 4)).gather(ALONE)]
     assert [row // 25 for row in rows] == [0, 1, 2, 3]
-    assert shown(100, Previews(100, 0)).meet(ALONE) == []
+    assert shown(100, Previews(100, 0)).gather(ALONE) == []
 
 
 def test_the_share_of_right_pixels_is_of_valid_ones_at_the_masks_own_size() -> None:
-    (one,) = shown(1, Previews(1, 1), (1000, 2000)).meet(ALONE)
-    assert one.right == 0.5
+    (one,) = shown(1, Previews(1, 1), (1000, 2000)).gather(ALONE)
+    assert one.accuracy == 0.5
     assert one.mask.shape == one.pred.shape == one.image.shape[:2] == (144, 288)
     image = torch.zeros((1, 3, 4, 4), dtype=torch.uint8)
     void = Previews(1, 1)
-    void.see(EvalBatch(image, torch.full((1, 4, 4), 255, dtype=torch.uint8), ["v"], [0]), image[:, 0])
-    assert void.meet(ALONE)[0].right is None
+    void.add(EvalBatch(image, torch.full((1, 4, 4), 255, dtype=torch.uint8), ["v"], [0]), image[:, 0])
+    assert void.gather(ALONE)[0].accuracy is None
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2), (40, 60)])
 def test_three_columns_show_image_truth_and_prediction(size: tuple[int, int]) -> None:
-    drawn = shown(2, Previews(2, 2), size).meet(ALONE)
+    drawn = shown(2, Previews(2, 2), size).gather(ALONE)
     labels = plain(["sky", "a" * 200])
     picture = np.asarray(grid(drawn, labels, "title"))
     assert picture.ndim == 3
@@ -138,13 +138,13 @@ def test_evaluate_draws_chosen_samples_of_a_checkpoint(
     monkeypatch.setattr(console, "say", said.append)
     scored = evaluate_checkpoint(cfg.run.uri, None, "val", None, "cpu", previews=typo, preview_ids=["nobody"])
     assert scored["confusion"] == result["confusion"] and not Path(typo).exists()
-    assert said == ["warning: no sample of the split is called 'nobody'; the previews are without"]
+    assert said == ["warning: the split has no sample 'nobody'; skipping these previews"]
     assert previews.FOLDER not in [p.name for p in Path(cfg.run.uri).iterdir()]
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [(["--previews", "val.jpg"], "it will be a PNG"), (["--preview-ids", "a,b"], "needs --previews FILE.png")],
+    [(["--previews", "val.jpg"], "this file will be a PNG"), (["--preview-ids", "a,b"], "Add --previews FILE.png")],
 )
 def test_options_that_draw_nothing_are_told_before_the_work(options: list[str], text: str) -> None:
     error = CliRunner().invoke(app, ["evaluate", "nowhere", *options]).exception

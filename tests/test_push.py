@@ -6,15 +6,16 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -33,8 +34,8 @@ from segdist.errors import DataError, UnavailableError, UserError
 from segdist.launch import mirror, run
 from segdist.publish import hub, push, push_data
 from segdist.runs import checkpoints, segments, snapshot
-from segdist.train import loop
 from segdist.train.loop import fit
+from segdist.train.validation import Validation
 
 TOKENS = {"hf_mine": {"name": "me", "orgs": ["lab"]}, "hf_reader": {"name": "me", "role": "read"}}
 
@@ -77,6 +78,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     (tmp_path / "hub").mkdir()
+    monkeypatch.setattr(mirror, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": forks.popen}))
     with serving(tmp_path / "hub", TOKENS) as (address, _):
         yield Site(tmp_path / "hub", address, monkeypatch)
     storage.hf._hub_of.cache_clear()
@@ -98,15 +100,13 @@ def other_run(street_data: str, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "segdist", *arguments], capture_output=True, text=True, env=os.environ | env, timeout=300
-    )
+    return forks.run(["-m", "segdist", *arguments], env=os.environ | env, timeout=300)
 
 
 def program(code: str) -> str:
     """What a program prints whose Hub is ours and which has no segdist."""
     code = f"import sys; sys.modules['segdist'] = None\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = forks.run(["-c", code], bare=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -174,7 +174,7 @@ def test_pushing_again_changes_nothing_and_says_so(site: Site, trained_run: str)
     assert again["commit"] == first["commit"] and not again["changed"]
     assert len(site.titles("me/streets")) == 2
     done = command("push", trained_run, "me/streets", "--no-verify")
-    assert "nothing changed: the Hub holds all of" in done.stderr and "empty commit" not in done.stderr
+    assert "unchanged on the Hub:" in done.stderr and "empty commit" not in done.stderr
 
 
 def test_cards_count_epochs_as_the_run_did_and_tell_no_name_of_a_folder(
@@ -196,7 +196,7 @@ def test_cards_count_epochs_as_the_run_did_and_tell_no_name_of_a_folder(
     assert best is not None
     assert f"| steps | {best} of 4 ({row['epoch'] * best / 4:.1f} epochs) |" in card
     prepare(str(plain_folder(tmp_path / "other")), str(tmp_path / "other-data"), names="a,b,c")
-    with pytest.raises(UserError, match="holds another data set than this one"):
+    with pytest.raises(UserError, match="holds another dataset, not"):
         push_data.push_data(str(tmp_path / "other-data"), "me/shapes")
 
 
@@ -244,16 +244,16 @@ def test_what_another_run_or_somebody_else_put_there_stays(site: Site, trained_r
 @pytest.mark.parametrize(
     ("token", "repo", "words"),
     [
-        ("hf_nobody", "me/x", "does not know the token"),
+        ("hf_nobody", "me/x", "does not accept the token"),
         (
             "hf_reader",
             "me/x",
-            r"may not write there: it may only read.*role Write, or a fine-grained.* http.*/settings/tokens",
+            r"may not write there, because its role is Read.* http.*/settings/tokens.*role Write, or fine-grained",
         ),
         ("hf_mine", "somebody/x", "may not write there"),
         ("", "me/x", "needs a token"),
-        ("hf_mine", "x", "give OWNER/NAME"),
-        ("hf_mine", "me/../x", "give OWNER/NAME"),
+        ("hf_mine", "x", "the form OWNER/NAME"),
+        ("hf_mine", "me/../x", "the form OWNER/NAME"),
     ],
 )
 def test_who_may_not_write_learns_it_before_any_work(
@@ -290,7 +290,7 @@ def test_a_fault_on_the_way_costs_a_moment_and_no_commit(site: Site, tmp_path: P
     (folder / "images").mkdir(parents=True)
     for name, data in (("model.safetensors", os.urandom(5000)), ("README.md", b"# it\n"), ("images/a.png", b"png")):
         (folder / name).write_bytes(data)
-    hub.seal(folder, {})
+    hub.write_manifest(folder, {})
     shard = os.urandom(1000)
     with spoiling(site.address, fault) as address:
         site.point(address)
@@ -310,11 +310,11 @@ def test_of_two_writers_neither_mixes_its_files_with_the_others(site: Site, tmp_
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"only_{name}.bin").write_bytes(os.urandom(100))
-        told = {"files": [f"only_{name}.bin", hub.MARK]}
-        (tmp_path / name / hub.MARK).write_text(json.dumps(told), encoding="utf-8")
+        told = {"files": [f"only_{name}.bin", hub.MANIFEST]}
+        (tmp_path / name / hub.MANIFEST).write_text(json.dumps(told), encoding="utf-8")
     mine, theirs = hub.Repo("me/two"), hub.Repo("me/two")
     mine.open(private=True)
-    looked = mine._head_now
+    looked = mine._head
 
     def late() -> tuple[str | None, set[str]]:
         found = looked()
@@ -322,14 +322,14 @@ def test_of_two_writers_neither_mixes_its_files_with_the_others(site: Site, tmp_
             theirs.commit(tmp_path / "b", "theirs")
         return found
 
-    mine._head_now = late  # type: ignore[method-assign]
+    mine._head = late  # type: ignore[method-assign]
     mine.commit(tmp_path / "a", "mine")
     assert site.titles("me/two") == ["initial commit", "theirs", "mine"]
-    assert site.files("me/two") == {".gitattributes", hub.MARK, "only_a.bin"}
+    assert site.files("me/two") == {".gitattributes", hub.MANIFEST, "only_a.bin"}
 
 
 def test_a_hub_that_stays_away_is_given_up(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(storage, "_RETRY_SECONDS", 2.0)
     with spoiling(site.address, Fault("GET", "whoami", "503 x")) as address:
         site.point(address)
         with pytest.raises(UnavailableError, match=r"me/streets: the Hub does not answer \(503\)"):
@@ -344,7 +344,7 @@ def mirrored(street_data: str, tmp_path: Path, **hub_fields: object) -> config.C
 
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
-    monkeypatch.setattr(mirror.log, "say", told.append)
+    monkeypatch.setattr(mirror.console, "say", told.append)
     return told
 
 
@@ -354,22 +354,21 @@ def test_a_run_is_mirrored_while_it_trains_and_at_its_end(
     """The first copy is refused, and tried again; the run waits at its first evaluation until one is there."""
     monkeypatch.setattr(mirror, "_LOOK_SECONDS", 0.2)
     monkeypatch.setattr(mirror, "_PAUSES", (0.1,))
-    told, score = heard(monkeypatch), loop.score
+    told, score = heard(monkeypatch), Validation.score
 
-    def slow(*arguments: Any) -> float | None:
-        best = score(*arguments)
-        arguments[4].writer.flush()
+    def slow(self: Validation, step: int) -> None:
+        score(self, step)
+        self._logger.writer.flush()
         until = time.monotonic() + 200
         while len(site.titles("me/streets")) == 1 and time.monotonic() < until:
             time.sleep(0.1)
-        return best
 
-    monkeypatch.setattr(loop, "score", slow)
+    monkeypatch.setattr(Validation, "score", slow)
     with spoiling(site.address, Fault("POST", "/commit/", "403 x", times=1)) as address:
         site.point(address)
         summary, _ = run(mirrored(street_data, tmp_path))
         assert site.titles("me/streets")[1] == "run, after step 2"
-        assert any("your token may not write there" in line and "the run goes on" in line for line in told)
+        assert any("your token may not write there" in line and "training continues" in line for line in told)
         held = json.loads((site.folder / "me/streets/segdist.json").read_text(encoding="utf-8"))
         assert summary["state"] == held["run_state"] == "SUCCEEDED"
         assert held["checkpoint"] == summary["best_checkpoint"].rsplit("/", 1)[-1]
@@ -383,14 +382,14 @@ def test_a_run_is_mirrored_while_it_trains_and_at_its_end(
 def test_a_hub_that_is_away_at_the_start_stops_no_run(
     site: Site, street_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(storage, "_LEAST_TRIES", 1)
+    monkeypatch.setattr(storage, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "_MIN_TRIES", 1)
     told = heard(monkeypatch)
     with spoiling(site.address, Fault("GET", "whoami", "503 x", times=1)) as address:
         site.point(address)
         summary, _ = run(mirrored(street_data, tmp_path))
     assert summary["state"] == "SUCCEEDED"
-    assert "the Hub does not answer (503); the run begins" in told[0]
+    assert "the Hub does not answer (503). Training starts" in told[0]
     assert site.titles("me/streets")[-1].startswith("run, after step ")
 
 
@@ -402,7 +401,7 @@ def test_a_hub_that_refuses_in_the_end_harms_no_run(
     monkeypatch.setattr(mirror.Mirror, "_held", lambda self: monkeypatch.setenv("HF_TOKEN", "hf_revoked"))
     summary, _ = run(mirrored(street_data, tmp_path))
     assert summary["state"] == "SUCCEEDED"
-    assert "does not know the token" in told[-1]
+    assert "does not accept the token" in told[-1]
     assert f"`segdist push {tmp_path}/run me/streets`" in told[-1]
     assert "hf_revoked" not in "".join(told)
 
@@ -423,7 +422,7 @@ def test_a_full_disk_and_a_copy_that_is_stopped_leave_nothing(
 
     monkeypatch.setattr(mirror.subprocess, "Popen", remember)
     before = set(tmp_path.iterdir())
-    assert one._copy(trained_run, ended) == "stopped, since the run has ended"
+    assert one._copy(trained_run, ended) == "stopped because the run ended"
     assert children[0].poll() is not None
     assert set(tmp_path.iterdir()) == before
     full = OSError(28, "No space left on device")
@@ -440,8 +439,8 @@ def test_what_is_pushed_tells_nobody_where_it_came_from(
     fit(config.from_tree(cfg, "test"), World(0, 1, torch.device("cpu")))
     push.push(str(place / "secret-client" / "run"), "me/streets", private=False, verify=False)
     card = (site.folder / "me/streets/README.md").read_text(encoding="utf-8")
-    assert "| initial weights | `streets`, which began from random |" in card
-    assert "It began from streets, which began from random weights" in card
+    assert "| initial weights | `streets`, which was initialized from random |" in card
+    assert "Fine-tuned from streets, which was trained from random weights" in card
     assert "config.yaml data.uri=YOUR_DATA model.weights=YOUR_WEIGHTS run.uri=YOUR_RUN" in card
     assert config.load(str(site.folder / "me/streets/config.yaml"), []).hub.repo_id is None
     for path in (site.folder / "me/streets").rglob("*"):
@@ -467,12 +466,12 @@ def photo(mode: str = "RGB", **options: object) -> bytes:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}, {"optimize": True}])
 def test_an_image_without_its_metadata_has_the_same_pixels(mode: str, options: dict[str, object]) -> None:
     data = photo(mode, **options)
-    plain = codec.without_metadata(data)
+    plain = codec.strip_metadata(data)
     assert b"Jane" not in plain and b"SecretCam" not in plain and b"profile" in plain
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(plain))), np.array(Image.open(io.BytesIO(data))))
     for cut in (3, 200, len(data) // 2):
-        with pytest.raises(DataError, match="no whole JPEG"):
-            codec.without_metadata(data[:cut])
+        with pytest.raises(DataError, match="JPEG is damaged"):
+            codec.strip_metadata(data[:cut])
 
 
 def test_a_png_without_its_metadata_has_the_same_pixels() -> None:
@@ -480,7 +479,7 @@ def test_a_png_without_its_metadata_has_the_same_pixels() -> None:
     told.add_text("Author", "Jane Doe")
     told.add_itxt("where", "at Jane Doe's")
     Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(out, "PNG", pnginfo=told)
-    plain = codec.without_metadata(out.getvalue())
+    plain = codec.strip_metadata(out.getvalue())
     assert b"Jane" not in plain
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(plain))), np.arange(60).reshape(6, 10))
 
@@ -500,13 +499,13 @@ def test_a_card_that_somebody_edited_stays(site: Site, trained_run: str) -> None
 
 @pytest.mark.parametrize("repo", ["me/foo..bar", "me/-x", "me/x.git", "me/a--b", "-me/x", "me/x.", "a/b/c"])
 def test_names_that_the_hub_would_not_take_are_refused(repo: str) -> None:
-    with pytest.raises(UserError, match="give OWNER/NAME"):
+    with pytest.raises(UserError, match="the form OWNER/NAME"):
         hub.Repo(repo)
 
 
 def test_what_should_be_private_is_not_put_where_everybody_sees_it(site: Site, trained_run: str) -> None:
     push.push(trained_run, "me/open", private=False, verify=False)
-    with pytest.raises(UserError, match="is public; give another name, or say --public"):
+    with pytest.raises(UserError, match="is public"):
         push.push(trained_run, "me/open", verify=False)
 
 
@@ -524,7 +523,7 @@ def test_a_mark_that_cannot_be_read_is_no_other_runs(site: Site, tmp_path: Path,
 
 
 def test_a_long_try_does_not_use_up_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "_RETRY_SECONDS", 0.2)
     tries: list[float] = []
 
     def upload() -> str:
@@ -556,14 +555,14 @@ def test_doctor_says_whether_the_hub_will_take_the_model(
         found = [f for f in doctor_run.examine(cfg) if f.topic == "hub"]
         return found[0].severity, found[0].text
 
-    assert told("me/new") == ("ok", "me/new: your token may write there; it will be created")
+    assert told("me/new") == ("ok", "me/new: your token has write access. The repository will be created")
     assert not (site.folder / "me/new").exists()
     push.push(trained_run, "me/taken", verify=False)
     severity, text = told("me/taken")
     assert severity == "error" and "holds the model of another run" in text
     assert told("somebody/new")[0] == "error"
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    assert "may only read" in told("me/new")[1]
+    assert "its role is Read" in told("me/new")[1]
 
 
 def test_a_pushed_data_set_is_the_same_to_segdist_to_datasets_and_to_prepare(site: Site, tmp_path: Path) -> None:
@@ -622,7 +621,7 @@ def test_another_data_set_is_not_replaced(site: Site, street_data: str, tmp_path
     push_data.push_data(street_data, "me/streets")
     first = site.files("datasets/me/streets")
     prepare(str(plain_folder(tmp_path / "other")), str(tmp_path / "data"), names="a,b,c")
-    with pytest.raises(UserError, match="holds another data set"):
+    with pytest.raises(UserError, match="holds another dataset"):
         push_data.push_data(str(tmp_path / "data"), "me/streets")
     assert site.files("datasets/me/streets") == first
     push_data.push_data(str(tmp_path / "data"), "me/streets", overwrite=True)

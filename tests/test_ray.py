@@ -11,13 +11,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
+import forks
 import guarded_s3
 import metadata_server
 import pytest
@@ -26,6 +26,7 @@ import store as stores
 import torch
 import yaml
 from conftest import ROOT, SEGFORMER, UNET, tree
+from fault_proxy import Fault, spoiling
 from ray.exceptions import RayActorError
 from ray_head import BIN, Head
 
@@ -35,7 +36,7 @@ from segdist.data import index as indices
 from segdist.distributed import World
 from segdist.errors import UnavailableError
 from segdist.evaluation.evaluate import evaluate
-from segdist.launch.on_ray import _describe_failures
+from segdist.launch.failures import describe_failures
 from segdist.launch.ray_cluster import needs, shortage
 from segdist.runs import checkpoints, record, segments, snapshot
 from segdist.runs.restore import load_trained
@@ -50,7 +51,7 @@ TEN = {"num_steps": 10}
 @pytest.fixture(scope="module")
 def store() -> Iterator[dict[str, str]]:
     """The environment of an S3 server with the bucket `tests`; this process uses it too."""
-    with stores.serving("tests") as environment:
+    with stores.serving("tests", forks.python()) as environment:
         yield environment
 
 
@@ -58,12 +59,6 @@ def store() -> Iterator[dict[str, str]]:
 def data(store: dict[str, str], street_data: str) -> str:
     stores.copy(street_data, "s3://tests/data")
     return "s3://tests/data"
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    with ray_head.running() as head:
-        yield head
 
 
 @pytest.fixture
@@ -75,7 +70,7 @@ def begin(head: Head, store: dict[str, str], data: str, tmp_path: Path) -> Calla
         scale = {**ON_RAY, **sections.pop("scale", {})}
         path.write_text(yaml.safe_dump(tree(data, run, scale=scale, **sections)), encoding="utf-8")
         return subprocess.Popen(
-            [sys.executable, "-m", "segdist", "train", str(path), "--json"],
+            [forks.python(), "-m", "segdist", "train", str(path), "--json"],
             env={**os.environ, **on.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -115,9 +110,13 @@ def rows(run: str, kind: str, *keys: str) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize(
-    ("model", "numbers"),
-    [(SEGFORMER, (1, 2, 3)), pytest.param(UNET, (3,), marks=pytest.mark.long)],
-    ids=["segformer", "unet"],
+    ("model", "numbers", "place"),
+    [
+        (SEGFORMER, (2,), "files"),
+        pytest.param(SEGFORMER, (1, 3), "s3", marks=pytest.mark.long),
+        pytest.param(UNET, (3,), "s3", marks=pytest.mark.long),
+    ],
+    ids=["segformer", "more ranks", "unet"],
 )
 def test_1_2_and_3_ray_ranks_are_one_local_process_bit_for_bit(
     begin: Callable[..., subprocess.Popen[str]],
@@ -125,11 +124,12 @@ def test_1_2_and_3_ray_ranks_are_one_local_process_bit_for_bit(
     tmp_path: Path,
     model: dict[str, Any],
     numbers: tuple[int, ...],
+    place: str,
 ) -> None:
     fields = {"model": model, "train": {"num_steps": 5, "global_batch_size": 8, "micro_batch_size": 2}}
     local = reference(data, tmp_path / "local", **fields)
     for num in numbers:
-        run = f"s3://tests/{model['name']}-{num}"
+        run = f"s3://tests/{model['name']}-{num}" if place == "s3" else str(tmp_path / "run")
         summary, said = end(begin(run, scale={"num_ranks": num}, **fields))
         assert summary["state"] == "SUCCEEDED"
         assert f"{num} rank(s) on cpu, strategy exact" in said
@@ -142,6 +142,10 @@ def test_1_2_and_3_ray_ranks_are_one_local_process_bit_for_bit(
             assert storage.read(f"{run}/{picture}") == storage.read(f"{local}/{picture}")
         assert said.count("SUCCEEDED at step 5") == 1  # nothing doubled, nothing of Ray's
         assert "(pid=" not in said and "INFO" not in said
+        assert {"run.json", ".ray", "logs"} <= set(storage.names(run))
+        kept = storage.names(f"{run}/logs")
+        assert any(re.fullmatch(r"0001-[0-9a-f]{6}-\d{5}\.txt", name) for name in kept)  # the driver's
+        assert any(re.fullmatch(r"0001-\d{5}\.txt", name) for name in kept)  # rank 0's
 
 
 @pytest.mark.long  # tests/test_evaluate.py has torchrun's ranks
@@ -153,12 +157,20 @@ def test_the_pair_table_of_ray_ranks_is_that_of_one_process(
     table = evaluate(trained.model, data, indices.load(data), "val", None, trained.cfg.io, 3, ALONE).table
     for num in (2, 3):
         program = str(Path(__file__).with_name("ray_table.py"))
-        command = [sys.executable, program, run, data, "val", str(num), f"s3://tests/table-{num}.json"]
+        command = [forks.python(), program, run, data, "val", str(num), f"s3://tests/table-{num}.json"]
         done = subprocess.run(command, env={**os.environ, **head.environment}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         ranks, counts = json.loads(storage.read(f"s3://tests/table-{num}.json"))
         assert ranks == num
         assert counts == table.flatten().tolist()
+
+
+def wait_for_steps(run: str, seconds: float) -> None:
+    """Until a run has begun to make some."""
+    deadline = time.monotonic() + seconds
+    while not storage.names(f"{run}/metrics"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def wait_for_commit(run: str, step: int, process: subprocess.Popen[str]) -> None:
@@ -168,100 +180,129 @@ def wait_for_commit(run: str, step: int, process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_a_killed_rank_costs_a_restart_and_no_bit(
-    begin: Callable[..., subprocess.Popen[str]], head: Head, data: str, tmp_path: Path, rank: int
-) -> None:
-    fields = {"train": {"num_steps": 40}, "eval": {"every_steps": 20}, "checkpoint": {"every_steps": 5}}
-    run = f"s3://tests/killed-{rank}"
-    process = begin(run, **fields)
+FORTY = {"train": {"num_steps": 40}, "eval": {"every_steps": 20}, "checkpoint": {"every_steps": 5}}
+
+
+@pytest.fixture(scope="module")
+def straight(data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The run of one local process that nobody disturbs."""
+    return reference(data, tmp_path_factory.mktemp("straight") / "run", **FORTY)
+
+
+@pytest.fixture
+def held(store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault]:
+    """The last checkpoint of a run of forty steps is not stored, and so the run does not end, before `held.go` is set."""
+    last = Fault("PUT", "checkpoints/step-00000040", "wait")
+    with spoiling(store["AWS_ENDPOINT_URL"], last) as slow:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", slow)
+        yield last
+        last.go.set()
+
+
+def kill_a_rank(run: str, rank: int, head: Head, process: subprocess.Popen[str]) -> None:
     wait_for_commit(run, 5, process)
     first = json.loads(storage.read(f"{run}/attempts/0001.json"))["pid"]
     victims = {first} if rank == 0 else ray_head.ranks(head) - {first}
     assert len(victims) == 1
     os.kill(victims.pop(), signal.SIGKILL)
+
+
+def test_a_killed_rank_and_a_killed_driver_cost_some_steps_and_no_bit(
+    begin: Callable[..., subprocess.Popen[str]], head: Head, held: Fault, straight: str
+) -> None:
+    run = "s3://tests/killed"
+    process = begin(run, **FORTY)
+    kill_a_rank(run, 1, head, process)
+    while not storage.exists(f"{run}/attempts/0002.json"):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    process.kill()
+    said = process.communicate()[1]
+    assert "rank 1: the process died (killed, out of memory, or crashed); restart 1 of 10" in said
+    assert "sign of life" not in said  # Ray has ended the others
+    held.go.set()
+    summary, said = end(begin(run, **FORTY))
+    state = record.load(run)
+    assert state is not None
+    assert (summary["state"], state["attempt"], len(storage.names(f"{run}/attempts"))) == ("SUCCEEDED", 3, 3)
+    assert f"continues {run}/checkpoints/step-" in said
+    assert_same_bits(run, straight)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_costs_a_restart_and_no_bit(
+    begin: Callable[..., subprocess.Popen[str]], head: Head, held: Fault, straight: str, rank: int
+) -> None:
+    run = f"s3://tests/killed-{rank}"
+    process = begin(run, **FORTY)
+    kill_a_rank(run, rank, head, process)
+    held.go.set()
     summary, said = end(process)
     assert (summary["state"], summary["restarts"], summary["step"]) == ("SUCCEEDED", 1, 40)
     assert f"rank {rank}: the process died (killed, out of memory, or crashed); restart 1 of 10" in said
-    assert "sign of life" not in said  # Ray has ended the others
-    assert_same_bits(run, reference(data, tmp_path / "straight", **fields))
-    lost = {"attempt 1", "attempt 2"} - {w for w in ("attempt 1", "attempt 2") if w in said}
-    assert lost == set()
+    assert "heartbeat" not in said  # Ray has ended the others
+    assert_same_bits(run, straight)
+    assert "attempt 1" in said and "attempt 2" in said
 
 
-def test_after_the_driver_died_the_same_command_goes_on(
-    begin: Callable[..., subprocess.Popen[str]], head: Head, data: str, tmp_path: Path
-) -> None:
-    fields = {"train": {"num_steps": 40}, "eval": {"every_steps": 20}, "checkpoint": {"every_steps": 5}}
-    run = "s3://tests/orphan"
-    process = begin(run, **fields)
-    wait_for_commit(run, 5, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    summary, said = end(begin(run, **fields))
-    state = record.load(run)
-    assert state is not None
-    assert (summary["state"], state["attempt"], len(storage.names(f"{run}/attempts"))) == ("SUCCEEDED", 2, 2)
-    assert "continues s3://tests/orphan/checkpoints/step-" in said
-    assert_same_bits(run, reference(data, tmp_path / "straight", **fields))
-
-
+@pytest.mark.long  # a notice of the cloud, below, ends so too, and so does the hook of a pod, in tests/test_kube.py
 def test_sigterm_on_the_driver_commits_first(begin: Callable[..., subprocess.Popen[str]]) -> None:
     fields = {"train": {"num_steps": 5000}, "eval": {"every_steps": 5000}, "checkpoint": {"every_steps": 5000}}
     process = begin("s3://tests/stopped", log={"every_steps": 20}, **fields)
-    deadline = time.monotonic() + 120
-    while not storage.exists("s3://tests/stopped/attempts"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    time.sleep(3)
+    wait_for_steps("s3://tests/stopped", 120)
     process.terminate()
     summary, said = end(process, 75)
     assert summary["state"] == "PREEMPTED"
     assert checkpoints.step_of(checkpoints.newest("s3://tests/stopped", print)) == summary["step"] > 0
-    assert "The same command goes on from here" in said
+    assert "run the same command to continue" in said
 
 
-def test_a_node_that_is_told_to_go_makes_its_ranks_commit(begin: Callable[..., subprocess.Popen[str]]) -> None:
-    """By the notice of a spot instance, which `segdist node watch` makes a drain with a deadline, until which they train on."""
-    fields = {"train": {"num_steps": 5000}, "eval": {"every_steps": 5000}, "checkpoint": {"every_steps": 5000}}
-    run = "s3://tests/drained"
+def test_the_notice_of_a_spot_machine_makes_its_ranks_commit(begin: Callable[..., subprocess.Popen[str]]) -> None:
+    """`segdist node watch` makes it a drain with a deadline, until which they train on."""
+    rare, run = {"every_steps": 5000}, "s3://tests/drained"
     with ray_head.running(num_cpus=2) as doomed, metadata_server.serving() as machine:
-        process = begin(run, on=doomed, log={"every_steps": 50}, **fields)
+        process = begin(run, on=doomed, train={"num_steps": 5000}, eval=rare, checkpoint=rare, log={"every_steps": 50})
         while not storage.exists(f"{run}/attempts"):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.2)
         machine.take_away(120)
         watch = subprocess.run(
-            [sys.executable, "-m", "segdist", "node", "watch"],
+            [forks.python(), "-m", "segdist", "node", "watch"],
             env={**os.environ, **doomed.environment, "AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.address},
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        assert "notice: terminate in" in watch.stderr and "1 node(s) of Ray on this machine drain" in watch.stderr, (
+        assert "notice: terminate in" in watch.stderr and "draining 1 Ray node(s) on this machine" in watch.stderr, (
             watch.stderr
         )
         wait_for_commit(run, 1, process)
         process.terminate()
         summary, said = end(process, 75)
-    assert "is about to go: a checkpoint is committed now, and the ranks start again without it" in said
+    assert "is being drained. A checkpoint is committed now, and the ranks restart without this node" in said
     assert summary["state"] == "PREEMPTED"
+    assert checkpoints.step_of(checkpoints.newest(run, print)) == summary["step"] > 0
+    assert "run the same command to continue" in said
 
 
+@pytest.mark.long  # tests/test_cluster.py has a driver whose ranks find no place
 def test_ranks_that_find_no_place_any_more_leave_a_record_of_it(begin: Callable[..., subprocess.Popen[str]]) -> None:
     run = "s3://tests/homeless"
     with ray_head.running(num_cpus=2) as doomed:
         process = begin(run, on=doomed, log={"every_steps": 5}, train={"num_steps": 5000}, scale={"start_seconds": 10})
         wait_for_commit(run, 5, process)
-        drain = [sys.executable, "-m", "segdist", "node", "drain", "--seconds", "20"]
+        drain = [forks.python(), "-m", "segdist", "node", "drain", "--seconds", "20"]
         told = subprocess.run(
             drain, env={**os.environ, **doomed.environment}, capture_output=True, text=True, timeout=60
         )
         assert told.returncode == 0, told.stderr  # they left in time
         _, said = process.communicate(timeout=240)
     assert process.returncode == 75, said
-    assert "is about to go: a checkpoint is committed now" in said and "restart 1 of" not in said
-    assert re.search("error: given up after .* The same command goes on from the newest checkpoint", said, re.DOTALL)
+    assert "is being drained. A checkpoint is committed now" in said and "restart 1 of" not in said
+    assert re.search(
+        "error: gave up after .* Run the same command to continue from the newest checkpoint", said, re.DOTALL
+    )
     state = record.load(run)
-    assert state is not None and state["state"] == "FAILED" and "given up after" in state["error"]
+    assert state is not None and state["state"] == "FAILED" and "gave up after" in state["error"]
     newest = checkpoints.step_of(checkpoints.newest(run, print))
     assert newest is not None and 5 <= newest <= state["step"] + 5
 
@@ -280,16 +321,16 @@ def test_a_mistake_that_only_a_rank_can_see_is_one_message(
     assert said.count("error:") == 1
     assert "restart" not in said  # no restart mends it
     assert f"s3://tests/rotten/train/{shard}: row group" in said
-    assert "is not what was written" in said
+    assert "has changed since it was written" in said
 
 
 @pytest.mark.parametrize(
     ("sections", "environment", "message"),
     [
-        ({"data": {"uri": "s3://no-such-bucket/data"}}, {}, "there is no bucket 'no-such-bucket'"),
-        ({"run": {"uri": "s3://no-such-bucket/run"}}, {}, "there is no bucket 'no-such-bucket'"),
+        ({"data": {"uri": "s3://no-such-bucket/data"}}, {}, "has no bucket 'no-such-bucket'"),
+        ({"run": {"uri": "s3://no-such-bucket/run"}}, {}, "has no bucket 'no-such-bucket'"),
         ({}, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
-        ({"scale": {"num_ranks": 9}}, {}, "start at most 2 rank(s)"),
+        ({"scale": {"num_ranks": 9}}, {}, "Start at most 2 rank(s)"),
     ],
     ids=["data", "run", "endpoint", "ranks"],
 )
@@ -329,7 +370,7 @@ def test_credentials_and_rights_are_checked_before_ray_is_asked(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         _, said = end(begin("s3://runs/run", data={"uri": "s3://data"}), 2)
         assert said.startswith("error:") and said.count("error:") == 1
-        assert "refuses these credentials (SignatureDoesNotMatch)" in said
+        assert "rejects these credentials (SignatureDoesNotMatch)" in said
 
 
 def test_a_driver_without_the_token_is_told(
@@ -338,35 +379,30 @@ def test_a_driver_without_the_token_is_told(
     monkeypatch.delitem(head.environment, "RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("HOME", str(tmp_path))
     _, said = end(begin("s3://tests/locked-out"), 2)
-    assert "this Ray cluster does not let us in" in said
+    assert "the Ray cluster refused the connection" in said
     assert "RAY_AUTH_MODE=token" in said
 
 
 def test_a_hook_with_another_token_is_told(head: Head) -> None:
     wrong = {**os.environ, **head.environment, "RAY_AUTH_TOKEN": "ab" * 32}
-    drain = [sys.executable, "-m", "segdist", "node", "drain", "--no-wait"]
+    drain = [forks.python(), "-m", "segdist", "node", "drain", "--no-wait"]
     told = subprocess.run(drain, env=wrong, capture_output=True, text=True, timeout=60)
     assert told.returncode == 2 and "Traceback" not in told.stderr
-    assert re.search(r"error: \S+ is not told that node \w+ goes: .*InvalidAuthToken", told.stderr), told.stderr
+    assert re.search(r"error: cannot tell \S+ to drain node \w+: .*InvalidAuthToken", told.stderr), told.stderr
 
 
-@pytest.mark.parametrize("scheme", ["", pytest.param("file://", marks=pytest.mark.long)])
-def test_a_run_on_files_that_all_ranks_see(
-    begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, scheme: str
-) -> None:
-    summary, _ = end(begin(f"{scheme}{tmp_path / 'run'}", train={"num_steps": 1}, optim={"warmup_steps": 0}))
+@pytest.mark.long  # the fast test of 2 ranks has a path
+def test_a_run_on_files_that_all_ranks_see(begin: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    summary, _ = end(begin(f"file://{tmp_path / 'run'}", train={"num_steps": 1}, optim={"warmup_steps": 0}))
     assert summary["state"] == "SUCCEEDED"
     assert {"run.json", ".ray", "logs"} <= set(storage.names(str(tmp_path / "run")))
-    kept = storage.names(str(tmp_path / "run" / "logs"))
-    assert any(re.fullmatch(r"0001-[0-9a-f]{6}-\d{5}\.txt", name) for name in kept)  # the driver's
-    assert any(re.fullmatch(r"0001-\d{5}\.txt", name) for name in kept)  # rank 0's
 
 
 def test_what_the_cluster_cannot_give_is_told(begin: Callable[..., subprocess.Popen[str]]) -> None:
-    scale = {"num_ranks": 2, "cpus_per_rank": 3, "start_seconds": 3}
+    scale = {"num_ranks": 2, "cpus_per_rank": 6, "start_seconds": 3}
     _, said = end(begin("s3://tests/greedy", scale=scale), 2)
-    assert "2 rank(s) with 3 CPU each (pack) are asked for, and the cluster has room for 1: " in said
-    assert ": 4 CPU. Lower scale.num_ranks" in said
+    assert "2 rank(s) with 6 CPU each (pack) are requested, but the cluster has room for 1: " in said
+    assert ": 8 CPU. Lower scale.num_ranks" in said
     assert not storage.exists("s3://tests/greedy/attempts")
 
 
@@ -375,7 +411,7 @@ def test_a_cluster_that_is_not_there_is_told(
 ) -> None:
     monkeypatch.setitem(head.environment, "RAY_ADDRESS", f"127.0.0.1:{ray_head.free_ports(1)[0]}")
     _, said = end(begin("s3://tests/nowhere"), 2)
-    assert "no Ray cluster answers there" in said
+    assert "no Ray cluster answers" in said
 
 
 GLOO = RuntimeError("[gloo/pair.cc:547] Read error [10.0.0.3]:41042: Connection timed out")
@@ -389,7 +425,7 @@ OURS = KeyError("masks")
     [
         (
             {0: GLOO, 2: NCCL},
-            r"rank 0, 2 lost another, whose process or machine has ended \(.*timed out\)",
+            r"rank 0, 2 lost the connection to another rank, whose process or machine ended \(.*timed out\)",
             True,
         ),
         ({0: GLOO, 1: RayActorError()}, r"rank 1: the process died \(killed, out of memory, or crashed\)", True),
@@ -401,7 +437,7 @@ OURS = KeyError("masks")
 def test_the_first_failure_is_told_and_not_what_others_met_for_it(
     failures: dict[int, Exception], told: str, is_lost: bool
 ) -> None:
-    said, lost = _describe_failures(failures)
+    said, lost = describe_failures(failures)
     assert re.fullmatch(told, said) and lost == is_lost
 
 
@@ -452,7 +488,7 @@ assert notice() == "stop"
 
 
 def test_a_mailbox_that_is_slow_loses_no_post_and_one_that_starts_again_is_told_all_again(head: Head) -> None:
-    command = [sys.executable, "-c", SLOW_MAILBOX]
+    command = [forks.python(), "-c", SLOW_MAILBOX]
     done = subprocess.run(
         command, env={**os.environ, **head.environment}, capture_output=True, text=True, timeout=200, cwd=ROOT
     )
@@ -468,7 +504,7 @@ NODES = [
 def test_a_node_that_drains_takes_no_rank() -> None:
     nodes = [{**NODES[0], "Drains": True}, NODES[1]]
     told = shortage(Scale(launcher="ray", num_ranks=5), {"CPU": 1}, nodes)
-    assert told and "has room for 4: a: it drains, 8 CPU" in told
+    assert told and "has room for 4: a: draining, 8 CPU" in told
     assert shortage(Scale(launcher="ray", num_ranks=4), {"CPU": 1}, nodes) is None
 
 
@@ -533,7 +569,8 @@ def submit(
         environment = json.dumps({"env_vars": {**store, "RAY_JOB_STOP_WAIT_TIME_S": "60"}})
         return subprocess.run(
             [
-                str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", str(folder), *ray,
+                forks.python(), str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", str(folder),
+                *ray,
                 "--runtime-env-json", environment, "--", "python", f"jobs/{script}.py", *arguments,
             ],
             env={**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}},
@@ -543,7 +580,13 @@ def submit(
     return submit
 
 
-SMALL = ["data.crop_size=[32,48]", "train.global_batch_size=4", "train.micro_batch_size=2", "optim.warmup_steps=1"]
+SMALL = [
+    "scale.device=cpu",
+    "data.crop_size=[32,48]",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=2",
+    "optim.warmup_steps=1",
+]
 
 
 def test_ray_job_submit_does_the_whole_road(
@@ -553,7 +596,7 @@ def test_ray_job_submit_does_the_whole_road(
         storage.write(f"s3://tests/photos/{entry.name}", storage.read(f"{street_folder}/{entry.name}"))
     train = [
         "train", "configs/demo.yaml", "data.uri=s3://tests/prepared", "run.uri=s3://tests/job", "scale.num_ranks=2",
-        "train.num_steps=6", *SMALL,
+        "train.num_steps=2", "eval.num_previews=0", *SMALL,
     ]  # fmt: skip
     for script, *arguments in (
         ["prepare", "s3://tests/photos", "s3://tests/prepared", "--names", "s3://tests/photos/names.txt"],
@@ -565,13 +608,12 @@ def test_ray_job_submit_does_the_whole_road(
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
         assert "Traceback" not in done.stdout
         if script == "train":
-            assert "s3://tests/job: SUCCEEDED at step 6" in done.stdout
+            assert "s3://tests/job: SUCCEEDED at step 2" in done.stdout
             assert "2 rank(s) on cpu" in done.stdout
     assert {"model.safetensors", "config.json", "segdist.json"} <= set(storage.names("s3://tests/job-export"))
-    again = submit(*train)
-    assert "is finished since step 6; nothing to do" in again.stdout
 
 
+@pytest.mark.long  # tests/test_submit.py stops one by the same command
 def test_ray_job_stop_commits_first(
     submit: Callable[..., subprocess.CompletedProcess[str]], head: Head, data: str
 ) -> None:
@@ -581,13 +623,9 @@ def test_ray_job_stop_commits_first(
         "checkpoint.every_steps=5000", "eval.every_steps=5000", *SMALL, ray=("--no-wait", "--submission-id", "stopped"),
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
-    deadline = time.monotonic() + 120
-    while not storage.exists(f"{run}/attempts"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    time.sleep(3)
+    wait_for_steps(run, 120)
     environment = {**os.environ, **{k: v for k, v in head.environment.items() if k != "RAY_ADDRESS"}}
-    command = [str(BIN / "ray"), "job", "stop", "--address", head.dashboard, "stopped"]
+    command = [forks.python(), str(BIN / "ray"), "job", "stop", "--address", head.dashboard, "stopped"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     state = record.load(run)
     assert state is not None and state["state"] == "PREEMPTED"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,7 @@ def test_the_readme_has_its_two_set_up_commands() -> None:
     assert len(BLOCKS) == 5
 
 
+@pytest.mark.long
 def test_make_demo_does_the_main_job(project: Path) -> None:
     done = run("make --silent demo", project)
     result = json.loads(done.stdout.splitlines()[-1])
@@ -61,30 +63,51 @@ def test_make_demo_does_the_main_job(project: Path) -> None:
     assert (state["state"], state["attempt"], state["step"]) == ("SUCCEEDED", 2, 300)
 
 
-@pytest.mark.long
 def test_the_demo_has_a_form_without_s3_and_ray(project: Path, tmp_path: Path) -> None:
     assert "demo/demo.py --local" in (project / "Makefile").read_text(encoding="utf-8")
-    few = "train.num_steps=20 optim.warmup_steps=2 eval.every_steps=20"
+    few = "train.num_steps=4 optim.warmup_steps=2 eval.every_steps=4"
     done = run(f".venv/bin/python demo/demo.py --local --out {tmp_path}/out {few}", project)
     assert "starting Ray" not in done.stderr and "s3://" not in done.stderr
     assert (tmp_path / "out" / "run" / "run.json").exists()
     assert (tmp_path / "out" / "export" / "config.json").exists()
 
 
+@pytest.mark.long
 def test_the_demo_of_a_sweep_leaves_a_picture_and_the_best_values(project: Path, tmp_path: Path) -> None:
     assert "demo/sweep.py" in (project / "Makefile").read_text(encoding="utf-8")
     few = "budget.num_trials=2 confirm.num_best=0 set.train.num_steps=30 set.eval.every_steps=15"
     done = run(f".venv/bin/python demo/sweep.py --out {tmp_path}/out {few}", project)
     status = json.loads(done.stdout.splitlines()[-1])
     assert (status["state"], len(status["trials"])) == ("SUCCEEDED", 2)
-    for line in ("picture", "config"):
+    for line in ("plot", "config"):
         (path,) = re.findall(rf"^{line} +(\S+)", done.stderr, re.MULTILINE)
         assert Path(path).is_file(), line
 
 
-@pytest.mark.parametrize("block", BLOCKS[2:], ids=["step-by-step", "config-show", "models"])
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(BLOCKS[2], marks=pytest.mark.long), *BLOCKS[3:]],
+    ids=["step-by-step", "config-show", "models"],
+)
 def test_the_other_commands_work_as_written(project: Path, block: str) -> None:
     run(f". .venv/bin/activate\n{block}", project)
+
+
+def test_step_by_step_a_shorter_training_goes_the_whole_way(tmp_path: Path) -> None:
+    """The same commands, forked one by one, with four steps in the stead of sixty."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    _, draw, *commands = BLOCKS[2].splitlines()
+    forks.run([ROOT / "demo" / "streets.py", *draw.split()[2:]], cwd=tmp_path, check=True)
+    assert len(commands) == 6 and "train.num_steps=60 eval.every_steps=30" in commands[2]
+    for line in commands:
+        words = (
+            line.replace("num_steps=60", "num_steps=4")
+            .replace("every_steps=30", "every_steps=4 optim.warmup_steps=2")
+            .split()
+        )
+        done = forks.run(["-m", *words], cwd=tmp_path)
+        assert words[0] == "segdist" and done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    assert len(list((tmp_path / "predictions").glob("*_overlay.png"))) == 2
 
 
 def test_links_between_pages_lead_somewhere() -> None:

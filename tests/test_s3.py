@@ -24,7 +24,8 @@ from segdist.data import index as indices
 from segdist.distributed import World
 from segdist.doctor.run import storage_of
 from segdist.errors import DataError, MissingError, StorageError, UnavailableError, UserError
-from segdist.predict.files import classify, predict_files
+from segdist.predict.batches import classify
+from segdist.predict.files import predict_files
 from segdist.publish.export import export
 from segdist.publish.exported import load_model
 from segdist.runs import checkpoints, record, snapshot
@@ -42,6 +43,12 @@ Use = Callable[..., None]
 def server() -> Iterator[str]:
     with s3_server.serving() as address:
         yield address
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tries as ever, without botocore's seconds between them."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.01)
 
 
 @pytest.fixture
@@ -244,7 +251,7 @@ def test_bytes_that_were_changed_on_their_way_are_noticed(
     spoilt: Callable[..., str], small_parts: int, name: str
 ) -> None:
     bucket = spoilt(Fault("PUT", name, "change"))
-    with pytest.raises(UnavailableError, match="what was stored is not what was sent"):
+    with pytest.raises(UnavailableError, match="the stored object differs from the uploaded data"):
         storage.write(f"{bucket}/{name}", big(100 if name == "small" else small_parts + 1))
 
 
@@ -287,13 +294,13 @@ def test_a_body_that_is_always_cut_is_an_outage(spoilt: Callable[..., str], smal
 
 def test_a_missing_bucket_is_named(bucket: str) -> None:
     for work in (lambda: storage.read("s3://not-there/x"), lambda: storage.check_writable("s3://not-there/runs")):
-        with pytest.raises(StorageError, match=r"there is no bucket 'not-there'.*create it, or correct the URI"):
+        with pytest.raises(StorageError, match=r"has no bucket 'not-there'.*Create the bucket or correct the URI"):
             work()
 
 
 def test_an_endpoint_that_does_not_answer_is_named(use: Use) -> None:
     use("http://127.0.0.1:9")
-    with pytest.raises(UnavailableError, match=r"http://127.0.0.1:9 does not answer .*check AWS_ENDPOINT_URL"):
+    with pytest.raises(UnavailableError, match=r"http://127.0.0.1:9 does not answer .*Check AWS_ENDPOINT_URL"):
         storage.read("s3://bucket/x")
 
 
@@ -301,7 +308,7 @@ def test_no_credentials_is_one_message(use: Use, server: str, monkeypatch: pytes
     use(server, AWS_EC2_METADATA_DISABLED="true", AWS_SHARED_CREDENTIALS_FILE="/none", AWS_CONFIG_FILE="/none")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(StorageError, match=r"no credentials for S3 .*set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StorageError, match=r"no credentials for S3 .*Set AWS_ACCESS_KEY_ID"):
         storage.read("s3://bucket/x")
     use(server, AWS_PROFILE="nobody", AWS_CONFIG_FILE="/none", AWS_SHARED_CREDENTIALS_FILE="/none")
     with pytest.raises(StorageError, match=r"nobody.*AWS_PROFILE"):
@@ -336,10 +343,10 @@ def test_the_doctor_says_what_a_reader_may_not(guarded: tuple[str, dict[str, str
 
 def test_refused_credentials_are_one_message(guarded: tuple[str, dict[str, str]], use: Use) -> None:
     use(guarded[0], AWS_ACCESS_KEY_ID="AKIAWRONG", AWS_SECRET_ACCESS_KEY="wrong")
-    with pytest.raises(StorageError, match=r"refuses these credentials \(InvalidAccessKeyId\); renew them"):
+    with pytest.raises(StorageError, match=r"rejects these credentials \(InvalidAccessKeyId\). Renew"):
         storage.read("s3://guarded/x")
     use(guarded[0], **{**guarded[1], "AWS_SECRET_ACCESS_KEY": "wrong"})
-    with pytest.raises(StorageError, match=r"refuses these credentials \(SignatureDoesNotMatch\); renew them") as told:
+    with pytest.raises(StorageError, match=r"rejects these credentials \(SignatureDoesNotMatch\). Renew") as told:
         storage.read("s3://guarded/x")
     assert "wrong" not in str(told.value)  # no secret in a message
 
@@ -478,10 +485,10 @@ def test_a_source_in_a_bucket_is_prepared_as_its_copy_on_disk_is(
     assert (there.name, there.source) == ("photos", "folder: photos")
     again = storage.walk(f"{bucket}/data")
     prepare(f"{bucket}/photos", f"{bucket}/data", names=names)
-    assert "is prepared from this source already" in capsys.readouterr().err
+    assert "is already prepared from this source" in capsys.readouterr().err
     assert storage.walk(f"{bucket}/data") == again
     storage.write(f"{bucket}/photos/images/0000.jpg", (street_folder / "images" / "0001.jpg").read_bytes())
-    with pytest.raises(DataError, match="holds another prepared data set"):
+    with pytest.raises(DataError, match="holds another prepared dataset"):
         prepare(f"{bucket}/photos", f"{bucket}/data", names=names)
 
 
@@ -489,7 +496,7 @@ def test_a_broken_picture_in_a_bucket_is_named(bucket: str, street_folder: Path)
     for entry in storage.walk(str(street_folder)):
         storage.write(f"{bucket}/photos/{entry.name}", storage.read(f"{street_folder}/{entry.name}"))
     storage.write(f"{bucket}/photos/masks/0003.png", storage.read(f"{bucket}/photos/masks/0003.png")[:90])
-    with pytest.raises(DataError, match=rf"{bucket}/photos/masks/0003.png: .*replace or remove it"):
+    with pytest.raises(DataError, match=rf"{bucket}/photos/masks/0003.png: .*Replace or remove it"):
         prepare(f"{bucket}/photos", f"{bucket}/data", names=f"{bucket}/photos/names.txt")
     assert not storage.exists(f"{bucket}/data/index.json")
     with pytest.raises(DataError, match="this folder does not exist"):
@@ -549,7 +556,7 @@ def test_an_outage_at_a_restart_is_no_damaged_checkpoint(
     run = run_of(f"{on_s3}/data", f"{on_s3}/run")
     wishes = iter([None, "stop"])
     stopped = fit(run, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
-    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "_RETRY_SECONDS", 0.0)
     with spoiling(server, Fault("GET", "COMMITTED", "503 SlowDown")) as address:
         use(address)
         with pytest.raises(UnavailableError, match="503 SlowDown"):
@@ -562,8 +569,8 @@ def test_an_outage_at_a_restart_is_no_damaged_checkpoint(
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"AWS_ENDPOINT_URL": "localhost:9000"}, "the settings for S3 are wrong .*must begin with http:// or https://"),
-        ({"AWS_REQUEST_CHECKSUM_CALCULATION": "foo"}, "the settings for S3 are wrong .*foo"),
+        ({"AWS_ENDPOINT_URL": "localhost:9000"}, "invalid settings for S3 .*must begin with http:// or https://"),
+        ({"AWS_REQUEST_CHECKSUM_CALCULATION": "foo"}, "invalid settings for S3 .*foo"),
     ],
     ids=["endpoint", "checksum"],
 )

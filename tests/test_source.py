@@ -38,7 +38,7 @@ def test_a_row_group_is_one_range_with_its_digest(copy: Path) -> None:
 def test_a_truncated_shard_is_found_before_a_row_is_read(copy: Path) -> None:
     shard = shard_of(copy)
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(DataError, match=rf"{shard.name}: this shard is truncated or changed: .* the index says"):
+    with pytest.raises(DataError, match=rf"{shard.name}: this shard is truncated or changed. .* index.json says"):
         source_of(copy).check()
     with pytest.raises(StorageError, match="truncated"):
         source_of(copy).fetch(0)
@@ -63,5 +63,5 @@ def test_a_flipped_bit_is_never_trained_on(copy: Path, where: int) -> None:
 
 
 def test_an_unknown_split_names_those_there_are(copy: Path) -> None:
-    with pytest.raises(DataError, match=r"no split 'vall', only train, val; did you mean 'val'"):
+    with pytest.raises(DataError, match=r"no split 'vall', only train, val. Did you mean 'val'"):
         index.load(str(copy)).split("vall")

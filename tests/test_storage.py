@@ -46,14 +46,12 @@ def test_what_is_only_read_refuses_every_writer_and_says_where_to_write() -> Non
             for work in (storage.delete, storage.remove_stale, storage.check_writable)
         ]
         for attempt in tries:
-            with pytest.raises(
-                StorageError, match=f"{uri.partition(':')[0].lower()}:// is to read from only; write to a"
-            ):
+            with pytest.raises(StorageError, match=f"{uri.partition(':')[0].lower()}:// is read-only. Write to a"):
                 attempt()
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(StorageError, match="gopher:// is not served"):
+    with pytest.raises(StorageError, match="gopher:// is not supported"):
         storage.read("gopher://x/y")
 
 

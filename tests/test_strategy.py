@@ -29,7 +29,7 @@ from segdist.step import optim
 from segdist.step.exact import Exact
 from segdist.step.loss import Criterion
 from segdist.step.statistics import BatchStatistics
-from segdist.step.update import Step, kernels
+from segdist.step.update import Step, determinism
 
 ALONE = World(0, 1, torch.device("cpu"))
 NAMES = ["a", "b", "c"]
@@ -133,7 +133,7 @@ def test_dropout_belongs_to_seed_step_and_group() -> None:
     def loss_of(step: int, groups: list[MicroBatch], seed: int = 0) -> float:
         torch.manual_seed(7)
         model = models.build(cfg, NAMES).train()
-        torch.rand(groups[0].group + 3)  # the global generator may be anywhere
+        torch.rand(groups[0].number + 3)  # the global generator may be anywhere
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         return step_of(model, optimizer, train(2, seed=seed))(step, groups, count(batches))[0].item()
 
@@ -153,7 +153,7 @@ def test_the_fixed_grid_makes_sums_independent_of_their_order() -> None:
         nn.init.zeros_(model.weight)
         exact = Exact(model, model, torch.optim.SGD(model.parameters(), lr=1.0), None, ALONE)
         for i in order:
-            with exact.group(False):
+            with exact.micro_batch(False):
                 exact.backward((model.weight * gradients[i]).sum())
         exact.update()
         sums.append(-model.weight.detach())
@@ -230,7 +230,7 @@ def walk(model: Segmenter, num_steps: int, cfg: Train, start: int = 0, **fields:
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("strategy", ["exact", "ddp"])
 def test_a_frozen_encoder_keeps_weights_and_statistics_until_its_step(strategy: str, name: str) -> None:
-    model = tiny(Smp, UNET)
+    model = tiny(Smp, UNET, encoder="resnet18")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     batches = groups_of([0.1, 0.6], size=32)
     fields: dict[str, Any] = {"name": name, "lr": 1e-3, "freeze_encoder_steps": 2}
@@ -275,8 +275,8 @@ def test_the_average_is_that_of_the_formula_and_what_is_scored() -> None:
         want = model.state_dict()[name].double() if "num_batches" in name else expected[name]
         assert torch.allclose(value.double(), want, rtol=1e-5, atol=1e-7), name
     taken = step.snapshot({}).copied()
-    assert taken.average is not None
-    assert all(torch.equal(taken.average[k], v) for k, v in scored.state_dict().items())
+    assert taken.ema is not None
+    assert all(torch.equal(taken.ema[k], v) for k, v in scored.state_dict().items())
 
 
 @pytest.mark.parametrize(("cls", "tree"), [(Segformer, SEGFORMER), (Smp, UNET)], ids=["segformer", "unet"])
@@ -324,7 +324,7 @@ def test_out_of_memory_begins_the_step_again_with_the_same_result(
 def test_memory_that_ends_between_a_gradient_and_its_sum_doubles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     smooth, rough = tiny(), tiny()
     walk(smooth, 1, train(2), lr=1e-3)
-    honest = Exact._move
+    honest = Exact._add_gradient
     calls: list[None] = []
 
     def full_once(part: torch.Tensor, parameter: torch.Tensor) -> None:
@@ -333,7 +333,7 @@ def test_memory_that_ends_between_a_gradient_and_its_sum_doubles_nothing(monkeyp
             raise torch.OutOfMemoryError("CUDA out of memory")
         honest(part, parameter)
 
-    monkeypatch.setattr(Exact, "_move", staticmethod(full_once))
+    monkeypatch.setattr(Exact, "_add_gradient", staticmethod(full_once))
     walk(rough, 1, train(2), lr=1e-3)
     for name, value in smooth.state_dict().items():
         assert torch.equal(value, rough.state_dict()[name]), name
@@ -344,7 +344,9 @@ def test_out_of_memory_that_recomputation_does_not_cure_names_the_remedies(monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Criterion, "__call__", full)
-    with pytest.raises(DeviceMemoryError, match=r"step 0: a micro-batch of 2 does not fit .*train\.precision=bf16"):
+    with pytest.raises(
+        DeviceMemoryError, match=r"step 0: out of memory with train\.micro_batch_size=2.*train\.precision=bf16"
+    ):
         walk(tiny(), 1, train(2))
 
 
@@ -446,7 +448,7 @@ def test_deterministic_kernels_are_asked_for_within_the_run_alone() -> None:
         (train(1, strategy="exact"), "cuda", True),
         (train(1, strategy="ddp"), "cuda", False),
     ):
-        with kernels(cfg, torch.device(device)):
+        with determinism(cfg, torch.device(device)):
             assert torch.are_deterministic_algorithms_enabled() == wanted
         assert not torch.are_deterministic_algorithms_enabled()
 
@@ -460,9 +462,9 @@ def test_an_operation_without_a_deterministic_kernel_names_the_field() -> None:
     cfg = train(1, deterministic=True)
     step = step_of(model, torch.optim.SGD(model.parameters(), lr=0.1), cfg)
     with (
-        kernels(cfg, ALONE.device),
+        determinism(cfg, ALONE.device),
         pytest.raises(
-            ConfigError, match=r"^put_ does not have a deterministic implementation\. Give train\.deterministic"
+            ConfigError, match=r"^put_ does not have a deterministic implementation\. Set train\.deterministic"
         ),
     ):
         step(0, groups_of([0.1]), count(groups_of([0.1])))

@@ -19,16 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segdist import config
-from segdist.config.reading import checked
+from segdist.config.reading import validate
 from segdist.config.sweep import Dimension, Sweep
 from segdist.distributed import World
 from segdist.errors import ConfigError, StorageError, UserError
 from segdist.launch.ray_cluster import room
 from segdist.sweep import best, ledger, plan
 from segdist.sweep.ledger import FAILED, RUNNING, STOPPED, SUCCEEDED, WAITING, Trial
-from segdist.sweep.search import known_beforehand, num_trials, propose
-from segdist.sweep.space import confined, draw, grid, is_active, name_of, points, quantised, value_at
-from segdist.sweep.tune import identity_of, open_ledger, refuse_changes
+from segdist.sweep.search import num_trials, points_to_check, propose
+from segdist.sweep.space import clip, draw, grid, is_active, point_key, points, quantised, value_at
+from segdist.sweep.tune import check_unchanged, identity_of, open_ledger
 from segdist.train.loop import fit
 
 LR = {"optim.lr": {"loguniform": [1e-6, 1.0]}}
@@ -39,7 +39,7 @@ def dimension(**given: Any) -> Dimension:
 
 
 def sweep(**fields: Any) -> Sweep:
-    return checked(Sweep, {"uri": "sweep", "config": "base.yaml", "space": LR, **fields}, "test")
+    return validate(Sweep, {"uri": "sweep", "config": "base.yaml", "space": LR, **fields}, "test")
 
 
 # the space
@@ -58,7 +58,7 @@ def test_quniform_gives_its_steps_alone_and_integers_where_they_are(least: int, 
     found = value_at(values, u)
     assert isinstance(found, int) and found in range(least, least + step * num + 1, step)
     assert quantised(values, found + 0.4 * step) == found
-    assert confined(values, 1e9) == least + step * num and confined(values, -1e9) == least
+    assert clip(values, 1e9) == least + step * num and clip(values, -1e9) == least
 
 
 def test_every_step_of_quniform_is_as_likely() -> None:
@@ -78,7 +78,7 @@ def test_points_are_a_pure_function_of_space_and_seed_and_never_repeat() -> None
     space = sweep(space={**LR, "data.flip_prob": {"choice": [0, 0.5]}}).space
     first = list(itertools.islice(points(space, 3), 20))
     assert first == list(itertools.islice(points(space, 3), 20)) != list(itertools.islice(points(space, 4), 20))
-    assert len({name_of(point) for point in first}) == 20
+    assert len({point_key(point) for point in first}) == 20
     small = sweep(
         space={"data.flip_prob": {"choice": [0, 0.5, 1]}, "optim.warmup_steps": {"quniform": [0, 10, 5]}}
     ).space
@@ -117,7 +117,7 @@ def test_a_grid_is_gone_through_once_and_conditions_make_no_doubles() -> None:
     )
     assert len(grid(asked.space)) == 4 == num_trials(asked) == len(list(points(asked.space, 0)))
     mixed = sweep(space={"loss.dice": {"grid": [0.0, 1.0]}, **LR}, budget={"num_trials": 6})
-    dice = [point["loss.dice"] for point in known_beforehand(mixed)]
+    dice = [point["loss.dice"] for point in points_to_check(mixed)]
     assert dice == [0.0, 1.0] * 3
     huge = {key: {"grid": list(range(100))} for key in ("optim.warmup_steps", "optim.lr", "loss.dice")}
     with pytest.raises(ConfigError, match="1000000 points"):
@@ -129,23 +129,23 @@ def test_a_grid_is_gone_through_once_and_conditions_make_no_doubles() -> None:
     [
         ({"space": {"optim.lrr": {"choice": [1]}}}, "nearest is `optim.lr`"),
         ({"space": {"optim.lr": {"choice": [1], "grid": [1]}}}, "exactly one of choice, grid, uniform"),
-        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, "space.optim.lr: uniform .*least below most"),
-        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, "least must be above 0"),
+        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, "space.optim.lr: uniform .*min below max"),
+        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, "min must be above 0"),
         ({"space": {"optim.lr": {"quniform": [0, 1, 0]}}}, "the step must be above 0"),
         ({"space": {"optim.lr": {"unifrom": [0, 1]}}}, "unknown key `space.optim.lr.unifrom`"),
         ({"space": {}}, "at least 1"),
-        ({"space": {"eval.scales": {"choice": [[1.0]]}}}, "space.eval.scales: .*give it in `set`"),
-        ({"space": {"data.uri": {"choice": ["a", "b"]}}}, "space.data.uri: .*give it in `set`"),
-        ({"space": {"train.seed": {"choice": [1, 2]}}}, "trials that differ in it do not compare"),
-        ({"space": {"optim.lr": {"choice": [1], "when": {"loss.dice": [1]}}}}, "must stand in the space above it"),
-        ({"searcher": "tpe", "space": {"optim.lr": {"grid": [1]}}}, "searcher=tpe draws values; give `choice`"),
+        ({"space": {"eval.scales": {"choice": [[1.0]]}}}, "space.eval.scales: .*Set it in `set`"),
+        ({"space": {"data.uri": {"choice": ["a", "b"]}}}, "space.data.uri: .*Set it in `set`"),
+        ({"space": {"train.seed": {"choice": [1, 2]}}}, "trials that differ in it are not comparable"),
+        ({"space": {"optim.lr": {"choice": [1], "when": {"loss.dice": [1]}}}}, "must be listed in the space above it"),
+        ({"searcher": "tpe", "space": {"optim.lr": {"grid": [1]}}}, "searcher=tpe draws random values. Use `choice`"),
         (
             {"scheduler": {"name": "pbt"}, "space": {"data.flip_prob": {"uniform": [0, 1]}}},
-            "plain field of optim or loss",
+            "only optim and loss may vary",
         ),
-        ({"scheduler": {"name": "pbt"}, "searcher": "tpe"}, "leave searcher out"),
-        ({"scheduler": {"name": "hyperband"}, "searcher": "tpe"}, "searcher=tpe could learn from none"),
-        ({"scheduler": {"name": "hyperband"}, "max_concurrent": 2}, "leave max_concurrent out"),
+        ({"scheduler": {"name": "pbt"}, "searcher": "tpe"}, "Remove searcher"),
+        ({"scheduler": {"name": "hyperband"}, "searcher": "tpe"}, "searcher=tpe cannot learn from earlier ones"),
+        ({"scheduler": {"name": "hyperband"}, "max_concurrent": 2}, "Remove max_concurrent"),
         ({"scheduler": {"grace_steps": 10}}, "scheduler.grace_steps has no effect with scheduler.name=none"),
         ({"budget": {"dollars": 10}}, "budget.dollars needs budget.dollars_per_hour"),
         ({"metrics": "miou"}, "nearest valid key is `metric`"),
@@ -161,12 +161,12 @@ def test_a_mistake_in_a_sweep_file_is_told_with_its_remedy(fields: dict[str, Any
 
 def scored(asked: Sweep, trials: list[Trial], point: dict[str, Any], score: float, state: str = SUCCEEDED) -> None:
     trials.append(Trial(f"{len(trials):04d}", point, f"trials/{len(trials):04d}", state))
-    trials[-1].hear(10, score, 1.0)
+    trials[-1].add_score(10, score, 1.0)
 
 
 def test_random_proposals_go_on_where_they_were() -> None:
     asked, trials = sweep(budget={"num_trials": 5}), list[Trial]()
-    expected = known_beforehand(asked)
+    expected = points_to_check(asked)
     while (point := propose(asked, trials)) is not None:
         scored(asked, trials, point, 0.5)
     assert [trial.values for trial in trials] == expected and len(trials) == 5
@@ -302,7 +302,7 @@ def test_a_ledger_comes_back_as_it_was_saved(make_plan: Callable[..., plan.Plan]
     found = make_plan()
     book = open_ledger(found, {}, False)
     scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.25)
-    book.trials[0].hear(12, None, 2.0)
+    book.trials[0].add_score(12, None, 2.0)
     book.save()
     facts, trials = ledger.read(found.sweep.uri)
     assert [(s.step, s.miou, s.loss) for s in trials[0].scores] == [(10, 0.25, 1.0), (12, None, 2.0)]
@@ -324,7 +324,7 @@ def test_a_sweep_does_not_go_on_as_another_one(make_plan: Callable[..., plan.Pla
     assert known is not None
 
     def refuse(other: plan.Plan) -> None:
-        refuse_changes("sweep", known["identity"], identity_of(other))
+        check_unchanged("sweep", known["identity"], identity_of(other))
 
     refuse(make_plan(budget={"num_trials": 99}, max_concurrent=2))
     with pytest.raises(ConfigError, match="space"):
@@ -369,7 +369,7 @@ def test_the_best_is_named_by_the_mean_over_seeds_and_told_by_the_others_alone(
     ]
     book.trials += again
     for trial, score in zip(again, (0.2, 0.48)):
-        trial.hear(10, score, 1.0)
+        trial.add_score(10, score, 1.0)
         trial.state = SUCCEEDED
     assert best.confirmations(found, book) == again  # none is made twice
     named = best.name_best(found, book)
@@ -388,9 +388,9 @@ def test_a_confirmation_that_did_not_end_counts_for_nothing(make_plan: Callable[
         scored(found.sweep, book.trials, {"optim.lr": score}, score)
     book.trials += best.confirmations(found, book)
     cut, whole = book.trials[2:]
-    cut.hear(2, 0.1, 1.0)
+    cut.add_score(2, 0.1, 1.0)
     cut.state = state
-    whole.hear(10, 0.4, 1.0)
+    whole.add_score(10, 0.4, 1.0)
     whole.state = SUCCEEDED
     named = best.name_best(found, book)
     assert named is not None and (named["trial"], named["score"]) == ("0000", 0.4)  # the only one that was confirmed
@@ -401,14 +401,14 @@ def test_an_extended_sweep_can_name_a_new_best(make_plan: Callable[..., plan.Pla
     book = open_ledger(found, {}, False)
     scored(found.sweep, book.trials, {"optim.lr": 0.5}, 0.5)
     book.trials += best.confirmations(found, book)
-    book.trials[1].hear(10, 0.5, 1.0)
+    book.trials[1].add_score(10, 0.5, 1.0)
     book.trials[1].state = SUCCEEDED
     book.trials.append(Trial("0001", {"optim.lr": 0.9}, "trials/0001", SUCCEEDED))
-    book.trials[2].hear(10, 0.9, 1.0)
+    book.trials[2].add_score(10, 0.9, 1.0)
     (again,) = best.confirmations(found, book)
     assert again.confirms == "0001"
     book.trials.append(again)
-    again.hear(10, 0.8, 1.0)
+    again.add_score(10, 0.8, 1.0)
     again.state = SUCCEEDED
     named = best.name_best(found, book)
     assert named is not None and (named["trial"], named["score"]) == ("0001", 0.8)
@@ -430,7 +430,7 @@ def test_scores_on_a_part_of_the_split_do_not_count_beside_those_on_all(make_pla
         scored(found.sweep, book.trials, {"optim.lr": score}, score)
     book.trials += best.confirmations(found, book)
     for trial, score in zip(book.trials[2:], (0.40, 0.45)):
-        trial.hear(10, score, 1.0)
+        trial.add_score(10, score, 1.0)
         trial.state = SUCCEEDED
     named = best.name_best(found, book)
     assert named is not None and named["trial"] == "0000"  # 0.45 on all samples; 0.9 was on two
@@ -439,17 +439,17 @@ def test_scores_on_a_part_of_the_split_do_not_count_beside_those_on_all(make_pla
 def test_a_score_that_is_no_number_is_none(make_plan: Callable[..., plan.Plan]) -> None:
     trials = [Trial(f"{n:04d}", {}, "run", SUCCEEDED) for n in range(3)]
     for trial, score in zip(trials, (0.7, float("nan"), 0.9)):
-        trial.hear(2, score, float("inf"))
+        trial.add_score(2, score, float("inf"))
     assert [trial.id for trial in ledger.ranked(trials, "miou")] == ["0002", "0000"]
     assert trials[0].best("loss") is None
 
 
 def test_a_member_that_took_anothers_weights_is_judged_by_what_it_is_now() -> None:
     trial = Trial("0000", {}, "trials/0000", SUCCEEDED)
-    trial.hear(2, 0.7, 1.0)
+    trial.add_score(2, 0.7, 1.0)
     trial.run, trial.offset = "trials/0000-from-0001-step-00000002-aa", 2
     assert trial.best("miou") is None
-    trial.hear(4, 0.6, 1.0)
+    trial.add_score(4, 0.6, 1.0)
     assert trial.best("miou") == 0.6
 
 
@@ -480,29 +480,31 @@ def test_a_sweep_waits_for_the_last_commit_of_a_trial_that_was_stopped_at_work_a
     make_plan: Callable[..., plan.Plan], status: str, may_commit: bool
 ) -> None:
     """A scheduler may stop one that it had paused, whose process has ended: nobody would ever say that it did."""
-    from segdist.sweep.driver import Watch
+    from segdist.sweep.driver import TrialCallback
 
     trial = Trial("0000", {"optim.lr": 1.0}, "trials/0000", ledger.RUNNING)
-    book = SimpleNamespace(trial=lambda id: trial, note=lambda: None)
-    rounds: Any = SimpleNamespace(plan=make_plan(), ledger=book, stopping=None, ending={})
+    book = SimpleNamespace(trial=lambda id: trial, try_save=lambda: None)
+    rounds: Any = SimpleNamespace(plan=make_plan(), ledger=book, stopping=None, committing={})
     tunes: Any = SimpleNamespace(trial_id="0000", status=status)
-    Watch(rounds, lambda: None).on_trial_complete(0, [], tunes)  # type: ignore[arg-type]
+    TrialCallback(rounds, lambda: None).on_trial_complete(0, [], tunes)  # type: ignore[arg-type]
     assert trial.state == ledger.STOPPED
-    assert set(rounds.ending) == ({"0000"} if may_commit else set())
+    assert set(rounds.committing) == ({"0000"} if may_commit else set())
 
 
 @pytest.mark.parametrize(
     ("other", "is_alike"),
     [
         (
-            "loss inf, gradient norm 3.1e+20 at step 12: the training has diverged; there is no checkpoint yet. Lower",
+            "Training diverged at step 12: loss inf, gradient norm 3.1e+20. There is no checkpoint yet. Lower",
             True,
         ),
         ("crop_size 32 is less than 64; lower it", False),
     ],
 )
 def test_failures_are_alike_whatever_their_numbers_and_what_was_left_behind(other: str, is_alike: bool) -> None:
-    from segdist.sweep.driver import _cause
+    from segdist.sweep.driver import _failure_kind
 
-    reason = "loss nan, gradient norm nan at step 2: the training has diverged; the newest checkpoint, a/step-1, is from before"
-    assert (_cause(other) == _cause(reason)) == is_alike
+    reason = (
+        "Training diverged at step 2: loss nan, gradient norm nan. The newest checkpoint from before that is a/step-1"
+    )
+    assert (_failure_kind(other) == _failure_kind(reason)) == is_alike

@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 import store as stores
 from drawn_sweep import drawn, write
+from PIL import Image
 from rich.console import Console
 
 from segdist import console, launch, storage
-from segdist.cli import app, status
-from segdist.config.reading import checked, read_tree
+from segdist.cli import app, follow, status, status_tables
+from segdist.config.reading import read_tree, validate
 from segdist.config.sweep import Budget, Confirm, Dimension, Scheduler, Sweep
 from segdist.errors import UserError
 from segdist.runs import record
 from segdist.sweep import plan, search
-from segdist.sweep.axes import Axis, axes, varying
-from segdist.sweep.importance import weights
+from segdist.sweep.axes import field_axes, varying_fields
+from segdist.sweep.importance import importances
 from segdist.sweep.ledger import FAILED, RUNNING, Trial
-from segdist.sweep.picture import picture
+from segdist.sweep.plot import plot_png
+from segdist.sweep.space import format_value
 
 ROOT = Path(__file__).parents[1]
 ORANGE = (213, 94, 0)  # of the best
@@ -55,7 +57,7 @@ def test_a_sweeps_table_names_the_best_and_why_others_ended(tmp_path: Path, caps
     said = " ".join(capsys.readouterr().err.split())
     best = max((one for one in trials if one.state == "SUCCEEDED"), key=lambda one: one.best("miou") or 0)
     assert f"best: trial {best.id}, mIoU {best.best('miou'):.4f}: optim.lr" in said
-    for part in ("0007, 0008, 0009: loss nan", "diverged", "SUCCEEDED", "crop_size", "12 of 12 trials"):
+    for part in ("0007, 0008, 0009: Training diverged", "SUCCEEDED", "crop_size", "12 of 12 trials"):
         assert part in said
     dollars = sum(one.seconds for one in trials) / 3600 * 3.6 * 2
     assert f"${dollars:.2f}" in said
@@ -64,10 +66,10 @@ def test_a_sweeps_table_names_the_best_and_why_others_ended(tmp_path: Path, caps
 def test_confirmations_stand_under_their_trial(tmp_path: Path) -> None:
     facts, trials = drawn(3, 2)
     trials.append(Trial("0001-seed-1", trials[1].values, "confirm/0001-seed-1", "SUCCEEDED", confirms="0001", seed=1))
-    tree = status.look(write(tmp_path / "s", facts, trials))
+    tree = status.read_status(write(tmp_path / "s", facts, trials))
     assert [row["trial"] for row in tree["trials"]] == ["0000", "0001", "0001-seed-1", "0002"]
     assert sum(tree["counts"].values()) == 3
-    assert "  seed 1" in text_of(status.shown(tree))
+    assert "  seed 1" in text_of(status_tables.render(tree))
 
 
 def text_of(shown: Any, width: int = 200) -> str:
@@ -94,23 +96,23 @@ def test_a_continued_member_of_a_population_counts_the_steps_before(tmp_path: Pa
     trials[0].state, trials[0].offset, trials[0].scores = RUNNING, 200, []
     uri = write(tmp_path / "s", facts, trials)
     record.save(f"{uri}/trials/0000", {"state": "RUNNING", "step": 30, "heartbeat": time.time()})
-    (row,) = status.look(uri)["trials"]
-    assert (row["step"], row["reason"]) == (230, "went on from 0007 after step 200")
+    (row,) = status.read_status(uri)["trials"]
+    assert (row["step"], row["reason"]) == (230, "continued from 0007 after step 200")
 
 
 def test_a_long_silence_is_said(tmp_path: Path) -> None:
-    assert "sign of life: 1 s ago" in text_of(status.shown(status.look(running(tmp_path / "a"))))
-    old = text_of(status.shown(status.look(running(tmp_path / "b", 600))))
-    assert "none for 10 min" in old and "`segdist tune` goes on" in old
+    assert "heartbeat: 1 s ago" in text_of(status_tables.render(status.read_status(running(tmp_path / "a"))))
+    old = text_of(status_tables.render(status.read_status(running(tmp_path / "b", 600))))
+    assert "none for 10 min" in old and "`segdist tune` to continue" in old
 
 
 def test_the_table_of_many_trials_keeps_what_runs_and_the_best(tmp_path: Path) -> None:
     facts, trials = drawn(60, 2)
     trials[50].state, trials[50].scores = RUNNING, []
-    tree = status.look(write(tmp_path / "s", facts, trials))
-    some = text_of(status.shown(tree, most=6))
+    tree = status.read_status(write(tmp_path / "s", facts, trials))
+    some = text_of(status_tables.render(tree, most=6))
     assert "0050" in some and f"\n {tree['best']['trial']} " in some and "and 54 more" in some
-    assert "more" not in text_of(status.shown(tree))
+    assert "more" not in text_of(status_tables.render(tree))
 
 
 def test_a_sweep_that_runs_again_shows_the_best_so_far_and_a_finished_one_the_best_that_it_named(
@@ -126,10 +128,10 @@ def test_a_sweep_that_runs_again_shows_the_best_so_far_and_a_finished_one_the_be
         "run": "trials/0001",
         "checkpoint": None,
     }
-    ended = status.look(write(tmp_path / "a", *drawn(3, 2, best=named)))
+    ended = status.read_status(write(tmp_path / "a", *drawn(3, 2, best=named)))
     assert ended["best"] == named
-    assert "trial 0001, mIoU 0.5000 over 2 other seeds (0.7000 with its own)" in text_of(status.shown(ended))
-    again = status.look(write(tmp_path / "b", *drawn(3, 2, best=named, state="RUNNING", heartbeat=time.time())))
+    assert "trial 0001, mIoU 0.5000 over 2 other seeds (0.7000 with its own)" in text_of(status_tables.render(ended))
+    again = status.read_status(write(tmp_path / "b", *drawn(3, 2, best=named, state="RUNNING", heartbeat=time.time())))
     assert again["best"]["trial"] == "0000"
 
 
@@ -149,7 +151,7 @@ def test_the_status_of_a_run_is_its_record(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_where_nothing_is_the_message_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither a run \(no run.json\) nor a sweep \(no sweep.json\) is there; give"):
+    with pytest.raises(UserError, match=r"neither a run \(no run.json\) nor a sweep \(no sweep.json\). Give"):
         command("status", str(tmp_path))
 
 
@@ -163,7 +165,7 @@ def test_a_sweep_in_a_bucket_is_looked_at_alike(tmp_path: Path) -> None:
     local = running(tmp_path / "s")
     with stores.serving("looks"):
         stores.copy(local, "s3://looks/s")
-        there, here = status.look("s3://looks/s"), status.look(local)
+        there, here = status.read_status("s3://looks/s"), status.read_status(local)
         command("status", "s3://looks/s", "--plot", "s3://looks/sweep.png")
         assert storage.read("s3://looks/sweep.png")[:4] == b"\x89PNG"
     rows = [[{**row, "run_uri": ""} for row in tree["trials"]] for tree in (there, here)]
@@ -175,9 +177,9 @@ def test_following_without_a_terminal_tells_each_change_once(
 ) -> None:
     uri = running(tmp_path / "s")
     facts, trials = drawn(3, 2)
-    looks = iter([status.look(uri)] * 3 + [status.look(write(tmp_path / "s", facts, trials))])
-    monkeypatch.setattr(status, "look", lambda uri: next(looks))
-    assert status.follow(uri, 0.0)["state"] == "SUCCEEDED"
+    looks = iter([status.read_status(uri)] * 3 + [status.read_status(write(tmp_path / "s", facts, trials))])
+    monkeypatch.setattr(status, "read_status", lambda uri: next(looks))
+    assert follow.follow(uri, 0.0)["state"] == "SUCCEEDED"
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(set(lines))
     assert sum(line.startswith("trial 0000") for line in lines) == 1
@@ -191,9 +193,9 @@ def test_following_on_a_terminal_ends_with_the_last_look(tmp_path: Path, monkeyp
     screen = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
     monkeypatch.setattr(console, "console", screen)
     uri = running(tmp_path / "s")
-    looks = iter([status.look(uri), status.look(write(tmp_path / "s", *drawn(3, 2)))])
-    monkeypatch.setattr(status, "look", lambda uri: next(looks))
-    status.follow(uri, 0.0)
+    looks = iter([status.read_status(uri), status.read_status(write(tmp_path / "s", *drawn(3, 2)))])
+    monkeypatch.setattr(status, "read_status", lambda uri: next(looks))
+    follow.follow(uri, 0.0)
     assert "SUCCEEDED: 3 of 3 trials" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -201,32 +203,35 @@ def test_ctrl_c_ends_the_looking_alone(tmp_path: Path, monkeypatch: pytest.Monke
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(status.time, "sleep", interrupted)
-    assert status.follow(running(tmp_path / "s"))["state"] == "RUNNING"
+    monkeypatch.setattr(follow.time, "sleep", interrupted)
+    assert follow.follow(running(tmp_path / "s"))["state"] == "RUNNING"
 
 
 @pytest.mark.parametrize(
     ("num", "num_fields", "metric"), [(1, 8, "miou"), (3, 2, "miou"), (9, 1, "miou"), (30, 4, "loss"), (200, 8, "miou")]
 )
 def test_a_picture_shows_the_best_in_its_own_colour(num: int, num_fields: int, metric: str) -> None:
-    shown = np.asarray(picture(*drawn(num, num_fields, metric, dollars_per_hour=2.0), "drawn"))
-    assert shown.shape[1] == 1200 and shown.shape[0] < 1000
+    shown = pixels(plot_png(*drawn(num, num_fields, metric, dollars_per_hour=2.0), "drawn"))
+    assert 1100 < shown.shape[1] < 1300 and shown.shape[0] < 1000
     assert (shown == ORANGE).all(2).sum() > 500
     assert (shown[:, [0, -1]] == 255).all() and (shown[[0, -1]] == 255).all()  # nothing is cut off
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def test_a_sweep_without_a_score_has_a_picture_too() -> None:
     facts, trials = drawn(6, 3)
     for trial in trials:
         trial.state, trial.scores = FAILED, []
-    shown = np.asarray(picture(facts, trials))
-    assert not (shown == ORANGE).all(2).any()
-    assert np.asarray(picture(facts, [])).shape == shown.shape
+    assert not (pixels(plot_png(facts, trials)) == ORANGE).all(2).any()
+    assert not (pixels(plot_png(facts, [])) == ORANGE).all(2).any()
 
 
 def test_the_fields_that_decide_weigh_more_than_chance_and_idle_ones_do_not() -> None:
     facts, trials = drawn(120, 8)
-    found = weights(axes(facts, trials), trials, "miou")
+    found = importances(field_axes(facts, trials), trials, "miou")
     assert list(found)[:2] == ["optim.lr", "data.crop_size"]
     assert sum(one.share for one in found.values()) == pytest.approx(1)
     for key in ("optim.lr", "data.crop_size"):
@@ -237,18 +242,16 @@ def test_the_fields_that_decide_weigh_more_than_chance_and_idle_ones_do_not() ->
 
 def test_few_trials_say_nothing_of_importance() -> None:
     facts, trials = drawn(9, 3)
-    assert weights(axes(facts, trials), trials, "miou") == {}
+    assert importances(field_axes(facts, trials), trials, "miou") == {}
 
 
 def test_values_stand_on_an_axis_by_their_kind() -> None:
     facts, trials = drawn(30, 8)
-    found = axes(facts, trials)
-    assert found["optim.lr"].place(1e-3) == pytest.approx(0.5)
-    assert found["data.crop_size"].place([384, 384]) == pytest.approx(0.5)
-    assert found["optim.warmup_steps"].place(100) == pytest.approx(0.25)
-    for axis in [*found.values(), Axis("narrow", (), 3e-4, 5e-4, True), Axis("flat", (), 0.71, 0.7234)]:
-        places = [place for place, _ in axis.ticks()]
-        assert len(places) >= 2 and places == sorted(places) and 0 <= places[0] < places[-1] <= 1
+    found = field_axes(facts, trials)
+    assert found["optim.lr"].position(1e-3) == pytest.approx(0.5)
+    assert found["data.crop_size"].position([384, 384]) == pytest.approx(0.5)
+    assert found["optim.warmup_steps"].position(100) == pytest.approx(0.25)
+    assert found["optim.lr"].position(1.0) == 1.0  # beyond the end
 
 
 def test_a_choice_of_nothing_is_no_missing_field(tmp_path: Path) -> None:
@@ -256,19 +259,19 @@ def test_a_choice_of_nothing_is_no_missing_field(tmp_path: Path) -> None:
     facts["identity"]["space"]["optim.clip_grad_norm"] = {"choice": [None, 1.0, True]}
     for trial, value in zip(trials, (None, 1.0, None, True)):
         trial.values["optim.clip_grad_norm"] = value
-    axis = axes(facts, trials)["optim.clip_grad_norm"]
-    assert [axis.place(value) for value in (None, 1.0, True)] == pytest.approx([1 / 6, 3 / 6, 5 / 6])
-    assert [text for _, text in axis.ticks()] == ["null", "1", "true"]
-    shown = text_of(status.shown(status.look(write(tmp_path / "s", facts, trials))))
+    axis = field_axes(facts, trials)["optim.clip_grad_norm"]
+    assert [axis.position(value) for value in (None, 1.0, True)] == pytest.approx([1 / 6, 3 / 6, 5 / 6])
+    assert [format_value(value) for value in axis.choices] == ["null", "1", "true"]
+    shown = text_of(status_tables.render(status.read_status(write(tmp_path / "s", facts, trials))))
     assert "null" in shown and "true" in shown
-    picture(facts, trials)
+    plot_png(facts, trials)
 
 
 def test_only_fields_that_vary_are_shown() -> None:
     facts, trials = drawn(5, 3)
     for trial in trials:
         trial.values["data.crop_size"] = [256, 256]
-    assert varying(facts, trials) == ["optim.lr", "optim.name"]
+    assert varying_fields(facts, trials) == ["optim.lr", "optim.name"]
 
 
 def test_training_from_a_sweep_takes_its_best_values_and_overrides(
@@ -285,24 +288,24 @@ def test_training_from_a_sweep_takes_its_best_values_and_overrides(
         (7e-4, 50, "elsewhere"),
         (7e-4, 300, "demo-out/run"),
     ]
-    with pytest.raises(UserError, match="give one of them"):
+    with pytest.raises(UserError, match="give only one of them"):
         command("train", "configs/demo.yaml", "--from-sweep", uri)
 
 
 def test_a_sweep_without_a_best_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is not finished"):
-        status.best_config(running(tmp_path / "a"))
+        status.find_best_config(running(tmp_path / "a"))
     facts, trials = drawn(3, 2, state="FAILED")
     for trial in trials:
         trial.state, trial.scores, trial.reason = FAILED, [], "out of memory"
     with pytest.raises(UserError, match="no trial has a score: out of memory"):
-        status.best_config(write(tmp_path / "b", facts, trials))
+        status.find_best_config(write(tmp_path / "b", facts, trials))
     with pytest.raises(UserError, match="there is no sweep"):
-        status.best_config(str(tmp_path / "c"))
+        status.find_best_config(str(tmp_path / "c"))
 
 
 def test_train_without_a_config_says_what_to_give() -> None:
-    with pytest.raises(UserError, match="give a config"):
+    with pytest.raises(UserError, match="Give a config"):
         command("train")
 
 
@@ -315,7 +318,7 @@ def test_shipped_sweeps_resolve_in_every_trial(path: Path) -> None:
     for heading in ("# Data:", "# Command:", "# Searches:", "# Claim:"):
         assert heading in text
     read = plan.read(os.path.relpath(path))
-    points = search.known_beforehand(read.sweep)
+    points = search.points_to_check(read.sweep)
     assert len(points) >= 8
     for point in points:
         cfg = read.config(point, "runs/x")
@@ -336,6 +339,6 @@ def test_three_kinds_of_sweeps_are_shipped() -> None:
 def test_the_page_about_sweeps_explains_every_field_and_its_file_is_one() -> None:
     page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     tree = read_tree(page.split("```yaml\n")[1].split("```")[0].encode(), "docs/sweeps.md")
-    assert checked(Sweep, tree, "docs/sweeps.md").scheduler.name == "asha"
+    assert validate(Sweep, tree, "docs/sweeps.md").scheduler.name == "asha"
     fields = [name for kind in (Sweep, Scheduler, Budget, Confirm, Dimension) for name in kind.model_fields]
     assert not [name for name in fields if not re.search(rf"\b{name}\b", page)]

@@ -1,6 +1,7 @@
 """Sweeps on a real Ray, one machine: killed and launched again, stopped, judged, failing. Runs and sweep.json are the truth.
 
-Ray and the trials' processes share two cores, so these tests are slow; each starts as few trials as it can.
+Ray and the trials' processes share two cores, so these tests are slow; each starts as few trials as it can. One of them
+starts a Ray of its own, as `segdist tune` does without a cluster.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import store as stores
 import torch
 import yaml
 from conftest import tree
+from ray_head import Head
 
 from segdist import config, storage
 from segdist.distributed import World
@@ -38,7 +40,7 @@ SIX = {"train": {"num_steps": 6}, "eval": {"every_steps": 2, "num_previews": 0},
 @pytest.fixture(scope="module")
 def store(street_data: str) -> Iterator[str]:
     """A bucket of an S3 server, which this process uses too; the data set is in it."""
-    with stores.serving("tests"):
+    with stores.serving("tests", forks.python()):
         stores.copy(street_data, "s3://tests/data")
         yield "s3://tests"
 
@@ -46,10 +48,10 @@ def store(street_data: str) -> Iterator[str]:
 class Running:
     """A `segdist tune` that runs."""
 
-    def __init__(self, file: Path, *overrides: str) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    def __init__(self, on: Head | None, file: Path, *overrides: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | (on.environment if on else {})
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "segdist", "tune", str(file), *overrides, "--json"],
+            [forks.python(), "-m", "segdist", "tune", str(file), *overrides, "--json"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -98,11 +100,12 @@ def write(street_data: str, tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def tune() -> Iterator[Callable[..., Running]]:
+def tune(head: Head) -> Iterator[Callable[..., Running]]:
+    """tune(file, override, ...) -> `segdist tune` on the cluster; with on=None, on a Ray of its own."""
     begun: list[Running] = []
 
-    def tune(file: Path, *overrides: str) -> Running:
-        begun.append(Running(file, *overrides))
+    def tune(file: Path, *overrides: str, on: Head | None = head) -> Running:
+        begun.append(Running(on, file, *overrides))
         return begun[-1]
 
     yield tune
@@ -115,7 +118,7 @@ def alone(cfg: config.Config, run: Path) -> str:
     """The same run, without a sweep."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    fit(config.changed(cfg, "run", {"uri": str(run)}), World(0, 1, torch.device("cpu")))
+    fit(config.update_section(cfg, "run", {"uri": str(run)}), World(0, 1, torch.device("cpu")))
     torch.set_num_threads(before)
     return str(run)
 
@@ -129,16 +132,31 @@ def trials_of(uri: str) -> dict[str, Trial]:
     return {trial.id: trial for trial in ledger.read(uri)[1]}
 
 
-def test_a_sweep_whose_driver_is_killed_twice_goes_on_and_loses_nothing(
-    write: Write, tune: Callable[..., Running], store: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("rates", "kills"),
+    [  # only one of the rates can work
+        ([1e-9, 5e-3, 1e-8], ((r"^trial \d{4}", 4),)),
+        pytest.param(
+            [1e-9, 1e-8, 5e-3, 1e-7], ((r"^trial \d{4}", 5), (r"^trial 000\d-seed", 2)), marks=pytest.mark.long
+        ),  # in the search, and in what confirms it
+    ],
+    ids=["once", "twice"],
+)
+def test_a_sweep_whose_driver_is_killed_goes_on_and_loses_nothing(
+    write: Write,
+    tune: Callable[..., Running],
+    store: str,
+    tmp_path: Path,
+    rates: list[float],
+    kills: tuple[tuple[str, int], ...],
 ) -> None:
-    uri, rates = f"{store}/sweep", [1e-9, 1e-8, 5e-3, 1e-7]  # only one can work
+    uri = f"{store}/sweep-{len(kills)}"
     file = write(uri=uri, data=f"{store}/data", space={"optim.lr": {"grid": rates}}, confirm={"num_best": 1})
     rng, done = random.Random(), dict[str, int]()
-    for words, most in ((r"^trial \d{4}", 5), (r"^trial 000\d-seed", 2)):  # in the search, and in what confirms it
+    for words, most in kills:
         one = tune(file)
         one.hear(words, rng.randint(1, most))
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 1))
         one.kill()
         known = ledger.load(uri)
         assert known is not None
@@ -160,7 +178,7 @@ def test_a_sweep_whose_driver_is_killed_twice_goes_on_and_loses_nothing(
     assert_same_bits(f"{uri}/{trials[often].run}", alone(cfg, tmp_path / "alone"))
     assert config.loads(storage.read(f"{uri}/best.yaml"), "best.yaml").optim.lr == 5e-3
     again, said = tune(file).end()
-    assert "is finished; nothing to do" in said and again["best_score"] == summary["best_score"]
+    assert "is finished. Nothing to do" in said and again["best_score"] == summary["best_score"]
 
 
 def test_a_population_really_exploits(write: Write, tune: Callable[..., Running], tmp_path: Path) -> None:
@@ -198,18 +216,16 @@ def test_one_failure_is_a_result_and_the_same_failure_of_all_ends_a_sweep(
     summary, said = tune(file).end()
     trials = trials_of(summary["sweep_uri"])
     assert [trial.state for trial in trials.values()] == [FAILED, SUCCEEDED, FAILED]
-    assert all(
-        "the training has diverged" in (trial.reason or "") for trial in trials.values() if trial.state == FAILED
-    )
+    assert all("Training diverged" in (trial.reason or "") for trial in trials.values() if trial.state == FAILED)
     assert "trial 0000 FAILED" in said and summary["best_trial"] == "0001"
 
     uri = f"{summary['sweep_uri']}-2"
-    rates = [1e30, 1e29, 1e28, 1e27, 1e26, 1e25, 1e24]
+    rates = [1e30, 1e29, 1e28, 1e27, 1e26, 1e25]
     file = write(uri=uri, space={"optim.lr": {"grid": rates}}, max_concurrent=1)  # nothing runs when it is said to stop
     _, said = tune(file).end(2)
-    assert re.search("trials so far failed in the same way: loss .* the training has diverged", said)
+    assert re.search("trials so far failed in the same way: Training diverged", said)
     states = [trial.state for trial in trials_of(uri).values()]
-    assert states.count(FAILED) >= 3 and len(states) < 7
+    assert states.count(FAILED) >= 3 and len(states) < 6
 
 
 def first_metrics(run: Path, attempt: int) -> None:
@@ -220,7 +236,7 @@ def first_metrics(run: Path, attempt: int) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_stopped_sweep_commits_where_it_is_and_goes_on(
     write: Write, tune: Callable[..., Running], tmp_path: Path, num_ranks: int
 ) -> None:
@@ -262,7 +278,9 @@ def test_weak_trials_of_two_ranks_end_early_and_keep_what_they_reached(
     )  # the verdict held for the next step
     known = record.load(f"{uri}/{second.run}")
     assert known is not None and known["state"] == record.PREEMPTED
-    cfg = config.changed(plan.read(str(file)).config(first.values, ""), "scale", {"launcher": "local", "num_ranks": 1})
+    cfg = config.update_section(
+        plan.read(str(file)).config(first.values, ""), "scale", {"launcher": "local", "num_ranks": 1}
+    )
     assert_same_bits(f"{uri}/{first.run}", alone(cfg, tmp_path / "alone"))
 
 
@@ -284,6 +302,6 @@ def test_a_budget_of_time_ends_a_sweep_which_a_greater_one_continues(
 ) -> None:
     file = write(space={"optim.lr": {"grid": [5e-3, 1e-9]}}, budget={"hours": 1e-6}, max_concurrent=1)
     summary, said = tune(file).end()
-    assert "budget.hours 1e-06 are over" in said and summary["state"] == SUCCEEDED
-    summary, _ = tune(file, "budget.hours=1").end()
+    assert "the budget of 1e-06 hours (budget.hours) is spent" in said and summary["state"] == SUCCEEDED
+    summary, _ = tune(file, "budget.hours=1", on=None).end()
     assert summary["trials"] == {SUCCEEDED: 2}

@@ -6,10 +6,9 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import yaml
 from PIL import Image
@@ -24,10 +23,7 @@ CHANCE = 0.2  # the mIoU of one class everywhere is below, on all of these
 
 def walk(name: str, folder: Path) -> Path:
     """The folder, in which the page's commands were given."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "tutorials.py"), name, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=580,
-    )  # fmt: skip
+    done = forks.run([ROOT / "tests" / "tutorials.py", name, str(folder)], timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -69,6 +65,7 @@ def check_run(place: Path, name: str) -> None:
     assert losses[-1] < 0.75 * losses[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_task_guide(tmp_path: Path) -> None:
@@ -79,14 +76,14 @@ def test_the_task_guide(tmp_path: Path) -> None:
     assert len(list((place / "predictions").glob("*_overlay.png"))) == 8
     (code,) = re.findall(r"```python\n(.*?)```", page("scene_parse150"), re.DOTALL)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules['segdist'] = None\n{code}"], cwd=place, env=environment,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = forks.run(
+        ["-c", f"import sys; sys.modules['segdist'] = None\n{code}"], bare=True, cwd=place, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sky" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_sidewalk_blog(tmp_path: Path) -> None:
@@ -127,6 +124,7 @@ def test_the_pets_notebook(tmp_path: Path) -> None:
     assert epoch["eval"]["every_steps"] == 2944 // 4  # of 3,680 images in trainval, four fifths
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_poutynes_unet(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ from segdist.distributed import World
 from segdist.errors import ConfigError, UnavailableError, UserError
 from segdist.models import licences
 from segdist.models.head import match
-from segdist.models.segmenter import NOWHERE, Segmenter
+from segdist.models.segmenter import NO_ORIGIN, Segmenter
 from segdist.publish.export import export
 from segdist.runs import checkpoints, record, restore
 from segdist.runs.restore import load_trained
-from segdist.train.loop import fit, starting_model
-from segdist.train.setup import look, open_run, settle
+from segdist.train.build import build_model
+from segdist.train.loop import fit
+from segdist.train.setup import inspect_run, open_run, resolve_auto
 
 Make = Callable[..., Config]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -93,9 +94,7 @@ def test_rows_of_classes_with_the_same_name_stay_and_all_else_is_loaded(name: st
         plain = sorted(key.removeprefix("net.") for key in heads)
         assert model.tensors["partly" if transfer == "by_name" else "new"] == plain
         kept = (
-            ", 2 rows kept by name: sky, traffic_light; new: "
-            if transfer == "by_name"
-            else "; 2 of them bear the same names"
+            ", 2 rows kept by name: sky, traffic_light; new: " if transfer == "by_name" else " (2 have the same names"
         )
         assert model.notes[1].startswith(f"head replaced: 5 -> 3 classes{kept}")
         if "encoder" not in ZOO[name]:
@@ -114,17 +113,17 @@ def test_a_head_for_the_same_classes_is_kept_and_one_for_others_is_not(tree: dic
 
 def test_what_becomes_of_a_head_is_one_sentence() -> None:
     def said(theirs: list[str] | None, num: int | None, ours: list[str], by_name: bool = True) -> str:
-        return match(theirs, num, ours, by_name, "weights X").sentence
+        return match(theirs, num, ours, by_name, "weights X").summary
 
     assert (
         said(THEIRS, 5, ["a"] * 2)
-        == "head replaced: 5 -> 2 classes, no row kept: it knows wall, Traffic Light, sky, road, car; new: a, a"
+        == "head replaced: 5 -> 2 classes, no row kept: it has wall, Traffic Light, sky, road, car; new: a, a"
     )
     doubled = said(["SKY", "sky ", "dog"], 3, OURS)
     assert doubled.startswith("head replaced: 3 -> 3 classes, 1 row kept by name: dog; new: sky")
-    assert doubled.endswith("; not kept, since several classes bear the name: sky")
+    assert doubled.endswith("; not kept, because several classes have the name: sky")
     assert match(["dog"], 1, ["Dog", "dog"], True, "").rows == {}
-    assert said(None, 3, OURS, by_name=False) == "head kept: it has 3 classes too, but does not name them"
+    assert said(None, 3, OURS, by_name=False) == "head kept: it also has 3 classes, but no class names"
     assert said(None, None, OURS, by_name=False) == "head new, for 3 classes: the weights have none"
     with pytest.raises(UserError, match="by_name: weights X has no head"):
         said(None, None, OURS)
@@ -204,7 +203,7 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such folder, and it is not a Hub ID"):
         build(given(SEGFORMER, str(tmp_path / "a" / "b")))
     saved(UNET, tmp_path)
-    with pytest.raises(UserError, match=r"model\.revision 'v1' pins a Hub id"):
+    with pytest.raises(UserError, match=r"model\.revision 'v1' pins a Hub ID"):
         build(given(UNET, str(tmp_path), revision="v1"))
     with pytest.raises(UserError, match="hold no encoder of a Segformer"):
         build(given(SEGFORMER, str(tmp_path)))
@@ -245,7 +244,7 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
         assert same(begun, model.model) == {k for k in model.model.state_dict() if k.startswith("net.")}
         told = origin if weights != str(tmp_path / "export") else origin | {"source": "donor"}  # which tells no places
         assert begun.origin == told | {"through": [through]}
-        assert begun.notes[1] == f"head kept: it knows these {model.labels.num_classes} classes"
+        assert begun.notes[1] == f"head kept: it has the same {model.labels.num_classes} classes"
     second = make_config(
         run={"uri": str(tmp_path / "second")}, model=tree, train={"num_steps": 3, "init_from": first.run.uri}
     )
@@ -253,7 +252,7 @@ def test_runs_checkpoints_and_exports_are_weights_and_pass_on_where_theirs_began
     fit(second, ALONE, notice=lambda: next(wishes, None))  # type: ignore[arg-type, return-value]
     fit(second, ALONE)  # what continues remembers it, too
     assert checkpoints.load_state(checkpoints.resolve(second.run.uri))["initial"] == origin | {"through": [best]}
-    with pytest.raises(UserError, match=r"model\.revision pins a Hub id"):
+    with pytest.raises(UserError, match=r"model\.revision applies to Hub IDs only"):
         build(given(tree, first.run.uri, revision="main"))
 
 
@@ -278,9 +277,9 @@ def test_weights_of_smp_bring_the_options_that_their_network_was_made_with(make_
             assert begun.arch["options"] == NARROW
         models.rebuild(json.loads(json.dumps(begun.arch))).load_state_dict(begun.state_dict())
         for key, value in (("decoder_channels", [256, 128, 64, 32, 16]), ("decoder_interpolation", "bilinear")):
-            with pytest.raises(UserError, match=rf"model\.options\.{key} is .* have .*; leave it out"):
+            with pytest.raises(UserError, match=rf"model\.options\.{key} is .* have .*\. Leave it out"):
                 build({**UNET, "weights": weights, "options": {key: value}}, names)
-        with pytest.raises(UserError, match=r"set model\.name=unet|is a unet, .*model: \{name: unet,"):
+        with pytest.raises(UserError, match=r"Set model\.name=unet|holds a unet, .*model: \{name: unet,"):
             build({**UNET, "name": "unetplusplus", "weights": weights}, names)
 
 
@@ -299,18 +298,18 @@ def test_a_parents_head_keeps_rows_by_name(make_config: Make, tmp_path: Path) ->
     assert torch.equal(new[1:], before.flip(0))
     assert not (new[0] == before).flatten(1).all(1).any()
     assert f"{len(names) - 1} rows kept by name" in model.notes[1]
-    assert model.origin == NOWHERE | {"through": [checkpoints.resolve(old.run.uri)]}
+    assert model.origin == NO_ORIGIN | {"through": [checkpoints.resolve(old.run.uri)]}
 
 
 def test_a_run_that_recorded_no_origin_is_asked_what_its_config_says() -> None:
     state = {"config": {"model": {"name": "segformer", "weights": "nvidia/mit-b2"}}}
     assert restore.initial_of(state)["licence"]["note"] == "research and evaluation only, not for commercial use"
-    assert restore.initial_of({"config": {"model": {"name": "unet", "weights": None}}}) == NOWHERE
+    assert restore.initial_of({"config": {"model": {"name": "unet", "weights": None}}}) == NO_ORIGIN
 
 
 @pytest.mark.parametrize("weights", [None, "imagenet"])
 def test_rows_by_name_need_weights_with_a_head(weights: str | None, make_config: Make) -> None:
-    with pytest.raises(ConfigError, match="by_name needs weights that have a head"):
+    with pytest.raises(ConfigError, match="by_name needs weights with a head"):
         make_config(model={**UNET, "weights": weights, "transfer_head": "by_name"})
     make_config(model={**UNET, "weights": weights, "transfer_head": "by_name"}, train={"init_from": "there"})
 
@@ -429,7 +428,7 @@ def test_a_file_that_the_hub_did_not_give_is_not_one_that_is_not_there(site: Sit
     assert fault.met > 1
     assert model.traits.mean == (0.5, 0.5, 0.5)
     assert model.notes[1].startswith(
-        "head replaced: 3 -> 3 classes; 3 of them bear the same names"
+        "head replaced: 3 -> 3 classes (3 have the same names"
     )  # the names of segdist.json are in another order
     assert (model.origin["licence"] or {})["id"] == "cc-by-4.0"
 
@@ -441,7 +440,7 @@ def test_an_outage_of_the_hub_is_told_as_one_and_its_cache_serves_without_it(
 
     donor = published(site)
     (site.folder / "me" / "net" / "segdist.json").unlink()
-    monkeypatch.setattr("segdist.storage._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("segdist.storage._RETRY_SECONDS", 0.0)
     with spoiling(site.address, Fault("HEAD", "/README.md", "520 x")) as address:
         site.point(address)
         with pytest.raises(
@@ -450,7 +449,7 @@ def test_an_outage_of_the_hub_is_told_as_one_and_its_cache_serves_without_it(
             build(BY_ID)
         (site.folder / "me" / "net" / "README.md").unlink()
     site.point(site.address)
-    assert build(BY_ID).notes[1] == "head kept: it knows these 3 classes"
+    assert build(BY_ID).notes[1] == "head kept: it has the same 3 classes"
     with spoiling(
         site.address, Fault("HEAD", ".", "520 x")
     ) as address:  # what is known not to exist is no question then
@@ -472,11 +471,11 @@ def test_the_licence_of_an_encoder_may_be_missing_and_then_somebody_hears_of_it(
     from segdist.models.weights import origin_of_hub
 
     published(site)
-    monkeypatch.setattr("segdist.storage._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("segdist.storage._RETRY_SECONDS", 0.0)
     with spoiling(site.address, Fault("HEAD", "/README.md", "520 x")) as address:
         site.point(address)
         assert origin_of_hub("me/net", None)["licence"] is None
-    assert "the licence of me/net may be missing" in capsys.readouterr().err
+    assert "The licence of me/net may be missing" in capsys.readouterr().err
     site.point(site.address)
     assert origin_of_hub("me/net", None)["licence"]["name"] == "cc-by-4.0"
 
@@ -503,11 +502,11 @@ def test_all_ranks_and_later_attempts_begin_from_the_commit_that_the_first_rank_
 ) -> None:
     donor = published(site)
     cfg = make_config(model=BY_ID, **LATE)
-    found = look(cfg, 2)
-    run = open_run(settle(found.cfg, found.index, ALONE), found, ALONE)
+    found = inspect_run(cfg, 2)
+    run = open_run(resolve_auto(found.cfg, found.index, ALONE), found, ALONE)
     dies(cfg)
     other = renewed(site)
-    rank = starting_model(cfg, run, None)  # as one that comes late
+    rank = build_model(cfg, run, None)  # as one that comes late
     changed = {k for k in set(donor.state_dict()) - same(donor, other) if k.startswith(donor.traits.encoder_prefix)}
     assert changed and changed <= same(build(BY_ID), other)  # who asks anew gets the new ones
     assert changed <= same(rank, donor) and rank.origin["revision"] == COMMIT
@@ -544,4 +543,4 @@ def test_later_attempts_begin_from_the_checkpoint_that_was_the_best_one_then(
 
     assert begun("new", again=True) == first
     assert begun("newer", again=False) == second  # a run does not end with what it began from
-    assert "begins anew from what is there now" in capsys.readouterr().err
+    assert "starts again from the weights that exist now" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Real torchrun, real gloo, real DeepSpeed: every strategy walks one loss curve, and a run may change between them."""
+"""Real gloo, real DeepSpeed: every strategy walks one loss curve, and a run may change between them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from segdist.runs import record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS = 100
-BAND = 1e-3  # of the losses over STEPS steps, relative; what addition in another order moves is below 1e-4
+STEPS = 16
+BAND = 1e-4  # of the losses over STEPS steps, relative; addition in another order moves them by less than 1e-6
+AVERAGE = 1e-3  # of averaged weights, relative
 ZERO = {f"zero{n}": {"strategy": "deepspeed", "zero_stage": n} for n in (1, 2, 3)}
 RIGHT = {"ddp": {"strategy": "ddp"}, **ZERO, "offload": {"strategy": "deepspeed", "zero_offload": True}}
 WRONG = ("not times ranks", "mean over ranks", "mean over groups")
@@ -41,9 +42,7 @@ def outcomes(street_data: str, tmp_path_factory: pytest.TempPathFactory) -> dict
     exact = [{"name": "exact", "tree": run_of(street_data, folder, "exact", strategy="exact")}]
     others: list[dict[str, Any]] = [{"name": n, "tree": run_of(street_data, folder, n, **t)} for n, t in RIGHT.items()]
     others[-1]["stop"] = STEPS // 2
-    others += [
-        {"name": n, "tree": run_of(street_data, folder, n, strategy="ddp"), "wrong": n, "stop": 40} for n in WRONG
-    ]
+    others += [{"name": n, "tree": run_of(street_data, folder, n, strategy="ddp"), "wrong": n} for n in WRONG]
     return launch(1, exact, folder) | launch(2, others, folder, PATH=NO_COMPILER)
 
 
@@ -63,13 +62,13 @@ def test_averaged_weights_are_those_of_exact(outcomes: dict[str, Outcome], name:
     """Not the biases before BatchNorm, which takes them away: their gradient is rounding, and Adam makes it a walk."""
     average, wanted = outcomes[name][0], outcomes["exact"][0]
     distances = [(average[k] - v).norm() / v.norm() for k, v in wanted.items() if v.ndim > 1]
-    assert max(distances) < BAND
+    assert max(distances) < AVERAGE
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_divisors_leave_the_band_within_forty_steps(curves: dict[str, list[float]], name: str) -> None:
-    assert len(curves[name]) == 40
-    assert apart(curves[name], curves["exact"]) > 3 * BAND
+def test_wrong_divisors_leave_the_band_by_far(curves: dict[str, list[float]], name: str) -> None:
+    assert len(curves[name]) == STEPS
+    assert apart(curves[name], curves["exact"]) > 5 * BAND
 
 
 @pytest.mark.parametrize("model", [SEGFORMER, pytest.param(UNET, marks=pytest.mark.long)], ids=["segformer", "unet"])

@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "demo"), str(Path(__file__).parent)]
 
+import forks
 import hub_server
 import web_server
 
@@ -178,7 +179,8 @@ def main(name: str, folder: Path, pictures: Path | None) -> None:
         os.environ.update(
             {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, **places}
         )
-        publish_weights(folder / "hub")  # its libraries read the environment as they are imported
+        forks.settings_again()  # of libraries that this process may have imported before it was forked
+        publish_weights(folder / "hub")
         draw(name, folder, web, *((160, (144, 96)) if pictures else (32, (96, 64))))
         tutorial = TUTORIALS[name]
         walk(name, folder, tutorial.large if pictures else tutorial.small, interrupt=not pictures)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 VIT = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 64,
     "patch_size": 16,
@@ -62,3 +64,6 @@ ZOO: dict[str, dict[str, Any]] = {name: {"name": name, "encoder": "resnet18"} fo
     },
 }  # fmt: skip
 SMP = tuple(name for name, tree in ZOO.items() if "encoder" in tree)
+# Of each wrapper one in every test run (padded and of any size; fixed in size; of a nested backbone), the others in long ones.
+QUICK = ("segformer", "unet", "beit", "upernet on convnext")
+EVERY = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow, pytest.mark.long]) for name in ZOO]

@@ -1,0 +1,77 @@
+"""Select the tests marked `long`: `--long no`, `--long all`, or `--long changed`.
+
+With `changed`, a `long` test runs if its own file changed, or a path that COVERS lists for this file. Changed files are those
+that git finds different from the point where this branch left origin/main, or, on origin/main, from the previous commit.
+Without git or its history, no file counts as changed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COVERS: dict[str, tuple[str, ...]] = {
+    "test_evaluate.py": (
+        "segdist/evaluation/inference.py",
+        "segdist/evaluation/evaluate.py",
+        "benchmarks/evaluation.py",
+    ),
+    "test_export.py": ("segdist/publish/export/", "segdist/models/"),
+    "test_kube.py": ("segdist/cluster/kube/", "segdist/cluster/node.py", "k8s/"),
+    "test_machines.py": ("segdist/launch/", "tests/machines.py"),
+    "test_ranks.py": ("segdist/step/", "segdist/distributed.py"),
+    "test_ray.py": ("segdist/launch/", "segdist/cluster/drivers.py", "tests/ray_head.py"),
+    "test_readme.py": ("README.md", "Makefile", "demo/", "configs/demo.yaml", "segdist/cli/", "segdist/launch/"),
+    "test_s3.py": ("segdist/storage/", "segdist/runs/"),
+    "test_strategy.py": ("segdist/step/",),
+    "test_submit.py": ("segdist/cluster/submit/", "jobs/"),
+    "test_sweep_ray.py": ("segdist/sweep/",),
+    "test_train.py": ("segdist/train/", "segdist/runs/"),
+    "test_tutorials.py": ("docs/tutorials/", "configs/tutorials/", "tests/tutorials.py", "tests/tutorial_scenes.py"),
+    "test_weights.py": ("segdist/models/weights.py",),
+    "test_zero.py": ("segdist/step/",),
+    "test_zoo.py": ("segdist/models/", "tests/zoo.py"),
+}
+
+
+def changed_files() -> list[str]:
+    """Return the changed paths relative to the project, committed or not."""
+
+    def git(*words: str) -> list[str]:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.splitlines() if done.returncode == 0 else []
+
+    try:
+        head, base = git("rev-parse", "HEAD"), git("merge-base", "HEAD", "origin/main")
+        return git("diff", "--name-only", *(base if base and base != head else ["HEAD~1"]))
+    except OSError:
+        return []
+
+
+def covers(name: str, changed: list[str]) -> bool:
+    """Return whether a test file covers one of these paths."""
+    return any(path.startswith((f"tests/{name}", *COVERS.get(name, ()))) for path in changed)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", choices=["no", "changed", "all"], default="no", help="which tests marked `long` to run (default: no)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    which = config.getoption("--long")
+    if which == "all" or "long" in config.option.markexpr.split():
+        return
+    changed = changed_files() if which == "changed" else []
+
+    def runs(item: pytest.Item) -> bool:
+        return item.get_closest_marker("long") is None or covers(item.path.name, changed)
+
+    left_out = [item for item in items if not runs(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if runs(item)]
