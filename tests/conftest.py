@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test uses the internet
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # some tests compare bits
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background; commands would inherit this
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

@@ -28,6 +28,7 @@ from segdist.runs import checkpoints, record
 from segdist.sweep.ledger import checkpoint_at
 from segdist.sweep.plan import Plan
 from segdist.sweep.space import point_key
+from segdist.train import dead_classes
 
 LOCATION = "_location"  # key beside the values in Tune's config of a trial
 _NOTE = "segdist.json"
@@ -224,7 +225,7 @@ class _TrialScreen:
         self._mailbox, self._trial_id = mailbox, trial_id
 
     def say(self, text: str) -> None:
-        if text.startswith(("warning", "Traceback", "node ")) and "has IoU 0" not in text:
+        if text.startswith(("warning", "Traceback", "node ")) and dead_classes.PHRASE not in text:
             self._mailbox.post.remote("say", f"trial {self._trial_id}: {text}")
 
     def show(self, done: int, total: int, line: str) -> None:

@@ -4,4 +4,4 @@ from segdist.train.loop import fit
 from segdist.train.validation import Tell
 from segdist.train.votes import Notice
 
-__all__ = ["Notice", "Tell", "fit", "setup"]
+__all__ = ["Notice", "Tell", "dead_classes", "fit", "setup"]

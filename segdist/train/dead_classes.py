@@ -6,6 +6,7 @@ from segdist.config import Config
 from segdist.data.index import Index
 
 PATIENCE = 3  # evaluations in a row at IoU 0
+PHRASE = "had IoU 0"  # in every warning; a sweep shows none of them
 
 
 class DeadClasses:
@@ -27,7 +28,7 @@ class DeadClasses:
             self._zeros[name] = self._zeros[name] + 1 if value == 0 else 0
             if self._zeros[name] == PATIENCE and self._share[name] > 0:
                 warnings.append(
-                    f"warning: class {name!r} had IoU 0 in the last {PATIENCE} evaluations, although the validation split "
+                    f"warning: class {name!r} {PHRASE} in the last {PATIENCE} evaluations, although the validation split "
                     f"contains it. It covers {self._share[name]:.3%} of the training pixels. {self._remedy()}."
                 )
         return warnings
