@@ -1,8 +1,9 @@
 """Count what tests use: cold interpreters, forks, starts of Ray, training steps. The test run fails above a limit.
 
-Unlike seconds, counts are the same on every machine. Tests marked `long` count separately and have no limit. Work inside a
-cold interpreter is not counted. `--spending FILE` writes the counts and seconds of every test as JSON, and
-`python tests/spending.py FILE` prints them as the table in benchmarks/results/tests.md.
+Unlike seconds, counts are the same on every machine. Tests marked `long` count separately and have no limit. Not counted: what
+happens inside a cold interpreter, and the training steps and CPU seconds of Ray's processes. `--spending FILE` writes the
+counts and seconds of every test as JSON, and `python tests/spending.py FILE` prints them as the table in
+benchmarks/results/tests.md.
 """
 
 from __future__ import annotations
