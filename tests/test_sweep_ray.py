@@ -265,9 +265,10 @@ def test_weak_trials_of_two_ranks_end_early_and_keep_what_they_reached(
     write: Write, tune: Callable[..., Running], tmp_path: Path
 ) -> None:
     two = {"launcher": "ray", "num_ranks": 2, "device": "cpu", "cpu_threads": 1, "cpus_per_rank": 1}
-    file = write(
-        base={"scale": two}, space={"optim.lr": {"grid": [5e-3, 1e-9]}}, scheduler={"name": "asha", "grace_steps": 4}
-    )
+    file = write(  # one at a time, so that the weak trial reaches step 4 second
+        base={"scale": two}, space={"optim.lr": {"grid": [5e-3, 1e-9]}}, scheduler={"name": "asha", "grace_steps": 4},
+        max_concurrent=1,
+    )  # fmt: skip
     summary, said = tune(file).end()
     uri = summary["sweep_uri"]
     first, second = trials_of(uri).values()
