@@ -63,7 +63,7 @@ class Model:
         else:
             pixels = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise UserError(f"An image must be uint8 pixels of shape (H, W, 3), not {pixels.dtype} {pixels.shape}.")
+            raise UserError(f"An image must be uint8 pixels of shape (H, W, 3), not {pixels.dtype} {pixels.shape}")
         return Prediction(pixels, batches.classify(self.trained, pixels), self.trained.labels)
 
 

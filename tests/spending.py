@@ -1,7 +1,7 @@
 """Count what tests use: cold interpreters, forks, starts of Ray, training steps. The test run fails above a limit.
 
 Unlike seconds, counts are the same on every machine. Tests marked `long` count separately and have no limit. Not counted: what
-happens inside a cold interpreter, and the training steps and CPU seconds of Ray's processes. `--spending FILE` writes the
+happens inside a cold interpreter, and the training steps and CPU seconds of Ray's processes. `--spending=FILE` writes the
 counts and seconds of every test as JSON, and `python tests/spending.py FILE` prints them as the table in
 benchmarks/results/tests.md.
 """

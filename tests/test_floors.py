@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,3 +135,14 @@ def test_looking_at_importers_does_not_load_datasets() -> None:
 def test_the_training_path_never_loads_evaluate() -> None:
     code = "import segdist.train, segdist.launch, sys; assert not {'evaluate', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_no_message_of_an_error_ends_with_a_period() -> None:
+    """So that another message can quote it in parentheses, or go on after it."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not node.args or not ast.unparse(node.func).endswith("Error"):
+                continue
+            text = node.args[0].values[-1] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+            if isinstance(text, ast.Constant):
+                assert not re.search(r"(?<!\.\.)\.$", str(text.value).rstrip()), f"{path}:{node.lineno}: {text.value}"

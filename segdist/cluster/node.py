@@ -221,7 +221,7 @@ def _lifecycle(metadata: Metadata) -> str:
             if time.monotonic() > until or not isinstance(error, TimeoutError | urllib.error.URLError):
                 raise UserError(
                     f"no EC2 metadata service answers at {metadata.address} ({error}). In a container, use host networking, or "
-                    "set HttpPutResponseHopLimit to 2 in the instance's MetadataOptions."
+                    "set HttpPutResponseHopLimit to 2 in the instance's MetadataOptions"
                 ) from None
         time.sleep(1)
 

@@ -58,18 +58,18 @@ def load(uri: str) -> Report:
     except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise UserError(
-                f"{str(error).rstrip('.')}. Create a report with `segdist evaluate RUN --pictures --out FILE`."
+                f"{error}. Create a report with `segdist evaluate RUN --pictures --out FILE`"
             ) from None
         invalid = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, invalid['loc']))}: {invalid['msg']}" if invalid else f"invalid JSON ({error})"
         raise UserError(
             f"{storage.redacted(uri)}: not a report of `segdist evaluate`, or from an older segdist ({why}). Run "
-            "`segdist evaluate CHECKPOINT --out FILE` again."
+            "`segdist evaluate CHECKPOINT --out FILE` again"
         ) from None
     if report.miou is None:
         raise UserError(
             f"{storage.redacted(uri)}: there is nothing to compare, because no pixel of split {report.split!r} was scored (its "
-            "mIoU is empty)."
+            "mIoU is empty)"
         )
     _check_boundary(uri, report)
     return report
@@ -85,7 +85,7 @@ def _check_boundary(uri: str, report: Report) -> None:
     if list(report.boundary_iou) != list(report.iou) or not mean_matches:
         raise UserError(
             f"{storage.redacted(uri)}: its Boundary IoU does not match its classes or its mean. The file is damaged or was "
-            "edited. Evaluate again."
+            "edited. Evaluate again"
         )
 
 
@@ -136,21 +136,21 @@ def _check_comparable(uri_a: str, a: Report, uri_b: str, b: Report) -> None:
         first = next((x for x in [*a.iou, *b.iou] if (x in a.iou) != (x in b.iou)), "their order")
         raise UserError(
             f"{uri_a} has {len(a.iou)} classes and {uri_b} has {len(b.iou)}. They differ in {first!r}. Means over different "
-            "classes are not comparable. Evaluate both on the same dataset."
+            "classes are not comparable. Evaluate both on the same dataset"
         )
     if a.split != b.split:
         raise UserError(
-            f"{uri_a} scored split {a.split!r} and {uri_b} scored split {b.split!r}. Evaluate both on the same --split."
+            f"{uri_a} scored split {a.split!r} and {uri_b} scored split {b.split!r}. Evaluate both on the same --split"
         )
     if a.data_digest != b.data_digest:
         raise UserError(
             f"{uri_a} scored {a.data} and {uri_b} scored {b.data}. Their rows or labels differ (data digests "
-            f"{a.data_digest[:12]} and {b.data_digest[:12]}). Evaluate both on the same dataset, with --data."
+            f"{a.data_digest[:12]} and {b.data_digest[:12]}). Evaluate both on the same dataset, with --data"
         )
     if a.protocol != b.protocol:
         raise UserError(
             f"The protocols differ, so the scores are not comparable. {uri_a}: {a.protocol}. {uri_b}: {b.protocol}. "
-            "Evaluate both with the same settings."
+            "Evaluate both with the same settings"
         )
 
 
@@ -168,7 +168,7 @@ def _counts(uri: str, report: Report) -> np.ndarray | None:
         if not np.isnan(iou).all() and math.isclose(float(np.nanmean(iou)), report.miou or 0.0, abs_tol=1e-9):
             return counts
     raise UserError(
-        f"{uri}: its per-sample counts do not add up to its mIoU. The file is damaged or was edited. Evaluate again."
+        f"{uri}: its per-sample counts do not add up to its mIoU. The file is damaged or was edited. Evaluate again"
     )
 
 
@@ -178,7 +178,7 @@ def _sample_order(uri_a: str, a: Report, uri_b: str, b: Report) -> list[int]:
     position = {sample_id: i for i, sample_id in enumerate(b.pictures.sample_ids)}
     if unmatched := set(a.pictures.sample_ids) ^ set(position):
         raise UserError(
-            f"Sample {min(unmatched)!r} is in only one of {uri_a} and {uri_b}. Evaluate both on the same samples."
+            f"Sample {min(unmatched)!r} is in only one of {uri_a} and {uri_b}. Evaluate both on the same samples"
         )
     return [position[sample_id] for sample_id in a.pictures.sample_ids]
 

@@ -57,7 +57,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if _integer("num_labels", self.num_labels) < 1:
-            raise UserError(f"num_labels={self.num_labels}: the number of classes must be at least 1.")
+            raise UserError(f"num_labels={self.num_labels}: the number of classes must be at least 1")
         if self.ignore_index is not None:
             _integer("ignore_index", self.ignore_index)
         for old, new in (self.label_map or {}).items():
@@ -66,7 +66,7 @@ class Options:
         if self.reduce_labels and self.num_labels > 254:
             raise UserError(
                 f"reduce_labels=True with num_labels={self.num_labels}: reduce_labels uses 255 for void, but 255 is the raw "
-                "value of the 255th class. Subtract 1 from the masks yourself, with another value for void."
+                "value of the 255th class. Subtract 1 from the masks yourself, with another value for void"
             )
 
 
@@ -99,7 +99,7 @@ class MeanIoU(evaluate.Metric):
             raise UserError(
                 f"num_process={self.num_process}: MeanIoU does not gather results over processes. Sum "
                 "segdist.evaluation.confusion.confusion_matrix over your ranks (one all-reduce) and pass the sum to "
-                "segdist.evaluation.scores.scores."
+                "segdist.evaluation.scores.scores"
             )
         self._reset()
 
@@ -127,7 +127,7 @@ class MeanIoU(evaluate.Metric):
         """Count one image."""
         given = dict(zip(_NAMES, (prediction, reference))) | _checked_names(others)
         if any(given[name] is None for name in _NAMES):
-            raise UserError("MeanIoU.add needs prediction= and reference=, one index map (H, W) each.")
+            raise UserError("MeanIoU.add needs prediction= and reference=, one index map (H, W) each")
         self.add_batch(**{name: [given[name]] for name in _NAMES})
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
@@ -155,7 +155,7 @@ class MeanIoU(evaluate.Metric):
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if not self._num_images:
-            raise UserError("MeanIoU has no images. Call add or add_batch before compute, or pass images to compute.")
+            raise UserError("MeanIoU has no images. Call add or add_batch before compute, or pass images to compute")
         pairs = _merge([Pairs(_BYTES, self._bytes), self._others])
         self._reset()
         return _scores(_areas(pairs, options), options)
@@ -181,13 +181,13 @@ def _integer(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise UserError(f"{name}: {value!r} is not an integer.") from None
+        raise UserError(f"{name}: {value!r} is not an integer") from None
 
 
 def _checked_names(others: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs unchanged. Raises UserError for an unknown name."""
     if unknown := set(others) - set(_NAMES):
-        raise UserError(f"Unknown input {sorted(unknown)[0]!r}. MeanIoU takes {' and '.join(_NAMES)}.")
+        raise UserError(f"Unknown input {sorted(unknown)[0]!r}. MeanIoU takes {' and '.join(_NAMES)}")
     return others
 
 
@@ -195,19 +195,19 @@ def _count_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pa
     """Count pairs: an int64 (256, 256) table of the images that fit uint8, the pairs of the others, the number of images."""
     if predictions is None or references is None:
         missing = _NAMES[0] if predictions is None else _NAMES[1]
-        raise UserError(f"The {missing} are missing. MeanIoU takes predictions and references, in equal numbers.")
+        raise UserError(f"The {missing} are missing. MeanIoU takes predictions and references, in equal numbers")
     preds, refs = (x.detach().cpu().numpy() if torch.is_tensor(x) else x for x in (predictions, references))
     if not (hasattr(preds, "__len__") and hasattr(refs, "__len__")):
-        raise UserError("predictions and references must be lists or arrays of index maps. Use add for a single image.")
+        raise UserError("predictions and references must be lists or arrays of index maps. Use add for a single image")
     if len(preds) != len(refs):
-        raise UserError(f"Got {len(preds)} predictions, but {len(refs)} references.")
+        raise UserError(f"Got {len(preds)} predictions, but {len(refs)} references")
     small, wide = np.zeros((256, 256), np.int64), []
     for i, (pred, ref) in enumerate(zip(preds, refs)):
         pred, ref = _index_map(pred, f"prediction {i}"), _index_map(ref, f"reference {i}")
         if pred.shape != ref.shape:
             raise UserError(
                 f"Image {i}: the prediction has shape {pred.shape} and the reference {ref.shape}. Before the argmax, resize "
-                "the logits to the mask's size. Never resize the mask."
+                "the logits to the mask's size. Never resize the mask"
             )
         if pred.dtype == ref.dtype == np.uint8:
             add_pairs(small, pred, ref)
@@ -219,27 +219,27 @@ def _count_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pa
 def _index_map(given: Any, name: str) -> np.ndarray:
     """Return the map as uint8 if its values fit, else as its own integer type. Raises UserError if it is not an index map."""
     if isinstance(given, str | bytes | dict | os.PathLike):
-        raise UserError(f"{name} is a {type(given).__name__}. Pass pixels: MeanIoU opens no files.")
+        raise UserError(f"{name} is a {type(given).__name__}. Pass pixels: MeanIoU opens no files")
     try:
         array = given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{name} has rows of different lengths or contains no numbers ({error}).") from None
+        raise UserError(f"{name} has rows of different lengths or contains no numbers ({error})") from None
     if array.ndim not in (1, 2):
         raise UserError(
             f"{name} has shape {array.shape}, but an index map is (H, W). Take the argmax of logits, or the indices of a "
-            "palette image."
+            "palette image"
         )
     if array.dtype.kind == "f" and (array == np.floor(array)).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "bui":
-        raise UserError(f"{name} has {array.dtype} values that are not whole numbers. Take the argmax first.")
+        raise UserError(f"{name} has {array.dtype} values that are not whole numbers. Take the argmax first")
     if array.dtype == np.uint8:
         return array
     if (small := _as_bytes(array)) is not None:
         return small
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low < -(2**31) or high >= 2**31:
-        raise UserError(f"{name} contains {low if low < -(2**31) else high}. Values must fit a 32-bit integer.")
+        raise UserError(f"{name} contains {low if low < -(2**31) else high}. Values must fit a 32-bit integer")
     return array
 
 
@@ -289,7 +289,7 @@ def _merge(parts: Sequence[Pairs]) -> Pairs:
 def _checked_size(num_values: int, what: str) -> int:
     if num_values > _MAX_VALUES:
         raise UserError(
-            f"{what} has {num_values:,} different values, more than {_MAX_VALUES:,}. Check that these are class maps."
+            f"{what} has {num_values:,} different values, more than {_MAX_VALUES:,}. Check that these are class maps"
         )
     return num_values
 

@@ -129,7 +129,7 @@ def _check_classes(checkpoint: str, ours: list[str], data: str, theirs: list[str
     i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
     raise LabelError(
         f"{checkpoint} has {len(ours)} classes and {data} has {len(theirs)}. Class {i} is {a!r} in the checkpoint and {b!r} in "
-        "the dataset. Prepare the dataset with the same --names, or train on it first."
+        "the dataset. Prepare the dataset with the same --names, or train on it first"
     )
 
 

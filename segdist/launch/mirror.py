@@ -46,7 +46,7 @@ class Mirror:
             _, url = open_model(self._repo_id, cfg.hub.private, cfg.run.uri, cfg.hub.overwrite)
             console.say(f"the best model so far is copied to {url}")
         except UnavailableError as error:
-            console.say(f"warning: {str(error).rstrip('.')}. Training starts; uploads begin once the Hub responds.")
+            console.say(f"warning: {error}. Training starts; uploads begin once the Hub responds.")
 
     def __enter__(self) -> Mirror:
         self._thread.start()

@@ -47,7 +47,7 @@ def connect(settings: dict[str, str] | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("ray://"):
         raise UserError(
-            f"RAY_ADDRESS={address}: Ray Train needs a driver inside the cluster. Use `segdist submit` instead."
+            f"RAY_ADDRESS={address}: Ray Train needs a driver inside the cluster. Use `segdist submit` instead"
         )
     if not address:
         console.say("starting Ray on this machine (for a cluster, set RAY_ADDRESS or use `segdist submit`)")
@@ -66,7 +66,7 @@ def connect(settings: dict[str, str] | None = None) -> None:
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: the Ray cluster refused the connection ({error}). If it uses tokens, set "
-            "RAY_AUTH_MODE=token and provide the token here too. The versions of Ray and Python must be the cluster's."
+            "RAY_AUTH_MODE=token and provide the token here too. The versions of Ray and Python must be the cluster's"
         ) from None
 
 
@@ -104,7 +104,7 @@ def _check_address(address: str) -> None:
     except OSError as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster answers ({error}). Start one with `ray start --head`, or unset RAY_ADDRESS "
-            "to use this machine alone."
+            "to use this machine alone"
         ) from None
 
 

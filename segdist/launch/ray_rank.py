@@ -53,7 +53,7 @@ def check_shared(run_uri: str, folder: str, mark: str) -> None:
     if not storage.with_retries(lambda: storage.exists(mark), console.say):
         raise UserError(
             f"run.uri {run_uri} is on the driver's machine, but a rank on another machine cannot see it. Use s3:// or a folder "
-            "that all nodes share."
+            "that all nodes share"
         )
 
 

@@ -87,7 +87,7 @@ def batches(
             return DataError(
                 f"{job.uri}: the probabilities of {num_kept} classes at {height}x{width} px (height x width) take "
                 f"{size / 1e9:.1f} GB, more than the limit of {_MOST_BYTES / 1e9:.1f} GB. Cut the image into parts, or predict "
-                "it without --save probabilities."
+                "it without --save probabilities"
             )
         return replace(job, sha256=hashlib.sha256(data).hexdigest()), image
 

@@ -169,10 +169,10 @@ def _plan(images: Sequence[str], out: str, kinds: Sequence[str]) -> list[Job]:
             if other := owners.get(canonical(target)):
                 raise UserError(
                     f"{target} would be the result of both {other} and {storage.redacted(job.uri)}. Predict them "
-                    "separately, into two folders."
+                    "separately, into two folders"
                 )
             if other is not None:
-                raise UserError(f"{target} is an input image and would be overwritten. Choose another --out.")
+                raise UserError(f"{target} is an input image and would be overwritten. Choose another --out")
             owners[canonical(target)] = storage.redacted(job.uri)
     return jobs
 
@@ -208,7 +208,7 @@ def _check_settings(out: str, settings: bytes, overwrite: bool) -> bool:
     if not overwrite:
         checkpoint = before.get("checkpoint", "an unknown checkpoint")
         raise UserError(
-            f"{out} holds predictions of {checkpoint} or with other settings. Choose another --out, or use --overwrite."
+            f"{out} holds predictions of {checkpoint} or with other settings. Choose another --out, or use --overwrite"
         )
     return False
 

@@ -89,13 +89,13 @@ def _expand(uri: str, out: str) -> list[InputImage]:
         return found
     suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
     if pattern:
-        raise UserError(f"{uri}: no image matches this pattern. {_contents(folder, [e.name for e in listed])}.")
+        raise UserError(f"{uri}: no image matches this pattern. {_contents(folder, [e.name for e in listed])}")
     if listed:
-        raise UserError(f"{_contents(uri, [e.name for e in listed])}, but no image ({suffixes}).")
+        raise UserError(f"{_contents(uri, [e.name for e in listed])}, but no image ({suffixes})")
     if not storage.exists(uri):
-        raise UserError(f"{uri}: no such image or folder.")
+        raise UserError(f"{uri}: no such image or folder")
     if storage.is_local(uri) and storage.local_path(uri).is_dir():
-        raise UserError(f"{uri}: this folder is empty. Give a folder with images ({suffixes}).")
+        raise UserError(f"{uri}: this folder is empty. Give a folder with images ({suffixes})")
     return [InputImage(uri, PurePosixPath(uri).name)]
 
 
@@ -109,7 +109,7 @@ def _check_apart(folder: str, pattern: list[str], found: list[InputImage], out: 
     if any(_matches([*inner, *one.name.split("/")], level) for one in found):
         raise UserError(
             f"--out {out} lies inside {folder}, where images are searched, so the next call would take its masks for images. "
-            f"Give a folder outside {folder}."
+            f"Give a folder outside {folder}"
         )
 
 

@@ -73,7 +73,7 @@ def read_existing(mask_uri: str, uri: str, tag: str | None, settings_digest: str
         stamp = Stamp(**json.loads(text))
     except (TypeError, ValueError):
         raise UserError(
-            f"{mask_uri} does not name the image it belongs to. Choose another --out, or use --overwrite."
+            f"{mask_uri} does not name the image it belongs to. Choose another --out, or use --overwrite"
         ) from None
     same_uri = stamp.place == uri_digest(uri)
     if same_uri and stamp.by != settings_digest:
@@ -81,7 +81,7 @@ def read_existing(mask_uri: str, uri: str, tag: str | None, settings_digest: str
     unchanged = (tag is not None and tag == stamp.tag) or hashlib.sha256(storage.read(uri)).hexdigest() == stamp.sha256
     if not unchanged and not same_uri:
         raise UserError(
-            f"{mask_uri} is the result of another image ({stamp.name}), not of {uri}. Choose another --out, or use --overwrite."
+            f"{mask_uri} is the result of another image ({stamp.name}), not of {uri}. Choose another --out, or use --overwrite"
         )
     if not unchanged or stamp.by != settings_digest:
         return None
@@ -131,7 +131,7 @@ def read_rows(out: str, existing_files: set[str], kinds: Sequence[str]) -> dict[
                 found[name] = {"image": row["image"], **moved, "shares": dict(row["shares"])}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{address}: line {i + 1} is damaged. Delete this file, and predict all images again that it should list."
+                f"{address}: line {i + 1} is damaged. Delete this file, and predict all images again that it should list"
             ) from None
     return found
 

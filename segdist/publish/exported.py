@@ -51,7 +51,7 @@ def _check_there(uri: str, repo: str, revision: str | None) -> None:
         why = str(error).partition(": ")[2]
         if "no such repository" in why:
             why = "no such repository on the Hub (or a private one; then set HF_TOKEN)"
-    raise UserError(f"{uri}: {here}{why}. Give a run, a checkpoint or an export, such as runs/photos or OWNER/NAME.")
+    raise UserError(f"{uri}: {here}{why}. Give a run, a checkpoint or an export, such as runs/photos or OWNER/NAME")
 
 
 def _check_native(uri: str) -> None:
@@ -61,7 +61,7 @@ def _check_native(uri: str) -> None:
         if about.get("format", "native") != "native":
             raise UserError(
                 f"{uri} is a graph ({about['layout']}). Its README.md explains how to run it. To predict with segdist, give "
-                f"the run ({about['run']}) or a native export from `segdist export RUN DEST`."
+                f"the run ({about['run']}) or a native export from `segdist export RUN DEST`"
             )
 
 
@@ -72,16 +72,16 @@ def _load_export(uri: str, revision: str | None, device: torch.device, raw: bool
         if "classes" not in about or not (found.folder / weights.RUN_CONFIG).is_file():
             raise UserError(
                 f"{address} is not an export of segdist: segdist.json or config.yaml is missing. To fine-tune from its "
-                f"weights, set model.weights={uri}."
+                f"weights, set model.weights={uri}"
             )
         names = weights.files(found)
         if not all(name.endswith(".safetensors") for name in names):
             raise UserError(
-                f"{address} holds {names[0]}, but only safetensors are read from an export. Export the run again."
+                f"{address} holds {names[0]}, but only safetensors are read from an export. Export the run again"
             )
         if raw and about["weights"] != "raw":
             raise UserError(
-                f"{address} holds {about['weights']} weights, not raw weights. Export the run with --raw to get them."
+                f"{address} holds {about['weights']} weights, not raw weights. Export the run with --raw to get them"
             )
         labels = Labels.from_json({"classes": about["classes"], "void": []})
         cfg = config.loads((found.folder / weights.RUN_CONFIG).read_bytes(), storage.join(address, weights.RUN_CONFIG))
@@ -89,7 +89,7 @@ def _load_export(uri: str, revision: str | None, device: torch.device, raw: bool
         model = models.build(bare, labels.names, found)
         if model.tensors["new"]:
             missing = first_few(model.tensors["new"])
-            raise CheckpointError(f"{address} is damaged: {missing} missing. Export or download it again.")
+            raise CheckpointError(f"{address} is damaged: {missing} missing. Export or download it again")
         digest = hashlib.sha256()
         for name in [*names, weights.ABOUT]:
             digest.update(hashlib.sha256((found.folder / name).read_bytes()).digest())

@@ -39,9 +39,9 @@ class Repo:
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
-            raise UserError(f"{repo_id!r} is not a valid Hub ID ({error}). Use the form OWNER/NAME.") from None
+            raise UserError(f"{repo_id!r} is not a valid Hub ID ({error}). Use the form OWNER/NAME") from None
         if "/" not in repo_id:
-            raise UserError(f"{repo_id!r} is not a valid Hub ID. Use the form OWNER/NAME.")
+            raise UserError(f"{repo_id!r} is not a valid Hub ID. Use the form OWNER/NAME")
         if not console.console.is_terminal:
             disable_progress_bars()
         get_session().timeout = _TIMEOUT_SECONDS  # the library's default is no timeout
@@ -61,7 +61,7 @@ class Repo:
         if private and not self.is_private():
             raise UserError(
                 f"{self.repo_id} on the Hub is public. Choose another name, or use --public (in a config: hub.private=false) "
-                "if everyone may see the content."
+                "if everyone may see the content"
             )
         return url
 
@@ -73,7 +73,7 @@ class Repo:
         if self.repo_id.split("/")[0] not in owners:
             raise UserError(
                 f"{self.repo_id}: your token may not write there, because it belongs to {', '.join(owners)}. Use another token "
-                "or another repository."
+                "or another repository"
             )
         return self._request(lambda: self._api.repo_exists(self.repo_id, repo_type=self._kind))
 
@@ -98,7 +98,7 @@ class Repo:
         if foreign := sorted(files - _IGNORED):
             raise UserError(
                 f"{self.repo_id} on the Hub holds files that segdist did not write ({first_few(foreign, 3)}). Choose another "
-                "name, or replace files of the same names with --overwrite (in a config: hub.overwrite=true)."
+                "name, or replace files of the same names with --overwrite (in a config: hub.overwrite=true)"
             )
         return None
 
@@ -188,7 +188,7 @@ class Repo:
         except LocalTokenNotFoundError:
             raise UserError(f"{self.repo_id}: writing to the Hub needs a token. {_how_to_get_a_token()}") from None
         except OfflineModeIsEnabled:
-            raise UserError(f"{self.repo_id}: HF_HUB_OFFLINE is set. Unset it to write to the Hub.") from None
+            raise UserError(f"{self.repo_id}: HF_HUB_OFFLINE is set. Unset it to write to the Hub") from None
         except (HTTPError, RuntimeError) as error:  # uploads of large files wrap the original error
             cause = error if isinstance(error, HTTPError) else error.__cause__
             if not isinstance(cause, HTTPError | OSError):
@@ -200,7 +200,7 @@ class Repo:
         except OSError as error:
             raise StorageError(f"{self.repo_id}: an error on this machine prevented the upload ({error})") from None
         except ValueError as error:
-            raise UserError(f"{self.repo_id}: the Hub rejected the content ({error}). Please report this.") from None
+            raise UserError(f"{self.repo_id}: the Hub rejected the content ({error}). Please report this") from None
 
     def _explained(self, error: BaseException, status: int) -> StorageError | UserError:
         reason = last_line(error)
@@ -240,7 +240,7 @@ def _how_to_get_a_token() -> str:
     return (
         f"Create one at {constants.ENDPOINT}/settings/tokens: with the role Write, or fine-grained with write access to the "
         "contents of this repository (to create a repository: of its owner's repositories). Then set HF_TOKEN or run "
-        "`hf auth login`."
+        "`hf auth login`"
     )
 
 

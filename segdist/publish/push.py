@@ -48,7 +48,7 @@ def check_held(repo: Repo, run_uri: str) -> None:
     if manifest is not None and manifest.get("run_id") != record.run_id(run_uri):
         raise UserError(
             f"{repo.repo_id} on the Hub holds the model of another run ({manifest.get('run')}). Choose another name, or "
-            "replace the model with --overwrite (in a config: hub.overwrite=true)."
+            "replace the model with --overwrite (in a config: hub.overwrite=true)"
         )
 
 

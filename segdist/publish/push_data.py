@@ -60,7 +60,7 @@ def open_data(index: Index, repo_id: str, private: bool, overwrite: bool) -> tup
     manifest = None if overwrite else repo.manifest()
     if manifest is not None and manifest.get("data", _digest(manifest.get("name"))) != _digest(index.name):
         raise UserError(
-            f"{repo_id} on the Hub holds another dataset, not {index.name!r}. Choose another name, or use --overwrite."
+            f"{repo_id} on the Hub holds another dataset, not {index.name!r}. Choose another name, or use --overwrite"
         )
     return repo, url
 

@@ -67,11 +67,11 @@ def verify(uri: str) -> None:
         for name, expected in files.items():
             data = read_file(uri, name)
             if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-                raise CheckpointError(f"{uri}: {name} ({len(data)} bytes) differs from what was committed.")
+                raise CheckpointError(f"{uri}: {name} ({len(data)} bytes) differs from what was committed")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError) and not isinstance(error, MissingError):
             raise  # storage that does not answer says nothing about the checkpoint
-        raise CheckpointError(f"{uri}: not a committed checkpoint ({error}).") from None
+        raise CheckpointError(f"{uri}: not a committed checkpoint ({error})") from None
 
 
 def newest(run_uri: str, warn: Callable[[str], None]) -> str | None:
@@ -84,7 +84,7 @@ def newest(run_uri: str, warn: Callable[[str], None]) -> str | None:
             verify(uri)
             return uri
         except CheckpointError as error:
-            warn(f"{str(error).rstrip('.')}. Falling back to the checkpoint before it.")
+            warn(f"{error}. Falling back to the checkpoint before it.")
     return None
 
 
@@ -109,15 +109,15 @@ def _why_none(uri: str) -> str:
     """Return the message for a URI without a checkpoint."""
     if not storage.exists(uri):
         return (
-            f"{uri} does not exist{storage.did_you_mean(uri)}. Give the run.uri of a training run, such as runs/photos."
+            f"{uri} does not exist{storage.did_you_mean(uri)}. Give the run.uri of a training run, such as runs/photos"
         )
     if storage.exists(storage.join(uri, "segdist.json")):
-        return f"{uri} is an export. Only `segdist predict` and segdist.load read exports; give the run it came from instead."
+        return f"{uri} is an export. Only `segdist predict` and segdist.load read exports; give the run it came from instead"
     if sweep := sweep_hint(uri):
         return sweep
     return (
         f"{uri} is neither a checkpoint nor a run with a committed checkpoint. Give the run.uri of a training run, such as "
-        "runs/photos."
+        "runs/photos"
     )
 
 
@@ -125,7 +125,7 @@ def sweep_hint(uri: str) -> str | None:
     """Return what to tell a user who gives a sweep where a run is expected, or None if `uri` is not a sweep."""
     if not storage.exists(storage.join(uri, SWEEP)):
         return None
-    return f"{uri} is a sweep. Its trials are runs in {storage.join(uri, 'trials')}; `segdist status {uri}` names the best one."
+    return f"{uri} is a sweep. Its trials are runs in {storage.join(uri, 'trials')}; `segdist status {uri}` names the best one"
 
 
 def digest(uri: str) -> str:

@@ -27,7 +27,7 @@ def records(run_uri: str) -> list[dict[str, Any]]:
     if not found:
         raise UserError(
             checkpoints.sweep_hint(run_uri)
-            or f"{run_uri} has no metrics. Give the run.uri of a training run that has made its first steps."
+            or f"{run_uri} has no metrics. Give the run.uri of a training run that has made its first steps"
         )
     return found
 

@@ -35,7 +35,7 @@ def load(run_uri: str) -> dict[str, Any] | None:
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
-        raise StorageError(f"{address} is damaged: it is not a JSON object. Delete it, or set another run.uri.")
+        raise StorageError(f"{address} is damaged: it is not a JSON object. Delete it, or set another run.uri")
     return tree
 
 

@@ -78,7 +78,7 @@ def build(cfg: config.Model, class_names: Sequence[str]) -> Segmenter:
         return models.build(cfg, class_names)
     if cfg.revision is not None:
         raise UserError(
-            f"model.revision applies to Hub IDs only, and model.weights {cfg.weights} is a run. Remove model.revision."
+            f"model.revision applies to Hub IDs only, and model.weights {cfg.weights} is a run. Remove model.revision"
         )
     uri = checkpoints.resolve(cfg.weights)
     state = checkpoints.load_state(uri)

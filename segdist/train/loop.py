@@ -118,7 +118,7 @@ def check_finite(row: dict[str, Any], step: int, newest: str | None) -> None:
         where = f"The newest checkpoint from before that is {newest}" if newest else "There is no checkpoint yet"
         raise UserError(
             f"Training diverged at step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}. {where}. Lower optim.lr, "
-            "set optim.clip_grad_norm=1, increase optim.warmup_steps, or use train.precision=fp32."
+            "set optim.clip_grad_norm=1, increase optim.warmup_steps, or use train.precision=fp32"
         )
 
 
@@ -129,7 +129,7 @@ def check_written(manager: CheckpointManager, step: int, lost: list[str]) -> Non
     what = "its checkpoint" if checkpoints.step_of(manager.newest) != step else ", ".join(lost)
     raise UnwrittenError(
         f"Training reached step {step}, but {what} could not be written (see the warnings above). The newest committed "
-        f"checkpoint is {manager.newest}. Fix the storage, then run the same command to continue from there."
+        f"checkpoint is {manager.newest}. Fix the storage, then run the same command to continue from there"
     )
 
 

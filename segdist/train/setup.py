@@ -74,7 +74,7 @@ def inspect_run(cfg: Config, num_ranks: int) -> RunState:
     cfg = restore_auto(cfg, identity or {})
     check_num_ranks(cfg, num_ranks)
     if storage.exists(storage.join(cfg.run.uri, indices.NAME)):
-        raise ConfigError(f"run.uri {cfg.run.uri} contains a prepared dataset. Choose another folder for the run.")
+        raise ConfigError(f"run.uri {cfg.run.uri} contains a prepared dataset. Choose another folder for the run")
     if identity is None:
         check_weights(cfg)
     else:
@@ -107,7 +107,7 @@ def newest_checkpoint(run_uri: str) -> str | None:
     if newest is None and checkpoints.committed(run_uri):
         raise CheckpointError(
             f"{run_uri}: all checkpoints are damaged (see the warnings above). Restore one of them, or delete the folder "
-            "`checkpoints` to start again at step 0, or set another run.uri."
+            "`checkpoints` to start again at step 0, or set another run.uri"
         )
     return newest
 
@@ -158,7 +158,7 @@ def check_num_ranks(cfg: Config, num_ranks: int) -> None:
         raise ConfigError(
             f"{num_ranks} ranks cannot share {most} micro-batches per step. Start at most {most} rank(s) (scale.num_ranks, or "
             "torchrun's --nproc-per-node). Or lower train.micro_batch_size or raise train.global_batch_size; either makes a "
-            "new run, because it changes the weights."
+            "new run, because it changes the weights"
         )
 
 
@@ -166,10 +166,10 @@ def check_weights(cfg: Config) -> None:
     """Raise UserError if the weights of a new run do not exist."""
     parent, weights = cfg.train.init_from, cfg.model.weights
     if parent and not storage.exists(parent):
-        raise CheckpointError(f"train.init_from {parent!r} does not exist. Give the run.uri of a training run.")
+        raise CheckpointError(f"train.init_from {parent!r} does not exist. Give the run.uri of a training run")
     if weights and config.is_path_or_uri(weights) and not storage.exists(weights):
         raise ConfigError(
-            f"model.weights {weights!r} does not exist. Give a folder with config.json and weights, or a run."
+            f"model.weights {weights!r} does not exist. Give a folder with config.json and weights, or a run"
         )
 
 
@@ -219,7 +219,7 @@ def resolve_initial_weights(cfg: Config, before: dict[str, Any]) -> tuple[str | 
             checkpoints.resolve(uri)
     except CheckpointError as error:
         console.say(
-            f"warning: {str(error).rstrip('.')}. This run started from it, and now starts again from the weights that exist "
+            f"warning: {error}. This run started from it, and now starts again from the weights that exist "
             "now."
         )
         parent, pinned = None, {}
@@ -267,7 +267,7 @@ def check_identity(run_uri: str, before: dict[str, Any], now: dict[str, Any]) ->
         raise ConfigError(
             f"{run_uri} was started with other settings, which decide its weights:{lines}\n"
             f"Undo these changes to continue the run. Or start a new run: set another run.uri, and train.init_from={run_uri} "
-            "to start from its weights."
+            "to start from its weights"
         )
 
 

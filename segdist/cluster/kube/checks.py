@@ -27,7 +27,7 @@ def check_options(options: ManifestOptions) -> None:
     if not all(word.isprintable() for word in options.arguments()):
         raise UserError(
             "an option or override contains a line break or another control character. Remove it. Every file repeats the "
-            "command that made it in one line."
+            "command that made it in one line"
         )
     _check_names(options)
     _check_image(options.image)
@@ -35,7 +35,7 @@ def check_options(options: ManifestOptions) -> None:
     if options.identity is not None and not role_annotation(options.identity):
         raise UserError(
             f"--identity {options.identity}: give the role of the pods, arn:aws:iam::ACCOUNT:role/NAME on EKS or "
-            "NAME@PROJECT.iam.gserviceaccount.com on GKE. On other clouds, annotate the service account with a patch."
+            "NAME@PROJECT.iam.gserviceaccount.com on GKE. On other clouds, annotate the service account with a patch"
         )
     for option, number, least, most in (
         ("--ranks-per-worker", options.ranks_per_worker, 1, 16),
@@ -48,7 +48,7 @@ def check_options(options: ManifestOptions) -> None:
     if not 0 < options.deadline_hours <= _MAX_HOURS:
         raise UserError(f"--deadline-hours {options.deadline_hours:g}: must be more than 0 and at most {_MAX_HOURS}")
     if (options.images is None) != (options.predictions is None):
-        raise UserError("--images says what to predict, and --predictions where to write it. Give both or neither.")
+        raise UserError("--images says what to predict, and --predictions where to write it. Give both or neither")
 
 
 def _check_names(options: ManifestOptions) -> None:
@@ -56,7 +56,7 @@ def _check_names(options: ManifestOptions) -> None:
     if not _LABEL.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise UserError(
             f"--name {name}: use lower-case letters, digits and hyphens, with a letter first, at most {_MAX_NAME_LENGTH} "
-            "characters. KubeRay and segdist append to the name."
+            "characters. KubeRay and segdist append to the name"
         )
     for option, value in (
         ("--namespace", options.namespace),
@@ -65,14 +65,14 @@ def _check_names(options: ManifestOptions) -> None:
     ):
         if value is not None and not _SUBDOMAIN.fullmatch(value):
             raise UserError(
-                f"{option} {value}: not a valid Kubernetes name. Use lower-case letters, digits, hyphens and dots."
+                f"{option} {value}: not a valid Kubernetes name. Use lower-case letters, digits, hyphens and dots"
             )
     if any(
         not _SUBDOMAIN.fullmatch(secret) for secret in options.secrets
     ):  # do not repeat it: it may be a secret value
         raise UserError(
             "--secret takes the name of a Secret in the namespace, never a value. Create one with `kubectl create secret "
-            "generic segdist-hub --from-literal=HF_TOKEN=...`, then use --secret segdist-hub."
+            "generic segdist-hub --from-literal=HF_TOKEN=...`, then use --secret segdist-hub"
         )
 
 
@@ -82,7 +82,7 @@ def check_workload(options: ManifestOptions, work: Workload) -> None:
         if config.holds_credential(value):  # do not repeat it
             raise UserError(
                 f"{key} contains what looks like a credential, and a config map is not secret. Put the credential into a "
-                "Secret (--secret NAME), or give the pods a role (--identity)."
+                "Secret (--secret NAME), or give the pods a role (--identity)"
             )
     cfg = work.config
     uris: dict[str, str | None] = {
@@ -106,7 +106,7 @@ def check_workload(options: ManifestOptions, work: Workload) -> None:
     _check_max_workers(options, work)
     if options.images and work.kind == "sweep":
         raise UserError(
-            "--images needs the config of a run: a sweep has no model yet. Use the config of `segdist train --from-sweep`."
+            "--images needs the config of a run: a sweep has no model yet. Use the config of `segdist train --from-sweep`"
         )
     _check_deadline(options, work)
 
@@ -115,18 +115,18 @@ def _check_deadline(options: ManifestOptions, work: Workload) -> None:
     hours = options.deadline_hours
     if work.budget_hours is not None and work.budget_hours >= hours:
         raise UserError(
-            f"--deadline-hours {hours:g} would end the sweep before its budget.hours={work.budget_hours:g} is spent. Give more."
+            f"--deadline-hours {hours:g} would end the sweep before its budget.hours={work.budget_hours:g} is spent. Give more"
         )
     if work.config.scale.start_seconds >= 3600 * hours:
         raise UserError(
             f"scale.start_seconds={work.config.scale.start_seconds}: waiting that long for nodes leaves nothing of "
-            f"--deadline-hours {hours:g}. Lower the one or raise the other."
+            f"--deadline-hours {hours:g}. Lower the one or raise the other"
         )
 
 
 def _check_image(image: str) -> None:
     if not re.fullmatch(r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", image, re.ASCII):
-        raise UserError(f"--image {image}: must be REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:...")
+        raise UserError(f"--image {image}: must be REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST")
     tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
     if "@" not in image and tag in ("", "latest"):
         console.say(
@@ -142,12 +142,12 @@ def _check_volume(options: ManifestOptions) -> None:
     if not _SUBDOMAIN.fullmatch(claim) or not re.fullmatch(r"(/[\w.-]+)+", path, re.ASCII) or ".." in path.split("/"):
         raise UserError(
             f"--volume {options.volume}: must be CLAIM:/PATH, such as segdist-data:/data. CLAIM is a PersistentVolumeClaim "
-            "that many pods can mount at once (ReadWriteMany), and PATH is where they mount it."
+            "that many pods can mount at once (ReadWriteMany), and PATH is where they mount it"
         )
     if path.split("/")[1] in ("bin", "dev", "etc", "home", "lib", "proc", "sys", "tmp", "usr", "var"):
         raise UserError(
             f"--volume {options.volume}: /{path.split('/')[1]} belongs to the image or to Ray. Mount the volume elsewhere, "
-            "for example at /data."
+            "for example at /data"
         )
 
 
@@ -163,7 +163,7 @@ def role_annotation(identity: str) -> dict[str, str]:
 def _check_uri(options: ManifestOptions, key: str, uri: str) -> None:
     if not _UNQUOTED.fullmatch(uri):
         raise UserError(
-            f"{key}={uri}: shells read this URI as part of a command. Use one without spaces, *, ?, $ and quotes."
+            f"{key}={uri}: shells read this URI as part of a command. Use one without spaces, *, ?, $ and quotes"
         )
     if not storage.is_local(uri):
         return
@@ -173,7 +173,7 @@ def _check_uri(options: ManifestOptions, key: str, uri: str) -> None:
         return
     below = f"a path below {mount[1]}" if mount else "a path on a volume that all pods mount (--volume CLAIM:/PATH)"
     raise UserError(
-        f"{key}={uri} is a path on this machine, which no pod can read. Use s3://BUCKET/FOLDER, or {below}."
+        f"{key}={uri} is a path on this machine, which no pod can read. Use s3://BUCKET/FOLDER, or {below}"
     )
 
 
@@ -184,31 +184,31 @@ def _check_room(options: ManifestOptions, work: Workload) -> None:
     if need.get("GPU", 0) % 1 and options.ranks_per_worker > 1:
         raise UserError(
             f"scale.gpus_per_rank={scale.gpus_per_rank:g}: a rank with a part of a GPU needs a pod of its own. Leave out "
-            "--ranks-per-worker."
+            "--ranks-per-worker"
         )
     num = num_workers(options, work)
     if work.kind == "train" and options.workers is None and scale.num_ranks % options.ranks_per_worker:
         raise UserError(
             f"--ranks-per-worker {options.ranks_per_worker}: {num} pods have room for {num * options.ranks_per_worker} ranks, "
-            f"but scale.num_ranks is {scale.num_ranks}. Use a divisor of it, so that no GPU is idle."
+            f"but scale.num_ranks is {scale.num_ranks}. Use a divisor of it, so that no GPU is idle"
         )
     labels = options.node_labels
     for wanted in (scale.node_labels, scale.first_rank_labels or {}):
         if not wanted.items() <= labels.items():
             raise UserError(
                 f"scale.node_labels or scale.first_rank_labels asks for nodes with {wanted}, but the worker pods have "
-                f"{labels}. Leave it out."
+                f"{labels}. Leave it out"
             )
     each = {name: math.ceil(amount * options.ranks_per_worker) for name, amount in need.items()}
     nodes = [{"NodeManagerAddress": f"worker {i + 1}", "Resources": each, "Labels": labels} for i in range(num)]
     if shortage(scale, need, nodes):
         raise UserError(
             f"scale.num_ranks={scale.num_ranks} with scale.placement={scale.placement} do not fit on {num} worker(s) of "
-            f"{options.ranks_per_worker} rank(s) each. Change --workers or --ranks-per-worker, or leave them out."
+            f"{options.ranks_per_worker} rank(s) each. Change --workers or --ranks-per-worker, or leave them out"
         )
     has_idle = work.kind == "train" and (num - 1) * options.ranks_per_worker >= scale.num_ranks
     if has_idle and scale.placement != "strict_spread":
-        raise UserError(f"--workers {num}: {scale.num_ranks} rank(s) leave some workers idle. Leave out --workers.")
+        raise UserError(f"--workers {num}: {scale.num_ranks} rank(s) leave some workers idle. Leave out --workers")
 
 
 def _check_max_workers(options: ManifestOptions, work: Workload) -> None:
@@ -216,15 +216,15 @@ def _check_max_workers(options: ManifestOptions, work: Workload) -> None:
     if most is None:
         return
     if options.queue:
-        raise UserError("--max-workers with --queue: Kueue admits clusters of a fixed size. Use --workers instead.")
+        raise UserError("--max-workers with --queue: Kueue admits clusters of a fixed size. Use --workers instead")
     if work.kind == "train":
-        raise UserError("--max-workers is for sweeps. A run has scale.num_ranks ranks from start to end.")
+        raise UserError("--max-workers is for sweeps. A run has scale.num_ranks ranks from start to end")
     if most <= num:
-        raise UserError(f"--max-workers {most}: the sweep starts with {num} worker(s). Give more, or leave it out.")
+        raise UserError(f"--max-workers {most}: the sweep starts with {num} worker(s). Give more, or leave it out")
     if work.max_concurrent is None:
         raise UserError(
             "--max-workers: Ray adds pods for trials that wait, but without max_concurrent only as many trials are started as "
-            f"there is room for. Set max_concurrent={most}, for example."
+            f"there is room for. Set max_concurrent={most}, for example"
         )
 
 

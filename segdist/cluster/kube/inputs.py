@@ -103,7 +103,7 @@ def read_workload(options: ManifestOptions) -> Workload:
     _set_cluster_defaults(tree, tree)
     cfg = config.from_tree(tree, source_name(options.config, options.overrides))
     if cfg.scale.launcher != "ray":
-        raise UserError(f"scale.launcher={cfg.scale.launcher}: on Kubernetes, Ray starts the ranks. Leave it out.")
+        raise UserError(f"scale.launcher={cfg.scale.launcher}: on Kubernetes, Ray starts the ranks. Leave it out")
     return Workload("train", {"config.yaml": tree}, cfg, cfg.run.uri)
 
 

@@ -29,15 +29,15 @@ _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "
             "HF_TOKEN")  # fmt: skip
 _ADDRESS_HELP = (
     "Give the address of the cluster's dashboard, such as http://127.0.0.1:8265. To forward a remote dashboard to this "
-    "machine, use `ray dashboard cluster.yaml` or `kubectl port-forward service/NAME-head-svc 8265`."
+    "machine, use `ray dashboard cluster.yaml` or `kubectl port-forward service/NAME-head-svc 8265`"
 )
 _UNSCHEDULABLE = (
     "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE",
     "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
 )  # no node fits its request
 _PENDING = (
-    " It is waiting for a node with the resources it asks for, and cannot be stopped before it starts. Ray gives up after "
-    "15 minutes."
+    ". It is waiting for a node with the resources it asks for, and cannot be stopped before it starts. Ray gives up after "
+    "15 minutes"
 )
 
 
@@ -76,7 +76,7 @@ class JobClient:
                     return known
                 time.sleep(1)
         raise RanksError(
-            f"{self._address}: could not reserve a job ID after {_MAX_ATTEMPTS} attempts. Run the same command again.",
+            f"{self._address}: could not reserve a job ID after {_MAX_ATTEMPTS} attempts. Run the same command again",
             75,
         )
 
@@ -135,7 +135,7 @@ class JobClient:
             raise UserError(
                 f"{what}: job {id} is already active with other settings (its command, files, --env or --num-gpus differ). "
                 f"Stop it first with `{self.ray_command('stop', id)}`, or follow it with "
-                f"`{self.ray_command('logs --follow', id)}`.{_PENDING if str(known.status) == 'PENDING' else ''}"
+                f"`{self.ray_command('logs --follow', id)}`{_PENDING if str(known.status) == 'PENDING' else ''}"
             )
         console.say(f"{what}: job {id} is already active")
         return id
@@ -164,10 +164,10 @@ def _environment(variables: Sequence[str]) -> dict[str, str]:
     for name in variables:
         if "=" in name:  # do not repeat the value
             raise UserError(
-                f"--env {name.partition('=')[0]}=...: give the name alone. The value is taken from this shell."
+                f"--env {name.partition('=')[0]}=...: give the name alone. The value is taken from this shell"
             )
         if name not in os.environ:
-            raise UserError(f"--env {name}: this variable is not set. Export it first.")
+            raise UserError(f"--env {name}: this variable is not set. Export it first")
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
     return environment | {name: os.environ[name] for name in variables}
 
@@ -201,13 +201,13 @@ def _token_problem(error: Exception) -> str:
     if place and "Missing" in str(error):
         return (
             f"the cluster requires its token, but RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} keeps Ray from sending it. "
-            "Unset RAY_AUTH_MODE."
+            "Unset RAY_AUTH_MODE"
         )
     if place == "RAY_AUTH_TOKEN_PATH" and not Path(os.environ[place]).is_file():
         return f"RAY_AUTH_TOKEN_PATH is {os.environ[place]}, but there is no such file"
     if place:
         return f"the token in {place} is not this cluster's"
-    return "the cluster requires its token. Put it into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to its file."
+    return "the cluster requires its token. Put it into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to its file"
 
 
 def _is_same(known: Any, job: Job) -> bool:

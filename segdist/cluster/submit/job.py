@@ -28,9 +28,9 @@ _CONFIG_PARAMS = ("config", "sweep", "target", "overrides")  # parameters that h
 _OUTPUT_PARAMS = ("out", "plot", "confusion", "previews", "dest")  # parameters that name what the job writes
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME, which may be a path too
 _NO_FOLDERS = (
-    "a job cannot access folders on this machine. Use s3://, or an absolute path on a file system that all nodes share."
+    "a job cannot access folders on this machine. Use s3://, or an absolute path on a file system that all nodes share"
 )
-_CREDENTIAL = "contains what looks like a credential, which the cluster's dashboard would show. Use --env NAME instead."
+_CREDENTIAL = "contains what looks like a credential, which the cluster's dashboard would show. Use --env NAME instead"
 
 
 @dataclass
@@ -127,7 +127,7 @@ def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
     cfg = config.load(uri, changes) if "://" not in uri else config.loads(storage.read(uri), uri, changes)
     if cfg.scale.launcher != "ray":
         raise UserError(
-            f"scale.launcher={cfg.scale.launcher} would train on the cluster's head instead of its nodes. Leave it out."
+            f"scale.launcher={cfg.scale.launcher} would train on the cluster's head instead of its nodes. Leave it out"
         )
     setup.check_num_ranks(cfg, cfg.scale.num_ranks)
     _check_uris(config.uris(cfg))
@@ -182,7 +182,7 @@ def _rewritten(job: Job, param: str, word: str) -> str:
         return f"{option}{equals}{_add_file(job, place, str(len(job.files)))}"
     if param in _OUTPUT_PARAMS or ("/" in place and (path.is_dir() or not _HUB_ID.fullmatch(place))):
         what = place if param in ("dest", "checkpoint", "data", "images", "source") else f"--{param} {place}"
-        raise UserError(f"{what}: {_NO_FOLDERS} `segdist prepare` can write to s3:// too.")
+        raise UserError(f"{what}: {_NO_FOLDERS}. `segdist prepare` can write to s3:// too")
     return word
 
 
@@ -199,6 +199,6 @@ def write_working_dir(job: Job, folder: Path) -> tuple[int, int]:
         largest = max(sizes, key=lambda path: sizes[path])
         raise UserError(
             f"the job's files have {sum(sizes.values()) >> 20} MiB, more than the limit of {_MAX_BYTES >> 20} MiB. The largest "
-            f"is {largest.relative_to(folder)}. Put it into object storage."
+            f"is {largest.relative_to(folder)}. Put it into object storage"
         )
     return len(sizes), sum(sizes.values())

@@ -88,12 +88,12 @@ class JobLog:
         if now - self._failing_since > _PATIENCE_SECONDS:
             raise RanksError(
                 f"{self._address} has not answered for {minutes} ({last_line(error)}). Job {self._id} may still be running. "
-                "Run the same command again to follow the job or to continue the run.",
+                "Run the same command again to follow the job or to continue the run",
                 75,
             ) from None
 
     def _forgotten(self) -> RanksError:
         return RanksError(
-            f"the cluster no longer knows job {self._id}, because its head was lost. Run the same command again to continue.",
+            f"the cluster no longer knows job {self._id}, because its head was lost. Run the same command again to continue",
             75,
         )

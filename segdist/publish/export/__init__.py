@@ -47,7 +47,7 @@ def export(
     written, if DEST holds other files or (unless `overwrite`) the export of another run, or if the verification fails.
     """
     if form == "native" and (size or argmax):
-        raise UserError("--size and --argmax apply only to graphs. Use them with --format onnx or --format torch.")
+        raise UserError("--size and --argmax apply only to graphs. Use them with --format onnx or --format torch")
     if form == "onnx":
         onnx.check_installed()
     if size:
@@ -57,7 +57,7 @@ def export(
     before = _earlier_export(dest, overwrite)
     if before is not None and not overwrite and before.get("run_id") != run_id:
         raise UserError(
-            f"{dest} holds the export of another run ({before.get('run')}). Choose another destination, or use --overwrite."
+            f"{dest} holds the export of another run ({before.get('run')}). Choose another destination, or use --overwrite"
         )
     storage.check_writable(dest)
     about = _about(trained, run, run_id)
@@ -140,7 +140,7 @@ def _native(
     except UserError as error:
         raise UserError(
             f"The export of {trained.uri} failed verification: {error}. Nothing was written. Please report this, or use "
-            "--no-verify."
+            "--no-verify"
         ) from None
     return about, _measured(found)
 
@@ -191,7 +191,7 @@ def _graph(
             reason = f"A graph for {shape.describe(traits)} failed verification ({first[:300]})"
         else:
             return manifest, _measured(found), shape.size
-    raise UserError(f"Cannot export {trained.uri} as {layout}. {reason}. Nothing was written. Please report this.")
+    raise UserError(f"Cannot export {trained.uri} as {layout}. {reason}. Nothing was written. Please report this")
 
 
 def _measured(found: verification.Verification) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _earlier_export(dest: str, overwrite: bool) -> dict[str, Any] | None:
         data = storage.read(address)
     except MissingError:
         if storage.names(dest):
-            raise UserError(f"{dest} exists and is not an export of segdist. Choose an empty destination.") from None
+            raise UserError(f"{dest} exists and is not an export of segdist. Choose an empty destination") from None
         return None
     with contextlib.suppress(ValueError, TypeError, AttributeError):  # not JSON, not a mapping, no names
         tree = json.loads(data)
@@ -246,4 +246,4 @@ def _earlier_export(dest: str, overwrite: bool) -> dict[str, Any] | None:
             return tree
     if overwrite:
         return {}
-    raise UserError(f"{address} is damaged. Use --overwrite to replace the export, or choose another destination.")
+    raise UserError(f"{address} is damaged. Use --overwrite to replace the export, or choose another destination")
