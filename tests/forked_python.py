@@ -1,4 +1,4 @@
-"""Run a Python command line in a process forked by tests/forks.py: `python -I -S tests/forked_python.py SOCKET ARGUMENTS...`
+"""Run a Python command line in a process forked by tests/forks.py: `python -I -S tests/forked_python.py FOLDER ARGUMENTS...`
 
 `forks.python()` returns a script that runs this file in place of a Python interpreter. This file imports almost nothing, so
 it starts in milliseconds. It sends its arguments, environment, working directory and open files to the fork server, forwards
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import _socket
 import array
+import binascii
 import marshal
 import os
 import signal
 import struct
 import sys
+import time
 
 TYPE_CHECKING = False  # importing typing would take a third of the time
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ def send_request(link: Any, request: dict[str, Any], files: Sequence[int]) -> No
     link.sendall(body)
 
 
-def main(path: str, arguments: list[str]) -> None:
-    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+def main(folder: str, arguments: list[str]) -> None:
+    is_worker = any(word.endswith("default_worker.py") for word in arguments)
     pid, early = 0, list[int]()
 
     def forward(number: int, frame: object) -> None:
@@ -49,14 +51,14 @@ def main(path: str, arguments: list[str]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, forward)
     try:
-        link.connect(path)
+        link = _server_of_workers(folder) if is_worker else _connect(f"{folder}/segdist.socket")
     except OSError:  # the test run is over
         os._exit(1)
     files = [int(name) for name in os.listdir("/proc/self/fd")]
     files = [fd for fd in files if fd != link.fileno() and _is_open(fd)]
     request = {
         "argv": arguments, "env": {**RAY_SETTINGS, **os.environ}, "cwd": os.getcwd(), "umask": os.umask(0o22), "numbers": files,
-        "executable": f"{os.path.dirname(path)}/python",
+        "executable": f"{folder}/python",
     }  # fmt: skip
     send_request(link, request, files)
     for fd in files:
@@ -65,13 +67,36 @@ def main(path: str, arguments: list[str]) -> None:
     pid = int(_answer(link)[0])
     for number in early:
         os.kill(pid, number)
-    is_worker = any(word.endswith("default_worker.py") for word in arguments)
     status = _copy_title_until_end(pid, link) if is_worker else int(_answer(link)[0])
     if os.WIFSIGNALED(status):
         if os.WTERMSIG(status) != signal.SIGKILL:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status))
+
+
+def _connect(path: str) -> Any:
+    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    link.connect(path)
+    return link
+
+
+def _server_of_workers(folder: str) -> Any:
+    """Connect to the server of this raylet's workers, in which Ray has read the same settings that it would read here."""
+    settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("RAY_"))
+    name = f"workers-{binascii.crc32(repr(settings).encode()):08x}"
+    is_asked = False
+    while True:
+        try:
+            return _connect(f"{folder}/{name}.socket")
+        except FileNotFoundError:
+            if not is_asked:
+                link = _connect(f"{folder}/segdist.socket")
+                send_request(link, {"workers": name, "env": {**RAY_SETTINGS, **os.environ}}, [])
+                is_asked = True
+            if not os.path.exists(f"{folder}/segdist.socket"):
+                raise
+            time.sleep(0.02)
 
 
 def _answer(link: Any) -> tuple[int, float]:

@@ -7,7 +7,8 @@ server. A forked process has its own arguments, environment, working directory, 
   already imported, except those that import Ray or `datasets`. With `bare=True`, segdist is not imported.
 - `ranks` starts several processes with the environment variables that torchrun sets.
 - `python` returns a command to use in place of `sys.executable` when another program starts the process, such as Ray, whose
-  own processes are then forked too. segdist and Ray are imported by each of these processes.
+  own processes are then forked too. Each of these processes imports Ray itself, except Ray's workers: the first worker of a
+  raylet makes the server fork another server, which imports Ray for all workers of this raylet.
 
 Settings that Python reads before its first import (OMP_NUM_THREADS, PYTHONHASHSEED) cannot be passed to a forked process.
 A few tests start a real interpreter, the `segdist` script and the real torchrun.
@@ -49,6 +50,9 @@ _LIBRARIES = """
     transformers transformers.models.segformer.modeling_segformer transformers.pipelines typer yaml
 """.split()
 _READS_ENVIRONMENT = {"ray", "datasets", "deepspeed"}  # at import, so only a forked process may import these
+_OF_WORKERS = """
+    ray.train.torch ray.train.v2._internal.execution.controller.controller ray.tune segdist.launch.on_ray segdist.sweep.trial
+""".split()
 _LATE = (
     "segdist.evaluation.mean_iou",
     "segdist.metric",
@@ -179,7 +183,7 @@ def popen(
 
 
 def proofs() -> SimpleNamespace:
-    """Return a replacement for `subprocess` in segdist.publish.export.proof, whose processes must not import segdist."""
+    """Return a replacement for `subprocess` in segdist.publish.export.verification, whose processes must not import segdist."""
     return SimpleNamespace(run=lambda command, *, cwd, **captured: run(command, bare=True, cwd=cwd))
 
 
@@ -275,7 +279,7 @@ def python() -> str:
 
 
 def _write_commands(folder: Path) -> None:
-    command = f"exec {sys.executable} -I -S {os.path.abspath(forked_python.__file__)} {folder / 'bare.socket'}"
+    command = f"exec {sys.executable} -I -S {os.path.abspath(forked_python.__file__)} {folder}"
     for name, words in (("python", command), ("segdist", f"{command} -m segdist")):
         (folder / name).write_text(f'#!/bin/sh\n{words} "$@"\n', encoding="utf-8")
         (folder / name).chmod(0o755)
@@ -333,12 +337,13 @@ def _start(folder: Path) -> None:
         assert pipe.read() == b"ready", (folder / "log").read_text()
 
 
-def _import_all(names: Sequence[str]) -> None:
+def _import_all(names: Sequence[str], but: set[str] = _READS_ENVIRONMENT) -> None:
+    """Import these modules, none of which may import one of `but` or start a thread."""
     import importlib
 
     for name in names:
         importlib.import_module(name)
-    found = _READS_ENVIRONMENT & sys.modules.keys()
+    found = but & sys.modules.keys()
     assert not found, f"{found} read the environment at import, so the fork server must not import them"
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     others = [name for name in threads if not name.startswith("jemalloc")]  # pyarrow's allocator, which supports forks
@@ -367,8 +372,11 @@ def _serve_all(folder: Path, ready: int) -> None:
         _serve(folder / "segdist.socket", ready)
 
 
-def _serve(path: Path, ready: int | None = None) -> None:
-    """Fork for every request, answer with process id, wait status and CPU seconds, and end with the last test process."""
+def _serve(path: Path, ready: int | None = None, keeper: socket.socket | None = None) -> None:
+    """Fork for every request, answer with process id, wait status and CPU seconds, and end with the last test process.
+
+    The server of a raylet's workers ends with its parent, which holds the other end of `keeper`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     waker, wakes = socket.socketpair()
     waker.setblocking(False)
@@ -384,8 +392,11 @@ def _serve(path: Path, ready: int | None = None) -> None:
     if ready is not None:
         os.write(ready, b"ready")
         os.close(ready)
-    kept, children, has_begun = set[socket.socket](), dict[int, _Child](), False
+    kept, children, has_begun = {keeper} - {None}, dict[int, _Child](), keeper is not None
+    templates: dict[str, socket.socket] = {}
     selector = selectors.DefaultSelector()
+    if keeper:
+        selector.register(keeper, selectors.EVENT_READ)
     selector.register(listener, selectors.EVENT_READ)
     selector.register(waker, selectors.EVENT_READ)
     while kept or not has_begun:
@@ -403,6 +414,26 @@ def _serve(path: Path, ready: int | None = None) -> None:
                 waker.recv(4096)
                 _reap(children)
             elif request := _receive(link) if link in kept else None:
+                if name := request[0].get("workers"):
+                    if name not in templates:
+                        templates[name], theirs = socket.socketpair()
+                        if os.fork() == 0:
+                            for other in (
+                                listener,
+                                waker,
+                                wakes,
+                                *kept,
+                                *(c.link for c in children.values()),
+                                *templates.values(),
+                            ):
+                                other.close()
+                            os.environ.clear()
+                            os.environ.update(request[0]["env"])
+                            _import_all(_OF_WORKERS, but={"datasets", "deepspeed"})
+                            _serve(path.with_name(f"{name}.socket"), keeper=theirs)
+                            os._exit(0)
+                        theirs.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     os.close(selector.fileno())
@@ -490,8 +521,8 @@ def _become(request: dict[str, Any], files: list[int], others: list[socket.socke
         spending.begin()
         if request["executable"]:
             sys.executable = sys._base_executable = request["executable"]  # type: ignore[attr-defined]
-        if "segdist.publish.export.proof" in sys.modules:
-            sys.modules["segdist.publish.export.proof"].subprocess = proofs()  # type: ignore[attr-defined]
+        if "segdist.publish.export.verification" in sys.modules:
+            sys.modules["segdist.publish.export.verification"].subprocess = proofs()  # type: ignore[attr-defined]
         code = _python(request["argv"])
     finally:
         _end(code)

@@ -14,21 +14,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COVERS: dict[str, tuple[str, ...]] = {
+    "test_before_rooms.py": ("segdist/sweep/", "tests/fixtures/before_rooms/"),
     "test_evaluate.py": (
         "segdist/evaluation/inference.py",
         "segdist/evaluation/evaluate.py",
         "benchmarks/evaluation.py",
     ),
     "test_export.py": ("segdist/publish/export/", "segdist/models/"),
-    "test_kube.py": ("segdist/cluster/kube/", "segdist/cluster/node.py", "k8s/"),
-    "test_machines.py": ("segdist/launch/", "tests/machines.py"),
+    "test_kube.py": ("segdist/cluster/kube/", "segdist/cluster/node.py", "segdist/launch/", "k8s/"),
+    "test_machines.py": ("segdist/launch/", "segdist/distributed.py", "tests/machines.py"),
     "test_ranks.py": ("segdist/step/", "segdist/distributed.py"),
-    "test_ray.py": ("segdist/launch/", "segdist/cluster/drivers.py", "tests/ray_head.py"),
+    "test_ray.py": ("segdist/launch/", "segdist/cluster/drivers.py", "segdist/cluster/node.py", "tests/ray_head.py"),
     "test_readme.py": ("README.md", "Makefile", "demo/", "configs/demo.yaml", "segdist/cli/", "segdist/launch/"),
     "test_s3.py": ("segdist/storage/", "segdist/runs/"),
     "test_strategy.py": ("segdist/step/",),
-    "test_submit.py": ("segdist/cluster/submit/", "jobs/"),
-    "test_sweep_ray.py": ("segdist/sweep/",),
+    "test_submit.py": ("segdist/cluster/submit/", "segdist/launch/", "jobs/"),
+    "test_sweep_ray.py": ("segdist/sweep/", "segdist/launch/"),
     "test_train.py": ("segdist/train/", "segdist/runs/"),
     "test_tutorials.py": ("docs/tutorials/", "configs/tutorials/", "tests/tutorials.py", "tests/tutorial_scenes.py"),
     "test_weights.py": ("segdist/models/weights.py",),

@@ -83,7 +83,7 @@ def running(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[Head]:
     finally:
         process.send_signal(signal.SIGTERM)  # Ray then ends its own processes
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=5)
+            process.wait(timeout=1)
         for pid in processes_naming(str(folder)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

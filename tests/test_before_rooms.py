@@ -366,6 +366,7 @@ def test_a_checkpoint_of_another_architecture_predicts_the_same(name: str) -> No
     assert [*differences(written["shares"], found, exact=False)] == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)

@@ -583,6 +583,7 @@ def suspended(run: str, job: str, attempt: int, head: Head) -> int:
     return int(state["step"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)

@@ -81,6 +81,7 @@ def hook(file: str, kind: str) -> list[str]:
     return [*SEGDIST, *command[1:-1], "200"]  # of machines that share two cores
 
 
+@pytest.mark.long  # tests/test_ray.py kills a rank
 def test_a_machine_dies_another_comes_and_the_weights_are_those_of_one_process(
     street_data: str, tmp_path: Path
 ) -> None:

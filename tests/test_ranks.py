@@ -20,7 +20,7 @@ from ranks import Outcome, launch
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RANKS = [1, pytest.param(2, marks=pytest.mark.long), 3, pytest.param(4, marks=pytest.mark.long)]
-STEPS = 5
+STEPS = 3
 STRATEGIES = ("exact", "ddp")
 MICRO_BATCHES = (1, 2, 4, 8)
 PLAIN = [

@@ -258,6 +258,7 @@ def test_sigterm_on_the_driver_commits_first(begin: Callable[..., subprocess.Pop
     assert "run the same command to continue" in said
 
 
+@pytest.mark.long
 def test_the_notice_of_a_spot_machine_makes_its_ranks_commit(begin: Callable[..., subprocess.Popen[str]]) -> None:
     """`segdist node watch` makes it a drain with a deadline, until which they train on."""
     rare, run = {"every_steps": 5000}, "s3://tests/drained"

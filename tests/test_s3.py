@@ -468,7 +468,7 @@ def test_export_predictions_and_initial_weights_live_in_the_bucket_too(
     assert np.array_equal(classify(load_model(f"{on_s3}/export", ALONE.device), PHOTO), classify(trained, PHOTO))
     with pytest.raises(UserError, match="no such image"):
         predict_files(trained, [f"{on_s3}/nothing"], f"{on_s3}/out2")
-    with pytest.raises(UserError, match=r"\*\.tif: no image matches; s3://.*/album holds 2 \.jpg"):
+    with pytest.raises(UserError, match=r"\*\.tif: no image matches this pattern. s3://.*/album contains 2 \.jpg"):
         predict_files(trained, [f"{on_s3}/album/*.tif"], f"{on_s3}/out2")
 
 

@@ -537,6 +537,7 @@ def test_a_job_is_left_come_back_to_stopped_and_continued_to_its_end(
     assert "is complete (step 100)" in said
 
 
+@pytest.mark.long
 @on_a_head
 def test_a_sweep_an_evaluation_and_predictions_are_jobs_too(
     send: Callable[..., subprocess.Popen[str]], street_folder: Path, tmp_path: Path

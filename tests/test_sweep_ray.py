@@ -181,6 +181,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_and_loses_nothing(
     assert "is finished. Nothing to do" in said and again["best_score"] == summary["best_score"]
 
 
+@pytest.mark.long
 def test_a_population_really_exploits(write: Write, tune: Callable[..., Running], tmp_path: Path) -> None:
     file = write(
         base={
@@ -236,7 +237,8 @@ def first_metrics(run: Path, attempt: int) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_stopped_sweep_commits_where_it_is_and_goes_on(
     write: Write, tune: Callable[..., Running], tmp_path: Path, num_ranks: int
 ) -> None:
@@ -261,6 +263,7 @@ def test_a_stopped_sweep_commits_where_it_is_and_goes_on(
     assert record.newest_attempt(str(run)) == 2
 
 
+@pytest.mark.long
 def test_weak_trials_of_two_ranks_end_early_and_keep_what_they_reached(
     write: Write, tune: Callable[..., Running], tmp_path: Path
 ) -> None:
