@@ -442,7 +442,7 @@ def test_export_predictions_and_initial_weights_live_in_the_bucket_too(
     export(trained, f"{on_s3}/export")
     export(trained, f"{on_s3}/export")  # of the same run: made anew
     assert {"README.md", "config.json", "model.safetensors", "segdist.json"} <= set(storage.names(f"{on_s3}/export"))
-    with pytest.raises(UserError, match="is not an export of segdist. Choose an empty destination"):
+    with pytest.raises(UserError, match=r"is not an export of segdist. Choose an empty destination"):
         export(trained, f"{on_s3}/data")
 
     for source in (f"{on_s3}/export", f"{on_s3}/run", trained.uri):
