@@ -57,9 +57,7 @@ def load(uri: str) -> Report:
         report = Report.model_validate(json.loads(storage.read(uri)))
     except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
-            raise UserError(
-                f"{error}. Create a report with `segdist evaluate RUN --pictures --out FILE`"
-            ) from None
+            raise UserError(f"{error}. Create a report with `segdist evaluate RUN --pictures --out FILE`") from None
         invalid = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, invalid['loc']))}: {invalid['msg']}" if invalid else f"invalid JSON ({error})"
         raise UserError(

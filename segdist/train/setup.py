@@ -219,8 +219,7 @@ def resolve_initial_weights(cfg: Config, before: dict[str, Any]) -> tuple[str | 
             checkpoints.resolve(uri)
     except CheckpointError as error:
         console.say(
-            f"warning: {error}. This run started from it, and now starts again from the weights that exist "
-            "now."
+            f"warning: {error}. This run started from it, and now starts again from the weights that exist now."
         )
         parent, pinned = None, {}
     if cfg.train.init_from and not parent:

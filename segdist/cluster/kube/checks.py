@@ -172,9 +172,7 @@ def _check_uri(options: ManifestOptions, key: str, uri: str) -> None:
     if mount and path.startswith(f"{mount[1]}/") and ".." not in path.split("/"):
         return
     below = f"a path below {mount[1]}" if mount else "a path on a volume that all pods mount (--volume CLAIM:/PATH)"
-    raise UserError(
-        f"{key}={uri} is a path on this machine, which no pod can read. Use s3://BUCKET/FOLDER, or {below}"
-    )
+    raise UserError(f"{key}={uri} is a path on this machine, which no pod can read. Use s3://BUCKET/FOLDER, or {below}")
 
 
 def _check_room(options: ManifestOptions, work: Workload) -> None:
