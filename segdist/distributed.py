@@ -21,9 +21,8 @@ from segdist.errors import UserError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=5)
-LONG_TIMEOUT = timedelta(
-    hours=2
-)  # for ranks that work independently for long, as in evaluation; a dead rank fails at once
+# for ranks that work independently for long, as in evaluation; a dead rank fails at once
+LONG_TIMEOUT = timedelta(hours=2)
 
 
 class SharedError(UserError):

@@ -113,9 +113,8 @@ def _copy_title_until_end(pid: int, link: Any) -> int:
     of which this process is one and the forked process is not.
     """
     with open("/proc/self/stat", encoding="utf-8") as file:
-        begin, end = (
-            int(word) for word in file.read().rpartition(")")[2].split()[45:47]
-        )  # of the command line in memory
+        # of the command line in memory
+        begin, end = (int(word) for word in file.read().rpartition(")")[2].split()[45:47])
     shown = b""
     while True:
         link.settimeout(0.3)

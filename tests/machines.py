@@ -116,9 +116,8 @@ class Machine:
     def bytes(self) -> tuple[int, int]:
         """Return the bytes (sent, received) so far."""
         counts = Path(f"/sys/class/net/{self.cable}/statistics")
-        return int((counts / "rx_bytes").read_text()), int(
-            (counts / "tx_bytes").read_text()
-        )  # from outside, the directions are swapped
+        # from outside, the directions are swapped
+        return int((counts / "rx_bytes").read_text()), int((counts / "tx_bytes").read_text())
 
     def start_ray(self, head: Machine, num_cpus: int = 1, labels: Sequence[str] = ()) -> None:
         """Start a node of the cluster whose head runs on the machine `head`."""

@@ -107,8 +107,7 @@ def ranks(head: Head) -> set[int]:
     for pid in processes_naming("ray::RayTrainWorker"):
         with contextlib.suppress(OSError):  # a process that has ended has no files
             stdout = Path(os.readlink(f"/proc/{pid}/fd/1"))
-            if stdout.is_relative_to(head.log.parent) and stdout.name.startswith(
-                "worker-"
-            ):  # else a command with its title
+            # else a command with its title
+            if stdout.is_relative_to(head.log.parent) and stdout.name.startswith("worker-"):
                 found.add(pid)
     return found

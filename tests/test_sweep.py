@@ -186,9 +186,8 @@ def test_tpe_learns_also_from_trials_of_an_earlier_launch() -> None:
         scored(asked, trials, point, 1 - miss(point) / 3, state)
         if state == FAILED:
             trials[-1].scores.clear()
-    trials = ledger.trials_of(
-        json.loads(json.dumps({"trials": [asdict(trial) for trial in trials]}))
-    )  # of another launch
+    # of another launch
+    trials = ledger.trials_of(json.loads(json.dumps({"trials": [asdict(trial) for trial in trials]})))
     late = []
     for _ in range(15):
         point = propose(asked, trials)

@@ -277,9 +277,8 @@ def test_weak_trials_of_two_ranks_end_early_and_keep_what_they_reached(
     first, second = trials_of(uri).values()
     assert (first.state, second.state) == (SUCCEEDED, STOPPED), said
     assert second.reason == "by asha, after step 4"
-    assert (
-        checkpoints.step_of(checkpoints.committed(f"{uri}/{second.run}")[0]) == 5
-    )  # the verdict held for the next step
+    # the verdict held for the next step
+    assert checkpoints.step_of(checkpoints.committed(f"{uri}/{second.run}")[0]) == 5
     known = record.load(f"{uri}/{second.run}")
     assert known is not None and known["state"] == record.PREEMPTED
     cfg = config.update_section(

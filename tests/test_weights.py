@@ -427,9 +427,8 @@ def test_a_file_that_the_hub_did_not_give_is_not_one_that_is_not_there(site: Sit
         model = build(BY_ID)
     assert fault.met > 1
     assert model.traits.mean == (0.5, 0.5, 0.5)
-    assert model.notes[1].startswith(
-        "head replaced: 3 -> 3 classes (3 have the same names"
-    )  # the names of segdist.json are in another order
+    # the names of segdist.json are in another order
+    assert model.notes[1].startswith("head replaced: 3 -> 3 classes (3 have the same names")
     assert (model.origin["licence"] or {})["id"] == "cc-by-4.0"
 
 
@@ -450,9 +449,8 @@ def test_an_outage_of_the_hub_is_told_as_one_and_its_cache_serves_without_it(
         (site.folder / "me" / "net" / "README.md").unlink()
     site.point(site.address)
     assert build(BY_ID).notes[1] == "head kept: it has the same 3 classes"
-    with spoiling(
-        site.address, Fault("HEAD", ".", "520 x")
-    ) as address:  # what is known not to exist is no question then
+    # what is known not to exist is no question then
+    with spoiling(site.address, Fault("HEAD", ".", "520 x")) as address:
         site.point(address)
         assert same(build(BY_ID), donor) == set(donor.state_dict())
         with pytest.raises(UnavailableError, match="does not answer"):

@@ -168,9 +168,8 @@ class Node:
 def nodes_here() -> list[Node]:
     """Return the Ray nodes on this machine. If RAY_ADDRESS is HOST:PORT, only those of that cluster."""
     address = os.environ.get("RAY_ADDRESS", "")
-    port = (
-        address.rpartition(":")[2] if "://" not in address else ""
-    )  # a URL has the port of the dashboard or Ray Client
+    # a URL has the port of the dashboard or Ray Client
+    port = address.rpartition(":")[2] if "://" not in address else ""
     found = []
     for pid, _, words in _processes():
         if os.path.basename(words[0]) == "raylet":

@@ -188,9 +188,8 @@ class _Driver:
     def _show(self) -> None:
         """Show what the ranks have posted. Raises UserError or RanksError if a rank reported a fatal error."""
         posts, fatal, silent = self._take()
-        self._heartbeat = max(
-            self._heartbeat, time.monotonic() - silent
-        )  # max: a restarted mailbox has lost the last heartbeat
+        # max: a restarted mailbox has lost the last heartbeat
+        self._heartbeat = max(self._heartbeat, time.monotonic() - silent)
         alive = time.monotonic() - self._heartbeat < _SILENT_SECONDS
         if self._alive and not alive:
             self._idle_since = time.monotonic()

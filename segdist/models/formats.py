@@ -50,7 +50,6 @@ def formats_of(arch: dict[str, Any]) -> Formats:
     """Return the formats of one model, given its description in a checkpoint (Segmenter.arch)."""
     found = FORMATS[arch["name"]]
     if arch["name"] == "upernet" and arch["config"]["backbone_config"]["model_type"] != "convnext":
-        return replace(
-            found, onnx="fixed", torch="fixed"
-        )  # on Swin's windows, torch.export's solver takes many minutes
+        # on Swin's windows, torch.export's solver takes many minutes
+        return replace(found, onnx="fixed", torch="fixed")
     return found

@@ -72,9 +72,8 @@ def _wrap(
     arch = {"name": "segformer", "config": net.config.to_dict(), "mean": list(mean), "std": list(std), "aux": aux}
     blocks = [f"net.segformer.stages.{i}.blocks.{j}" for i, n in enumerate(net.config.depths) for j in range(n)]
     layers: list[tuple[str, ...]] = [(f"{name}.",) for name in blocks]
-    for i in range(
-        len(net.config.depths)
-    ):  # a stage's embedding joins the layer of its first block, its norm the last's
+    # a stage's embedding joins the layer of its first block, its norm the last's
+    for i in range(len(net.config.depths)):
         inside = [k for k, name in enumerate(blocks) if name.startswith(f"net.segformer.stages.{i}.")]
         layers[inside[0]] += (f"net.segformer.stages.{i}.patch_embeddings.",)
         layers[inside[-1]] += (f"net.segformer.stages.{i}.layer_norm.",)

@@ -211,9 +211,8 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
     body_module = net.get_submodule(body.removeprefix("net."))
     encoder = sorted(parameter_modules(body_module, body), key=lambda name: order[name])
     layers = layer_prefixes(net, encoder)
-    loose = tuple(
-        f"{body}.{name}" for name, _ in body_module.named_parameters(recurse=False)
-    )  # such as position embeddings
+    # such as position embeddings
+    loose = tuple(f"{body}.{name}" for name, _ in body_module.named_parameters(recurse=False))
     traits = Traits(
         tuple(arch["mean"]),
         tuple(arch["std"]),

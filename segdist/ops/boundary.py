@@ -15,9 +15,8 @@ def class_distance(masks: torch.Tensor, reach: int) -> torch.Tensor:
     `reach` passes over two bytes per pixel.
     """
     void = masks == IGNORE
-    own = torch.stack(
-        [masks, torch.where(void, IGNORE, IGNORE - masks)]
-    )  # void is 255 in both, so it is never the minimum
+    # void is 255 in both, so it is never the minimum
+    own = torch.stack([masks, torch.where(void, IGNORE, IGNORE - masks)])
     least, alone = own, torch.zeros_like(masks)
     for _ in range(reach):
         least = window_min(least, 1)

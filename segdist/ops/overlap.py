@@ -37,9 +37,8 @@ class _SoftCounts(torch.autograd.Function):
             at, valid = _target(masks, first, last)
             prob = F.softmax(resizing.resize(logits, first, last), 1).mul_(valid)
             hit.index_add_(0, at.flatten(), prob.gather(1, at).flatten().double())
-            anywhere += prob.sum(3).sum(
-                (0, 2), dtype=torch.float64
-            )  # one row of pixels is summed in the logits' precision
+            # one row of pixels is summed in the logits' precision
+            anywhere += prob.sum(3).sum((0, 2), dtype=torch.float64)
         return hit, anywhere
 
     @staticmethod
@@ -120,9 +119,8 @@ def _extension(prob: torch.Tensor, is_class: torch.Tensor, void: torch.Tensor) -
     the class, and I / (U (U - 1)) otherwise. This form avoids differences of nearly equal numbers, which lose most digits in
     fp32 at a million pixels.
     """
-    error = torch.where(
-        void, -1, torch.where(is_class, 1 - prob, prob)
-    )  # void sorts last, where I = 0 and the weight is 0
+    # void sorts last, where I = 0 and the weight is 0
+    error = torch.where(void, -1, torch.where(is_class, 1 - prob, prob))
     error, order = error.flatten().sort(descending=True)
     truth = is_class.flatten()[order]
     misses = truth.cumsum(0, dtype=torch.int64)

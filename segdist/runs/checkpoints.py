@@ -154,9 +154,8 @@ def prune(run_uri: str, attempt: int, keep_last: int, best: str | None) -> None:
     for name in storage.names(folder):
         match = CHECKPOINT.fullmatch(name)
         if match and name not in kept and int(match[2]) <= attempt:
-            storage.delete(
-                storage.join(folder, name, COMMITTED)
-            )  # first, so that half a checkpoint never looks complete
+            # first, so that half a checkpoint never looks complete
+            storage.delete(storage.join(folder, name, COMMITTED))
             storage.delete(storage.join(folder, name))
 
 

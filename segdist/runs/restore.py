@@ -30,9 +30,8 @@ class Trained:
     model: Segmenter
     labels: Labels
     cfg: Config
-    weights: Literal["trained", "averaged", "raw"] = (
-        "trained"  # averaged: EMA weights; raw: those of a run that has EMA weights
-    )
+    # averaged: EMA weights; raw: those of a run that has EMA weights
+    weights: Literal["trained", "averaged", "raw"] = "trained"
     digest: str | None = None  # of an export; for a checkpoint see checkpoints.digest
 
 

@@ -60,9 +60,8 @@ class Zero(Strategy):
         # without its own process group, DeepSpeed keeps one that outlives ours and waits half an hour for lost ranks
         self._process_group = deepspeed.utils.groups._WORLD_GROUP = dist.new_group(timeout=TIMEOUT)
         self._stage = stage
-        self.min_passes = (
-            min_passes if stage == 3 else 0
-        )  # each pass gathers weights, so all ranks must make the same number
+        # each pass gathers weights, so all ranks must make the same number
+        self.min_passes = min_passes if stage == 3 else 0
         self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         model.to(memory_format=torch.contiguous_format)  # DeepSpeed sends raw memory
         sharing: dict[str, Any] = {

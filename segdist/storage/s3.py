@@ -205,9 +205,8 @@ def _client_of(pid: int) -> Any:
     import boto3
     from botocore.config import Config
 
-    os.environ.setdefault(
-        "AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5"
-    )  # many ranks query the metadata service at the same time
+    # many ranks query the metadata service at the same time
+    os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
     basics: dict[str, Any] = {
         "connect_timeout": _CONNECT_SECONDS,
         "read_timeout": _READ_SECONDS,

@@ -17,9 +17,8 @@ from segdist.step import loss, optim
 from segdist.step.update import Step, determinism
 
 MEMORY_SHARE = 0.9  # of device memory for the trial: allocators fragment, and evaluation needs some
-ZERO_BYTES = (
-    12  # per parameter that ZeRO may hold beyond DDP: its flat copies, which on few ranks exceed what it partitions
-)
+# per parameter that ZeRO may hold beyond DDP: its flat copies, which on few ranks exceed what it partitions
+ZERO_BYTES = 12
 CPU_SIZE = 4  # a CPU has enough memory and gains nothing from larger micro-batches
 
 

@@ -67,9 +67,8 @@ def _check_names(options: ManifestOptions) -> None:
             raise UserError(
                 f"{option} {value}: not a valid Kubernetes name. Use lower-case letters, digits, hyphens and dots"
             )
-    if any(
-        not _SUBDOMAIN.fullmatch(secret) for secret in options.secrets
-    ):  # do not repeat it: it may be a secret value
+    # do not repeat it: it may be a secret value
+    if any(not _SUBDOMAIN.fullmatch(secret) for secret in options.secrets):
         raise UserError(
             "--secret takes the name of a Secret in the namespace, never a value. Create one with `kubectl create secret "
             "generic segdist-hub --from-literal=HF_TOKEN=...`, then use --secret segdist-hub"

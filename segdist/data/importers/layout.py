@@ -53,14 +53,12 @@ class ImportOptions:
     seed: int = 0
     limit: int | None = None  # samples per split; others need not be read
     revision: str | None = None  # of a dataset on the Hub
-    subset: str | None = (
-        None  # configuration of a dataset on the Hub; kind of COCO annotations; labelset of Segments.ai
-    )
+    # configuration of a dataset on the Hub; kind of COCO annotations; labelset of Segments.ai
+    subset: str | None = None
     image_column: str | None = None
     mask_column: str | None = None
-    on_unpaired: Callable[[DataError], None] = (
-        raise_error  # called for unpaired files; if it returns, they are left out
-    )
+    # called for unpaired files; if it returns, they are left out
+    on_unpaired: Callable[[DataError], None] = raise_error
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,8 @@ def export(
         about["files"] = [path.name for path in files]
         stale = {*(before or {}).get("files", ())} - {*about["files"]}  # files of another format
         incomplete = {"run": run, "run_id": run_id, "files": sorted([*about["files"], *stale]), "whole": False}
-        storage.write(
-            storage.join(dest, MANIFEST), json.dumps(incomplete).encode()
-        )  # lets a retry replace a partial export
+        # lets a retry replace a partial export
+        storage.write(storage.join(dest, MANIFEST), json.dumps(incomplete).encode())
         for name in stale:
             if name == Path(name).name and name != "..":
                 storage.delete(storage.join(dest, name))
