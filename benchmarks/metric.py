@@ -25,7 +25,7 @@ from torchmetrics import JaccardIndex
 from segdist.evaluation.bootstrap import bootstrap_miou
 from segdist.evaluation.boundary import boundary_counts
 from segdist.evaluation.confusion import class_counts, confusion_matrix
-from segdist.evaluation.mean_iou import MeanIoU
+from segdist.evaluation.hf_mean_iou import MeanIoU
 from segdist.evaluation.scores import scores
 
 Pictures = list[tuple[np.ndarray, np.ndarray]]  # (pred, mask), int64

@@ -19,7 +19,7 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import JaccardIndex
 
 from segdist.evaluation.confusion import confusion_matrix
-from segdist.evaluation.mean_iou import MeanIoU
+from segdist.evaluation.hf_mean_iou import MeanIoU
 from segdist.evaluation.scores import scores
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))

@@ -54,7 +54,7 @@ _OF_WORKERS = """
     ray.train.torch ray.train.v2._internal.execution.controller.controller ray.tune segdist.launch.on_ray segdist.sweep.trial
 """.split()
 _LATE = (
-    "segdist.evaluation.mean_iou",
+    "segdist.evaluation.hf_mean_iou",
     "segdist.metric",
     "segdist.sweep",
     "segdist.launch",

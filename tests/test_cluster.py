@@ -299,13 +299,13 @@ def test_a_pod_passes_no_secret_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ranks_meet_on_the_interface_that_has_the_address_of_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    from segdist.launch import meeting
+    from segdist.launch import gloo_interface
 
     addresses = {"lo": [SimpleNamespace(address="127.0.0.1")], "ens5": [SimpleNamespace(address="10.0.0.7")]}
-    monkeypatch.setattr(meeting.psutil, "net_if_addrs", lambda: addresses)
-    assert meeting.interface_of("10.0.0.7") == "ens5"
-    assert meeting.interface_of("10.0.0.8") is None  # Ray was told an address that is not of this machine
-    assert meeting.interface_of("127.0.0.1") is None
+    monkeypatch.setattr(gloo_interface.psutil, "net_if_addrs", lambda: addresses)
+    assert gloo_interface.interface_of("10.0.0.7") == "ens5"
+    assert gloo_interface.interface_of("10.0.0.8") is None  # Ray was told an address that is not of this machine
+    assert gloo_interface.interface_of("127.0.0.1") is None
 
 
 def test_an_answer_that_comes_too_late_is_none_to_the_next_evaluation() -> None:

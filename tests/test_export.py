@@ -27,7 +27,7 @@ from segdist.cli import app
 from segdist.distributed import World
 from segdist.errors import ConfigError, UserError
 from segdist.models import weights
-from segdist.models.formats import FORMATS, formats_of
+from segdist.models.export_formats import FORMATS, formats_of
 from segdist.models.segmenter import Segmenter, infer
 from segdist.ops.resize import predict
 from segdist.predict.batches import classify

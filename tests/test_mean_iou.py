@@ -20,7 +20,7 @@ from PIL import Image
 
 from segdist.errors import UserError
 from segdist.evaluation.confusion import confusion_matrix
-from segdist.evaluation.mean_iou import MeanIoU, _as_bytes
+from segdist.evaluation.hf_mean_iou import MeanIoU, _as_bytes
 from segdist.evaluation.scores import scores
 
 CASES = json.loads((Path(__file__).parent / "data" / "mean_iou_reference.json").read_text(encoding="utf-8"))["cases"]

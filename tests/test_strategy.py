@@ -26,9 +26,9 @@ from segdist.models.segmenter import IMAGENET_MEAN, IMAGENET_STD, Segmenter, Tra
 from segdist.ops.pixels import to_input
 from segdist.ops.tf32 import tf32
 from segdist.step import optim
+from segdist.step.batch_norm import BatchStatistics
 from segdist.step.exact import Exact
 from segdist.step.loss import Criterion
-from segdist.step.statistics import BatchStatistics
 from segdist.step.update import Step, determinism
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -33,7 +33,7 @@ def _run(cfg: Config) -> tuple[dict[str, Any], bool]:
         from segdist.launch.on_ray import run_on_ray
 
         return run_on_ray(cfg), True
-    from segdist.launch.here import run_here
+    from segdist.launch.in_process import run_here
 
     return run_here(cfg)
 
@@ -44,7 +44,7 @@ def run_inside(cfg: Config, tell: Tell, notice: Notice) -> dict[str, Any]:
     `tell` may wait for the scheduler's decision. What `notice` returns afterwards applies to the very next step.
     """
     if cfg.scale.num_ranks == 1:
-        from segdist.launch.here import run_here
+        from segdist.launch.in_process import run_here
 
         return run_here(cfg, tell, notice)[0]
     from segdist.launch.on_ray import run_on_ranks

@@ -19,8 +19,8 @@ from segdist.config import Config
 from segdist.distributed import TIMEOUT, backend
 from segdist.errors import RanksError, UserError, last_line
 from segdist.launch.failures import describe_failures
+from segdist.launch.gloo_interface import torch_config
 from segdist.launch.mailbox import Inbox, Post
-from segdist.launch.meeting import torch_config
 from segdist.launch.ray_cluster import (
     connect,
     end_siblings,

@@ -10,7 +10,7 @@ import torch
 
 from segdist.config import NEEDS_TWO_IMAGES
 from segdist.models import hf, licences, segformer, smp
-from segdist.models.formats import FORMATS
+from segdist.models.export_formats import FORMATS
 
 _HUB = {  # well-known published weights
     "segformer": ["nvidia/mit-b0", "nvidia/segformer-b0-finetuned-ade-512-512"],

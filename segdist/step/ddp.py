@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segdist.distributed import World
 from segdist.models.segmenter import Segmenter
-from segdist.step.base import Strategy
+from segdist.step.strategy import Strategy
 
 
 class Ddp(Strategy):

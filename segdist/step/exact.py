@@ -10,7 +10,7 @@ from torch import nn
 
 from segdist.distributed import World
 from segdist.models.segmenter import Segmenter
-from segdist.step.base import Strategy
+from segdist.step.strategy import Strategy
 
 # Adding and subtracting GRID rounds a float64 to a multiple of 2**-40, far below Adam's eps. Sums of such numbers are exact,
 # and so independent of their order, as long as each is below 2**11 and the sum below 2**13. A larger gradient (of a run that

@@ -16,7 +16,7 @@ from segdist.config import Loss
 from segdist.data.class_weights import class_weights
 from segdist.ops import IGNORE
 from segdist.ops.boundary import class_distance
-from segdist.ops.hard import hard_pixels
+from segdist.ops.hard_pixels import hard_pixels
 from segdist.ops.overlap import lovasz_softmax, soft_counts
 from segdist.ops.resize import PixelTerms, cross_entropy_sum, pixel_sum
 
@@ -32,7 +32,7 @@ class Criterion:
                      chessboard distance to the nearest pixel of another class, and the weight is 1 beyond 3 sigma
 
     Micro-batch terms are a mean over the micro-batches that have valid pixels:
-      ohem           cross-entropy of hard pixels only: see ops.hard (Shrivastava et al. 2016, arXiv:1604.03540, section 4; for
+      ohem           cross-entropy of hard pixels only: see ops.hard_pixels (Shrivastava et al. 2016, arXiv:1604.03540, section 4; for
                      pixels, with a threshold and a minimum number: Wu et al. 2016, arXiv:1605.06885)
       dice           1 - 2I / (P + T) (Milletari et al. 2016, arXiv:1606.04797, section 3, with sums instead of sums of squares)
       jaccard        1 - I / (P + T - I) (Rahman & Wang 2016, Int. Symp. on Visual Computing, doi:10.1007/978-3-319-50835-1_22)

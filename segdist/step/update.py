@@ -25,12 +25,12 @@ from segdist.models.segmenter import Segmenter
 from segdist.ops.pixels import to_input
 from segdist.ops.tf32 import tf32
 from segdist.runs.snapshot import Snapshot
-from segdist.step.base import Strategy
+from segdist.step.batch_norm import BatchStatistics
 from segdist.step.ddp import Ddp
 from segdist.step.ema import Ema
 from segdist.step.exact import Exact
 from segdist.step.loss import Criterion
-from segdist.step.statistics import BatchStatistics
+from segdist.step.strategy import Strategy
 
 
 def strategy_of(wish: str, device: torch.device) -> str:

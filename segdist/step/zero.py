@@ -21,7 +21,7 @@ from segdist import models
 from segdist.distributed import TIMEOUT, World, backend
 from segdist.errors import CheckpointError
 from segdist.models.segmenter import Segmenter, Tensors
-from segdist.step.base import Strategy
+from segdist.step.strategy import Strategy
 
 BUCKET_ELEMENTS = 50_000_000
 

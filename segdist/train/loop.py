@@ -20,11 +20,11 @@ from segdist.runs.checkpoint_manager import CheckpointManager
 from segdist.runs.run_log import RunLogger
 from segdist.step import loss, optim
 from segdist.step.update import Step, determinism
+from segdist.train.agreement import Notice, agree
 from segdist.train.build import build_model, check_sizes, describe, train_stream
 from segdist.train.meter import Meter
 from segdist.train.setup import inspect_run, open_run, resolve_auto, training_order
 from segdist.train.validation import Tell, Validation
-from segdist.train.votes import Notice, agree
 
 
 def fit(cfg: Config, world: World, tell: Tell = lambda metrics: None, notice: Notice = lambda: None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from segdist.data.importers.hub import HUB
 from segdist.data.importers.labelme import LABELME
 from segdist.data.importers.layout import Layout
 from segdist.data.importers.pets import PETS
-from segdist.data.importers.segments import SEGMENTS
+from segdist.data.importers.segments_ai import SEGMENTS
 from segdist.data.importers.voc import VOC
 
 __all__ = ["LAYOUTS", "files", "layout"]

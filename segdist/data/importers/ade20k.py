@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from segdist import storage
 from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, pair_up
-from segdist.data.importers.release import root_of
+from segdist.data.importers.published import root_of
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from segdist import console, storage
 from segdist.data.importers.files import IMAGE_SUFFIXES
 from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, Pair
-from segdist.data.importers.release import root_of
+from segdist.data.importers.published import root_of
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError, first_few
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from segdist import storage
 from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, Splits, split_off
-from segdist.data.importers.release import SUFFIXES, check_disjoint, pairs_of, read_list, root_of
+from segdist.data.importers.published import SUFFIXES, check_disjoint, pairs_of, read_list, root_of
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError
 

@@ -12,7 +12,7 @@ from segdist import console, storage
 from segdist.data import names
 from segdist.data.importers.files import File
 from segdist.data.importers.layout import ImportOptions, ImportPlan, Layout, Listing, Pair, split_off
-from segdist.data.importers.release import SUFFIXES, check_disjoint, pairs_of, read_list, root_of
+from segdist.data.importers.published import SUFFIXES, check_disjoint, pairs_of, read_list, root_of
 from segdist.data.labels import Labels
 from segdist.data.presets import CONTRACTS
 from segdist.errors import DataError, LabelError

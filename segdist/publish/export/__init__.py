@@ -16,7 +16,7 @@ import torch
 
 from segdist import __version__, config, console, storage
 from segdist.errors import MissingError, UserError
-from segdist.models.formats import formats_of
+from segdist.models.export_formats import formats_of
 from segdist.models.segmenter import Traits
 from segdist.publish import card
 from segdist.publish.export import native, onnx, usage, verification

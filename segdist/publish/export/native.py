@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from segdist.models import hf, smp
-from segdist.models.formats import FORMATS
+from segdist.models.export_formats import FORMATS
 from segdist.runs.restore import Trained
 
 
