@@ -17,16 +17,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from segdist.errors import UserError
+from segdist.errors import SharedError, UserError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=5)
 # for ranks that work independently for long, as in evaluation; a dead rank fails at once
 LONG_TIMEOUT = timedelta(hours=2)
-
-
-class SharedError(UserError):
-    """Rank 0 failed and reports the error; this rank only stops."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+TRY_AGAIN = 75  # exit code: the same command may succeed later, or continues what it began (EX_TEMPFAIL of sysexits.h)
+
 
 def first_few(items: Sequence[object], most: int = 5) -> str:
     """Return the first `most` items joined by commas, and how many more there are."""
@@ -23,14 +25,14 @@ def last_line(error: BaseException | str) -> str:
 class UserError(ValueError):
     """The request, the data or the machine is at fault. The message says how to fix it.
 
-    `exit_code` is 75 if the same command can be run again once the cause is fixed.
+    `exit_code` is TRY_AGAIN if the same command can be run again once the cause is fixed.
     """
 
     exit_code = 2
 
 
 class RanksError(Exception):
-    """The ranks of a run failed more often than allowed. `exit_code` is 75 if running the same command again may succeed."""
+    """The ranks of a run failed more often than allowed. `exit_code` may be TRY_AGAIN."""
 
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text)
@@ -68,7 +70,11 @@ class UnavailableError(StorageError):
 class UnwrittenError(StorageError):
     """A run is complete, but storage has not accepted all of its files."""
 
-    exit_code = 75
+    exit_code = TRY_AGAIN
+
+
+class SharedError(UserError):
+    """Another rank failed and reports the error; this rank only stops."""
 
 
 class DeviceMemoryError(UserError):

@@ -23,8 +23,8 @@ from segdist.config import Config, Io
 from segdist.data import index as indices
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_units, units_of_rank
-from segdist.distributed import SharedError, World
-from segdist.errors import DataError, UserError
+from segdist.distributed import World
+from segdist.errors import DataError, SharedError, UserError
 from segdist.evaluation.boundary import boundary_counts
 from segdist.evaluation.evaluate import Evaluation, evaluate
 from segdist.evaluation.inference import PLAIN, InferenceSettings

@@ -1,6 +1,6 @@
 """The `segdist` command. Messages go to stderr. With --json, the last line on stdout is JSON.
 
-An error that the user can fix is one readable message and exit code 2. A command imports the heavy libraries that it needs.
+An error that the user can fix is one readable message and exit code 2, or 75 if the same command can be run again. A command imports the heavy libraries that it needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from segdist.cli import models  # isort: skip
 from segdist.cli import hub  # isort: skip
 from segdist.cli import cluster, kubernetes  # isort: skip
 from segdist.cli.app import app
-from segdist.errors import RanksError, UserError, is_lost_rank
+from segdist.errors import TRY_AGAIN, RanksError, SharedError, UserError, is_lost_rank
 
 __all__ = ["app", "cluster", "data", "hub", "kubernetes", "main", "models", "training"]
 
@@ -27,7 +27,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if type(error).__name__ != "SharedError":  # rank 0 has printed it
+        if not isinstance(error, SharedError):
             console.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         _exit(error.exit_code)
     except RanksError as error:
@@ -40,7 +40,7 @@ def main() -> None:
             "[bold red]error:[/bold red] another rank has ended, so this one stopped too. See the error above or in the "
             "launcher's output. Run the same command to continue from the newest checkpoint"
         )
-        _exit(75)
+        _exit(TRY_AGAIN)
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise

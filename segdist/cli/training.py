@@ -9,7 +9,8 @@ import typer
 from segdist.cli import follow as follower
 from segdist.cli import status, status_tables
 from segdist.cli.app import Json, app, check_file, check_png, config_app, config_of, print_json, say
-from segdist.errors import UserError
+from segdist.errors import TRY_AGAIN, UserError
+from segdist.runs import record
 
 Overrides = Annotated[
     list[str] | None,
@@ -67,8 +68,8 @@ def train(
         raise UserError("no config was given. Give a config such as configs/demo.yaml, or --from-sweep SWEEP")
     summary, is_first = run(config_of(config, overrides))
     print_json(json and is_first, summary)
-    if summary["state"] != "SUCCEEDED":
-        raise typer.Exit(75)  # EX_TEMPFAIL of sysexits.h: try again
+    if summary["state"] != record.SUCCEEDED:
+        raise typer.Exit(TRY_AGAIN)
 
 
 @app.command()
@@ -105,8 +106,8 @@ def tune(
 
     summary = run_sweep(read(sweep, overrides or []), retry_failed)
     print_json(json, summary)
-    if summary["state"] != "SUCCEEDED":
-        raise typer.Exit(75)
+    if summary["state"] != record.SUCCEEDED:
+        raise typer.Exit(TRY_AGAIN)
 
 
 @app.command("status")

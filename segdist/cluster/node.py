@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 
 from segdist import console
-from segdist.errors import UserError
+from segdist.errors import TRY_AGAIN, UserError
 from segdist.launch.ray_cluster import present_token
 
 _EC2 = "http://169.254.169.254"
@@ -42,7 +42,7 @@ _WORK = {  # kind of work of a process, by the title that Ray gives it
 
 
 @dataclass(frozen=True)
-class Notice:
+class SpotNotice:
     action: str  # terminate, stop or hibernate
     when: float  # seconds since the epoch
 
@@ -71,13 +71,13 @@ class Metadata:
                 self._token = ""  # expired
         raise OSError(f"{self.address} rejects the token that it has just issued")
 
-    def notice(self) -> Notice | None:
+    def notice(self) -> SpotNotice | None:
         """Return the notice that this machine will be taken away, or None if there is none yet. Raises OSError like `get`."""
         text = self.get("spot/instance-action")
         if text is None:
             return None
         found = json.loads(text)
-        return Notice(str(found["action"]), datetime.fromisoformat(found["time"]).timestamp())
+        return SpotNotice(str(found["action"]), datetime.fromisoformat(found["time"]).timestamp())
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> str:
         request = urllib.request.Request(f"{self.address}/latest/{path}", headers=headers, method=method)
@@ -197,7 +197,7 @@ def drain_and_wait(seconds: float, reason: str) -> int:
     console.say(
         f"still running here after {seconds:g} s: {left or 'none'}. Progress since the newest checkpoint will be lost."
     )
-    return 75
+    return TRY_AGAIN
 
 
 def wait_for_work(seconds: float) -> bool:

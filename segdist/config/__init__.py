@@ -1,4 +1,4 @@
-"""The config of a run: a tree of strict, frozen classes, read from one YAML and the command line."""
+"""The configs of runs and sweeps: trees of strict, frozen classes, read from one YAML and the command line."""
 
 from segdist.config.fields import Section, Size, fields, identity_of, is_identity, to_tree
 from segdist.config.models import NEEDS_TWO_IMAGES, Model, Segformer, Smp, Transformers

@@ -1,4 +1,4 @@
-"""Evaluation of models: inference, confusion matrices, scores, reports, comparisons and figures."""
+"""From a model and a split to numbers: inference, confusion matrix, scores, intervals, reports, comparison, figures."""
 
 __all__ = [
     "bootstrap",

@@ -19,8 +19,8 @@ from segdist.data.cache import open_cache
 from segdist.data.index import Index
 from segdist.data.source import Source
 from segdist.data.stream import EvalBatch, eval_batches, eval_units, units_of_rank
-from segdist.distributed import SharedError, World
-from segdist.errors import DataError, UserError, is_out_of_memory
+from segdist.distributed import World
+from segdist.errors import DataError, SharedError, UserError, is_out_of_memory
 from segdist.evaluation.boundary import boundary_counts
 from segdist.evaluation.confusion import class_counts, confusion_matrix
 from segdist.evaluation.inference import PLAIN, InferenceSettings, classes_and_loss, segment

@@ -1,4 +1,4 @@
-"""Where ranks run: in this process, under torchrun, or on ranks that Ray Train starts."""
+"""Where ranks run (this process, torchrun, Ray Train), and what runs beside them: stop signals, and the mirror on the Hub."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ failed copy never affects the run.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -21,8 +20,7 @@ from segdist import console, storage
 from segdist.config import Config
 from segdist.errors import UnavailableError, UserError
 from segdist.launch.stop import terminable
-from segdist.runs import record
-from segdist.runs.checkpoints import BEST
+from segdist.runs import checkpoints, record
 
 _LOOK_SECONDS = 15.0
 _PAUSES = (30, 120, 600)  # seconds before each retry of a failed copy; the last value repeats
@@ -102,23 +100,17 @@ class Mirror:
         """Copy each new best checkpoint until the run ends."""
         failures, not_before, copied = 0, 0.0, (self._held() or {}).get("checkpoint")
         while not self._ended.wait(_LOOK_SECONDS):
-            best = self._best()
+            best = checkpoints.name_of_best(self._cfg.run.uri)
             if best is None or _name(best) == copied or time.monotonic() < not_before:
                 continue
             problem = self._copy(storage.join(self._cfg.run.uri, best), self._ended)
             if problem is None:
                 copied, failures, not_before = _name(best), 0, 0.0
-            elif not self._ended.is_set() and self._best() == best:  # otherwise a better one replaced it meanwhile
+            # otherwise a better one replaced it meanwhile
+            elif not self._ended.is_set() and checkpoints.name_of_best(self._cfg.run.uri) == best:
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures, not_before = failures + 1, time.monotonic() + pause
                 console.say(f"warning: {problem}; training continues, and the copy is retried in {pause} s")
-
-    def _best(self) -> str | None:
-        """Return the best checkpoint, relative to the run, or None if there is none or storage does not answer."""
-        try:
-            return json.loads(storage.read(storage.join(self._cfg.run.uri, BEST)))["checkpoint"]
-        except (ValueError, KeyError):
-            return None
 
     def _copy(self, uri: str, ended: threading.Event) -> str | None:
         """Run `segdist push` for a run or checkpoint. Return what went wrong, or None. Setting the event stops it."""

@@ -17,7 +17,7 @@ from typing import Any
 from segdist import config, console, storage
 from segdist.config import Config
 from segdist.distributed import TIMEOUT, backend
-from segdist.errors import RanksError, UserError, last_line
+from segdist.errors import TRY_AGAIN, RanksError, UserError, last_line
 from segdist.launch.failures import describe_failures
 from segdist.launch.gloo_interface import torch_config
 from segdist.launch.mailbox import Inbox, Post
@@ -136,7 +136,7 @@ class _Driver:
                 idle = time.monotonic() - self._idle_since
                 if not self._alive and (not is_told or idle > _STOP_SECONDS):
                     console.say("stopping: no rank is running, so nothing can be committed")
-                    raise SystemExit(75)
+                    raise SystemExit(TRY_AGAIN)
                 if not is_told and self._notice is None:
                     console.say(STOPPING)
                 is_told = True
@@ -274,7 +274,7 @@ class _Driver:
     def _start_error(self, why: str) -> UserError | RanksError:
         """Return a RanksError that asks to try again if the ranks have run before, otherwise a UserError."""
         return (
-            RanksError(f"{why}. Run the same command to continue from the newest checkpoint", 75)
+            RanksError(f"{why}. Run the same command to continue from the newest checkpoint", TRY_AGAIN)
             if self._starts
             else UserError(why)
         )
@@ -287,7 +287,7 @@ class _Driver:
             f"the run ended after {self._starts} start(s) of its ranks: {cause}",
             f"Ray's logs: {log_folder()}",
         ]
-        return RanksError("\n".join(text), 75 if died else 1)
+        return RanksError("\n".join(text), TRY_AGAIN if died else 1)
 
 
 def _end(thread: threading.Thread, mailbox: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from segdist import config, console, storage
-from segdist.distributed import SharedError, join
-from segdist.errors import UnavailableError, UserError
+from segdist.distributed import join
+from segdist.errors import SharedError, UnavailableError, UserError
 from segdist.launch.mailbox import PolledNotice, PostedScreen
 from segdist.train import Tell, fit
 

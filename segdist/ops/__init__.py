@@ -1,4 +1,4 @@
-"""Fused operations that never hold a (B, K, H, W) tensor and touch each pixel as few times as possible."""
+"""The tensor arithmetic below loss, metric and data: none of it holds a (B, K, H, W) tensor."""
 
 __all__ = ["IGNORE", "boundary", "hard", "overlap", "pixels", "resize", "tf32", "windows"]
 

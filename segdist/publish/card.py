@@ -119,7 +119,7 @@ def card_info(
 
 def _epochs(uri: str, step: int) -> float | None:
     """Return the number of epochs of a checkpoint, from the run's own count."""
-    rows = segments.read_metrics(uri.rsplit("/checkpoints/", 1)[0])
+    rows = segments.read_metrics(checkpoints.run_of(uri))
     return next((row["epoch"] * step / row["step"] for row in rows if row.get("epoch") and row["step"]), None)
 
 
@@ -141,7 +141,7 @@ def published_origin(initial: dict[str, Any]) -> dict[str, Any]:
     if source is not None and initial["revision"] is None:  # not from the Hub
         source = source.rstrip("/").rsplit("/", 1)[-1]
     through = [
-        uri if _PINNED.fullmatch(uri) else uri.rstrip("/").rsplit("/checkpoints/", 1)[0].rsplit("/", 1)[-1]
+        uri if _PINNED.fullmatch(uri) else checkpoints.run_of(uri.rstrip("/")).rsplit("/", 1)[-1]
         for uri in initial["through"]
     ]
     return initial | {"source": source, "through": through}
@@ -236,7 +236,7 @@ def _data(info: CardInfo) -> str:
 def _training(info: CardInfo) -> str:
     cfg = info.cfg
     epochs = "" if info.epochs is None else f" ({info.epochs:.1f} epochs)"
-    losses = {k: v for k, v in cfg.loss.model_dump().items() if k in _LOSSES and v}
+    losses = {k: v for k, v in (cfg.loss.pixel_terms | cfg.loss.micro_batch_terms).items() if v}
     rows = [
         ("initial weights", _initial(info)),
         ("steps", f"{info.step} of {cfg.train.num_steps}{epochs}"),
@@ -259,9 +259,6 @@ def _training(info: CardInfo) -> str:
     )
     text = f"## Training\n\n{table}\n\n{settings}\n\n{command}"
     return "\n\n".join([text, *_images(info, "curve")])
-
-
-_LOSSES = ("cross_entropy", "focal", "ohem", "dice", "jaccard", "tversky", "lovasz")
 
 
 def _scores(info: CardInfo) -> str:

@@ -67,7 +67,7 @@ def push(
     predictions in the card; None: only if the repository is private. Raises UserError, before any work, if the repository is
     not writable or holds something else.
     """
-    run_uri = checkpoints.resolve(uri).rsplit("/checkpoints/", 1)[0]
+    run_uri = checkpoints.run_of(checkpoints.resolve(uri))
     repo, url = open_model(repo_id, private, run_uri, overwrite)
     show_samples = repo.is_private() if show_samples is None else show_samples
     trained = load_trained(uri, torch.device("cpu"))
@@ -84,7 +84,7 @@ def write_folder(
 ) -> None:
     """Write everything that the repository will hold into FOLDER."""
     layout = export(trained, str(folder), verify=verify)["layout"]
-    run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
+    run_uri = checkpoints.run_of(trained.uri)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     images = _write_figures(trained, run_uri, folder, show_samples)
     examples = tuple(_write_examples(trained, folder)) if show_samples else ()

@@ -60,6 +60,11 @@ def run_of(uri: str) -> str:
     return uri.rsplit("/checkpoints/", 1)[0]
 
 
+def below_run(uri: str) -> str:
+    """Return the path of a checkpoint below the URI of its run."""
+    return uri[len(run_of(uri)) + 1 :]
+
+
 def verify(uri: str) -> None:
     """Raise CheckpointError unless every file is exactly what was committed. Raises StorageError if storage does not answer."""
     try:
@@ -178,6 +183,14 @@ def read_best(run_uri: str, scored_on: str | None = None) -> dict[str, Any] | No
     except (CheckpointError, ValueError, KeyError):
         return None
     return best if scored_on in (None, best.get("scored_on")) else None
+
+
+def name_of_best(run_uri: str) -> str | None:
+    """Return the best checkpoint below the run as best.json has it, unverified; None if it cannot be read."""
+    try:
+        return str(json.loads(storage.read(storage.join(run_uri, BEST)))["checkpoint"])
+    except (ValueError, KeyError):
+        return None
 
 
 def evaluation_of(uri: str) -> dict[str, Any] | None:

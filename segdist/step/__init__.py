@@ -1,3 +1,3 @@
-"""One optimizer update: the loss, the optimizer, and the reduction of gradients over ranks."""
+"""One optimizer update: loss, optimizer, EMA weights, BatchNorm statistics, precision, and the strategies (exact, DDP, ZeRO)."""
 
 __all__ = ["loss", "optim", "update"]

@@ -32,8 +32,8 @@ class Criterion:
                      chessboard distance to the nearest pixel of another class, and the weight is 1 beyond 3 sigma
 
     Micro-batch terms are a mean over the micro-batches that have valid pixels:
-      ohem           cross-entropy of hard pixels only: see ops.hard_pixels (Shrivastava et al. 2016, arXiv:1604.03540, section 4; for
-                     pixels, with a threshold and a minimum number: Wu et al. 2016, arXiv:1605.06885)
+      ohem           cross-entropy of hard pixels only, see ops.hard_pixels (Shrivastava et al. 2016, arXiv:1604.03540, section
+                     4; for pixels, with a threshold and a minimum number: Wu et al. 2016, arXiv:1605.06885)
       dice           1 - 2I / (P + T) (Milletari et al. 2016, arXiv:1606.04797, section 3, with sums instead of sums of squares)
       jaccard        1 - I / (P + T - I) (Rahman & Wang 2016, Int. Symp. on Visual Computing, doi:10.1007/978-3-319-50835-1_22)
       tversky        1 - I / (I + alpha (P - I) + (1 - alpha) (T - I)) (Salehi et al. 2017, arXiv:1706.05721, equation 3)

@@ -59,6 +59,7 @@ def lr_at(cfg: Optim, step: int, num_steps: int) -> float:
         return cfg.lr * (floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2)
     if cfg.schedule == "step":
         return cfg.lr * cfg.step_factor ** sum(step >= share * num_steps for share in cfg.step_at)
+    assert cfg.schedule == "constant", cfg.schedule
     return cfg.lr
 
 

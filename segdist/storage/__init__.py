@@ -4,6 +4,9 @@ Supported: local paths and file://, s3:// (any S3 store, see `s3`), and read-onl
 http:// (single files of a web server). Writes are atomic: a reader sees the old object or the new one, never a part. Of two
 writers that race with `create`, exactly one succeeds. All functions raise StorageError with a remedy: MissingError if
 nothing exists at the URI, UnavailableError if the same request may succeed later.
+
+Retries, from the inside out: `s3` and `http` retry a request for seconds (their `_TRIES`), `with_retries` retries a read or
+write for two minutes, and `runs.writer` retries what it uploads in the background.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _checkpoint_of(ledger: Ledger, trial: Trial, score: Score, metric: str) -> s
         found = checkpoints.read_best(ledger.run_uri(trial))
         return f"{trial.run}/{found['checkpoint']}" if found else None
     uri = checkpoint_at(ledger.run_uri(trial), score.step - trial.offset)
-    return f"{trial.run}/checkpoints/{uri.rsplit('/', 1)[-1]}" if uri else None
+    return f"{trial.run}/{checkpoints.below_run(uri)}" if uri else None
 
 
 def write_config(plan: Plan, best: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from ray.tune import Trainable
 
 from segdist import console, storage
 from segdist.config import Config
-from segdist.errors import MissingError, RanksError, StorageError, UserError, is_out_of_memory
+from segdist.errors import TRY_AGAIN, MissingError, RanksError, StorageError, UserError, is_out_of_memory
 from segdist.launch import run_inside
 from segdist.launch.mailbox import PolledNotice
 from segdist.launch.ray_rank import check_shared
@@ -204,7 +204,7 @@ def failure_reason(error: BaseException) -> str:
 def is_outage(error: BaseException) -> bool:
     """Return whether a trial failed because of its environment, such as storage or a node."""
     if isinstance(error, RanksError):
-        return error.exit_code == 75
+        return error.exit_code == TRY_AGAIN
     if isinstance(error, OutageError):
         return True
     return isinstance(error, StorageError) and not isinstance(error, MissingError)

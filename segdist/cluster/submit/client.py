@@ -17,7 +17,7 @@ from segdist import console
 from segdist.cluster.submit.connection import request_errors, with_time_limit
 from segdist.cluster.submit.job import Job, write_working_dir
 from segdist.cluster.submit.job_log import JobLog
-from segdist.errors import RanksError, UserError, last_line
+from segdist.errors import TRY_AGAIN, RanksError, UserError, last_line
 from segdist.launch.ray_cluster import STOP_SECONDS, present_token, token_source
 
 _SEND_SECONDS = 300.0  # for accepting a job, whose files the cluster may have to store
@@ -77,7 +77,7 @@ class JobClient:
                 time.sleep(1)
         raise RanksError(
             f"{self._address}: could not reserve a job ID after {_MAX_ATTEMPTS} attempts. Run the same command again",
-            75,
+            TRY_AGAIN,
         )
 
     def follow(self, id: str) -> int:
@@ -123,7 +123,7 @@ class JobClient:
         except request_errors() as error:
             if "already exists" in str(error):
                 return None
-            raise RanksError(f"{self._address} did not accept the job: {last_line(error)}", 75) from None
+            raise RanksError(f"{self._address} did not accept the job: {last_line(error)}", TRY_AGAIN) from None
 
     def _find_active(self, job: Job, digest: str) -> str | None:
         """Return the ID of the active job that does the same, or None. Raises UserError if its settings differ."""
@@ -148,14 +148,14 @@ def _exit_code(id: str, info: Any) -> int:
         return 0
     console.say(f"job {id}: {info.status}" + (f": {info.message}" if code is None and info.message else ""))
     if str(info.status) == "STOPPED":
-        return 75
+        return TRY_AGAIN
     if code is None and "NodeAffinity" in (info.message or ""):  # Ray places drivers on the head by node affinity
         console.say("the head of this cluster accepts no more jobs, because it is draining or gone. Restart Ray there.")
     elif code is None and str(info.error_type) in _UNSCHEDULABLE:
         return 2
     if code is None or code < 0 or code > 128:  # its node was lost, or a signal ended its process
         console.say("the job did not finish. Run the same command again to continue.")
-        return 75
+        return TRY_AGAIN
     return int(code)
 
 

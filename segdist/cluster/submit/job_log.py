@@ -8,7 +8,7 @@ from typing import Any
 
 from segdist import console
 from segdist.cluster.submit.connection import request_errors, with_pauses, with_time_limit
-from segdist.errors import RanksError, last_line
+from segdist.errors import TRY_AGAIN, RanksError, last_line
 
 _PATIENCE_SECONDS = 300.0  # for a cluster that does not answer
 _WAIT_SECONDS = 20.0  # for a job to start, after which a message says what it waits for
@@ -89,11 +89,11 @@ class JobLog:
             raise RanksError(
                 f"{self._address} has not answered for {minutes} ({last_line(error)}). Job {self._id} may still be running. "
                 "Run the same command again to follow the job or to continue the run",
-                75,
+                TRY_AGAIN,
             ) from None
 
     def _forgotten(self) -> RanksError:
         return RanksError(
             f"the cluster no longer knows job {self._id}, because its head was lost. Run the same command again to continue",
-            75,
+            TRY_AGAIN,
         )

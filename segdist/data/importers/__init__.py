@@ -1,7 +1,7 @@
 """Importers: how foreign layouts pair images with masks, name splits and encode classes.
 
-Each importer is one module with the same interface: `find(source, options) -> ImportPlan`. It pairs files but decodes no image;
-`prepare` decodes them, pair by pair.
+LAYOUTS lists the importers. All have the same interface, `find(source, options) -> ImportPlan`, and share the other modules
+here. An importer pairs files but decodes no image; `prepare` decodes them, pair by pair.
 """
 
 from segdist.data.importers.ade20k import ADE20K

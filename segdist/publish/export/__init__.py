@@ -22,7 +22,7 @@ from segdist.publish import card
 from segdist.publish.export import native, onnx, usage, verification
 from segdist.publish.export.graph import INPUT, Graph, Shape, program
 from segdist.publish.hub import MANIFEST
-from segdist.runs import record
+from segdist.runs import checkpoints, record
 from segdist.runs.checkpoints import load_state, scores_of
 from segdist.runs.restore import Trained, initial_of
 
@@ -52,7 +52,7 @@ def export(
         onnx.check_installed()
     if size:
         trained.model.traits.check(*size)
-    run_uri = trained.uri.rsplit("/checkpoints/", 1)[0]
+    run_uri = checkpoints.run_of(trained.uri)
     run, run_id = run_uri.rsplit("/", 1)[-1], record.run_id(run_uri)
     before = _earlier_export(dest, overwrite)
     if before is not None and not overwrite and before.get("run_id") != run_id:
