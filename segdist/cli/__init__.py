@@ -1,6 +1,7 @@
 """The `segdist` command. Messages go to stderr. With --json, the last line on stdout is JSON.
 
-An error that the user can fix is one readable message and exit code 2, or 75 if the same command can be run again. A command imports the heavy libraries that it needs.
+An error that the user can fix is one readable message and exit code 2, or 75 if the same command can be run again. A command
+imports the heavy libraries that it needs.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
-"""One optimizer update: loss, optimizer, EMA weights, BatchNorm statistics, precision, and the strategies (exact, DDP, ZeRO)."""
+"""One optimizer update: loss, optimizer, EMA weights, BatchNorm, precision, and the strategies (exact, DDP, ZeRO)."""
 
 __all__ = ["loss", "optim", "update"]
