@@ -15,6 +15,7 @@ FIRST = (
     "test_ranks.py", "test_export.py", "test_train.py", "test_commands.py", "test_evaluate.py", "test_push.py",
     "test_weights.py", "test_s3.py",
 )  # fmt: skip
+ON_A_HEAD = ("test_sweep_ray.py", "test_ray.py", "test_submit.py", "test_kube.py")  # use the fixture `head`
 SPREAD = ("test_readme.py", "test_tutorials.py", "test_suite.py")
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ pytest_plugins = ["balance", "leaks", "long_tests", "spending"]
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "demo"))
 
+import balance
 import ray_head
 import streets
 from ray_head import Head
@@ -106,11 +107,19 @@ def _forked_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(proof, "subprocess", forks.proofs())
 
 
-@pytest.fixture(scope="session")
-def head() -> Iterator[Head]:
+@pytest.fixture(scope="module")
+def head() -> Head:
     """A Ray head shared by all tests that do not stop it or drain its node."""
-    with ray_head.running(num_cpus=8, num_gpus=1) as head:  # more than there are
-        yield head
+    return ray_head.shared()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path.name not in balance.ON_A_HEAD:
+        ray_head.stop_shared()  # an idle head takes a tenth of two cores
+
+
+def pytest_sessionfinish() -> None:
+    ray_head.stop_shared()
 
 
 @pytest.fixture

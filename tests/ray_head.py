@@ -91,6 +91,27 @@ def running(num_cpus: int = 4, num_gpus: int = 0) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_shared: contextlib.ExitStack | None = None
+_head: Head | None = None
+
+
+def shared() -> Head:
+    """Return the head that this test process shares between its test files, which is started on first use."""
+    global _shared, _head
+    if _head is None:
+        _shared = contextlib.ExitStack()
+        _head = _shared.enter_context(running(num_cpus=8, num_gpus=1))  # more than there are
+    return _head
+
+
+def stop_shared() -> None:
+    """Stop the shared head if it runs."""
+    global _shared, _head
+    if _shared is not None:
+        _shared.close()
+        _shared = _head = None
+
+
 def processes_naming(text: str) -> list[int]:
     """Return the IDs of processes whose command line contains the text."""
     found = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "segdist"
@@ -129,12 +130,12 @@ def test_the_tests_of_a_gpu_can_be_imported_where_only_training_is_installed() -
 
 def test_looking_at_importers_does_not_load_datasets() -> None:
     code = "import segdist.data.importers, segdist.data.prepare, sys; assert 'datasets' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    forks.run(["-c", code], check=True, bare=True)
 
 
 def test_the_training_path_never_loads_evaluate() -> None:
     code = "import segdist.train, segdist.launch, sys; assert not {'evaluate', 'ray'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    forks.run(["-c", code], check=True, bare=True)
 
 
 def test_no_message_of_an_error_ends_with_a_period() -> None:

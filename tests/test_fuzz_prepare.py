@@ -7,10 +7,9 @@ name among them), or success with known masks, or either. Any other exception, a
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import spoilt_folders  # noqa: F401  its cases
@@ -79,7 +78,7 @@ def test_there_are_enough_cases() -> None:
 ALL = """
 import contextlib, sys
 from segdist.cli import main
-for line in sys.stdin.read().splitlines():
+for line in list(sys.argv[1:]):
     sys.argv = ["segdist", "prepare", *eval(line)]
     try:
         main()
@@ -97,11 +96,9 @@ def test_the_command_says_so_in_one_message(good: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(good, tmp_path / f"src{i}"))
         mays.append(CASES[name](folder))
         lines.append(repr([str(folder), str(tmp_path / f"out{i}"), "--names", str(mays[i].declared["names"])]))
-    ended = subprocess.run(
-        [sys.executable, "-c", ALL], input="\n".join(lines).encode(), capture_output=True, cwd=ROOT, timeout=100
-    )
-    codes, texts = ended.stdout.decode().split(), ended.stderr.decode().split("-----\n")
-    assert "Traceback" not in ended.stderr.decode()
+    ended = forks.run(["-c", ALL, *lines], cwd=ROOT)
+    codes, texts = ended.stdout.split(), ended.stderr.split("-----\n")
+    assert "Traceback" not in ended.stderr
     for may, code, text in zip(mays, codes, texts[:-1], strict=True):
         assert code == ("0" if may.said is None else "2")
         assert text.count("error:") == (may.said is not None)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -46,7 +45,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import prepare
 from segdist import console
 from segdist.errors import UserError
-for name, call in json.loads(sys.stdin.read()).items():
+for name, call in json.loads(sys.argv[1]).items():
     said = []
     console.say = said.append
     try:
@@ -58,10 +57,7 @@ for name, call in json.loads(sys.stdin.read()).items():
     settings = {
         "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", **env
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(calls), capture_output=True, text=True, timeout=200,
-        env={**os.environ, **settings},
-    )  # fmt: skip
+    done = forks.run(["-c", code, json.dumps(calls)], bare=True, env={**os.environ, **settings})
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = {}
     for line in done.stdout.splitlines():

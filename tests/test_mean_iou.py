@@ -7,11 +7,10 @@ import inspect
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import slow_scores
@@ -307,7 +306,7 @@ assert metric.compute(num_labels=2, ignore_index=255)["overall_accuracy"] == 1
         "HF_EVALUATE_CACHE": str(tmp_path / "e"),
         "HF_METRICS_CACHE": str(tmp_path / "m"),
     }
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | homes)
+    forks.run(["-c", code], check=True, bare=True, env=os.environ | homes)
     assert not [p for p in tmp_path.rglob("*") if "mean" in p.name or p.suffix in (".arrow", ".lock")]
 
 

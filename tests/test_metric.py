@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import slow_scores
@@ -379,6 +378,6 @@ def test_importing_the_metric_does_not_load_evaluate_but_its_mean_iou_does() -> 
         "import sys, segdist; from segdist.evaluation import scores; assert 'evaluate' not in sys.modules; "
         "segdist.MeanIoU; assert 'evaluate' in sys.modules; import segdist.metric as m; assert m.MeanIoU is segdist.MeanIoU"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    forks.run(["-c", code], check=True, bare=True)
     with pytest.raises(AttributeError, match="no attribute 'MeanIuO'"):
         segdist.MeanIuO  # noqa: B018

@@ -180,19 +180,19 @@ def wait_for_commit(run: str, step: int, process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
-FORTY = {"train": {"num_steps": 40}, "eval": {"every_steps": 20}, "checkpoint": {"every_steps": 5}}
+TWENTY = {"train": {"num_steps": 20}, "eval": {"every_steps": 10}, "checkpoint": {"every_steps": 5}}
 
 
 @pytest.fixture(scope="module")
 def straight(data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The run of one local process that nobody disturbs."""
-    return reference(data, tmp_path_factory.mktemp("straight") / "run", **FORTY)
+    return reference(data, tmp_path_factory.mktemp("straight") / "run", **TWENTY)
 
 
 @pytest.fixture
 def held(store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault]:
     """The last checkpoint of a run of forty steps is not stored, and so the run does not end, before `held.go` is set."""
-    last = Fault("PUT", "checkpoints/step-00000040", "wait")
+    last = Fault("PUT", "checkpoints/step-00000020", "wait")
     with spoiling(store["AWS_ENDPOINT_URL"], last) as slow:
         monkeypatch.setenv("AWS_ENDPOINT_URL", slow)
         yield last
@@ -211,7 +211,7 @@ def test_a_killed_rank_and_a_killed_driver_cost_some_steps_and_no_bit(
     begin: Callable[..., subprocess.Popen[str]], head: Head, held: Fault, straight: str
 ) -> None:
     run = "s3://tests/killed"
-    process = begin(run, **FORTY)
+    process = begin(run, **TWENTY)
     kill_a_rank(run, 1, head, process)
     while not storage.exists(f"{run}/attempts/0002.json"):
         assert process.poll() is None, process.communicate()[1]
@@ -221,7 +221,7 @@ def test_a_killed_rank_and_a_killed_driver_cost_some_steps_and_no_bit(
     assert "rank 1: the process died (killed, out of memory, or crashed); restart 1 of 10" in said
     assert "sign of life" not in said  # Ray has ended the others
     held.go.set()
-    summary, said = end(begin(run, **FORTY))
+    summary, said = end(begin(run, **TWENTY))
     state = record.load(run)
     assert state is not None
     assert (summary["state"], state["attempt"], len(storage.names(f"{run}/attempts"))) == ("SUCCEEDED", 3, 3)
@@ -235,7 +235,7 @@ def test_a_killed_rank_costs_a_restart_and_no_bit(
     begin: Callable[..., subprocess.Popen[str]], head: Head, held: Fault, straight: str, rank: int
 ) -> None:
     run = f"s3://tests/killed-{rank}"
-    process = begin(run, **FORTY)
+    process = begin(run, **TWENTY)
     kill_a_rank(run, rank, head, process)
     held.go.set()
     summary, said = end(process)
