@@ -12,7 +12,7 @@ from segdist.models.segmenter import Segmenter
 from segdist.models.weights import Weights
 
 __all__ = [
-    "build", "catalogue", "formats", "head", "hf", "licences", "pinned", "rebuild", "segmenter", "smp", "weights",
+    "build", "catalogue", "export_formats", "head", "hf", "licences", "pinned", "rebuild", "segmenter", "smp", "weights",
 ]  # fmt: skip
 
 
