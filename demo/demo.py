@@ -1,8 +1,8 @@
 """The whole workflow with the commands that a user would type: prepare, train, evaluate, export, predict.
 
 Data, checkpoints and the export are in a bucket, on an S3 server that runs on this machine during the demo. Two Ray ranks
-train, and the demo kills one of them on the way. `--local` uses one process and local files instead. The demo draws its own
-street scenes; `--data FOLDER` uses your images/ and masks/. The last line on stdout is the JSON of the evaluation.
+train, and the demo kills one of them on the way. `--local` uses one process and local files instead. The demo generates
+synthetic street scenes; `--data FOLDER` uses your images/ and masks/. The last line on stdout is the JSON of the evaluation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def segdist(*arguments: str) -> dict[str, Any]:
             lines += process.stdout.readlines()
             process.wait()
             break
-        except KeyboardInterrupt:  # the command received it too: it commits a checkpoint and says so
+        except KeyboardInterrupt:  # the command received it too: it saves a checkpoint and says so
             continue
     if process.returncode:
         sys.exit(process.returncode)
@@ -141,11 +141,11 @@ def demo(given: argparse.Namespace, out: Path, root: str) -> None:
     if source is None:
         source = out / "source"
         if not (source / "names.txt").exists():  # written last
-            say(f"drawing street scenes in {source}")
+            say(f"generating synthetic street scenes in {source}")
             streets.draw_folder(source, 240)
         prepare = ["--names", str(source / "names.txt")]
     else:
-        # Photos are larger than the drawn streets, and there may be few: resize them, use small batches and a lower rate.
+        # Photos are larger than the synthetic scenes, and there may be few: resize them, use small batches and a lower rate.
         fits = ["data.image_size=192", "train.global_batch_size=8", "train.micro_batch_size=4", "optim.lr=2e-3"]
     data, run, exported = f"{root}/data", f"{root}/run", f"{root}/export"
     segdist("prepare", str(source), data, *prepare)

@@ -1,4 +1,4 @@
-"""Draw street scenes with exact masks: thin and thick objects that occlude each other, and void regions.
+"""Generate synthetic street scenes with exact masks: thin and thick objects that occlude each other, and void regions.
 
 `python demo/streets.py FOLDER --num 200` writes FOLDER/images, FOLDER/masks and FOLDER/names.txt.
 """

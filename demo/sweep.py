@@ -1,4 +1,4 @@
-"""A sweep with the commands that a user would type: prepare drawn streets, tune the learning rate, show the result.
+"""A sweep with the commands that a user would type: prepare synthetic scenes, tune the learning rate, show the result.
 
 If it is stopped or killed, the same command continues it. The last line on stdout is the JSON of `segdist status`.
 """
@@ -26,7 +26,7 @@ def main() -> None:
     out = given.out
     source, data, sweep, plot = out / "source", f"{out}/data", f"{out}/sweep", out / "sweep.png"
     if not (source / "names.txt").exists():  # written last
-        say(f"drawing street scenes in {source}")
+        say(f"generating synthetic street scenes in {source}")
         streets.draw_folder(source, 160)
     segdist("prepare", str(source), data, "--names", str(source / "names.txt"))
     tuned = segdist("tune", str(SWEEP), f"uri={sweep}", f"set.data.uri={data}", *given.overrides)

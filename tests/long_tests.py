@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COVERS: dict[str, tuple[str, ...]] = {
     "test_before_rooms.py": ("segdist/sweep/", "tests/fixtures/before_rooms/"),
+    "test_commands.py": ("segdist/distributed.py", "segdist/launch/in_process.py", "segdist/cli/__init__.py"),
     "test_evaluate.py": (
         "segdist/evaluation/inference.py",
         "segdist/evaluation/evaluate.py",
@@ -22,7 +23,9 @@ COVERS: dict[str, tuple[str, ...]] = {
     ),
     "test_export.py": ("segdist/publish/export/", "segdist/models/"),
     "test_kube.py": ("segdist/cluster/kube/", "segdist/cluster/node.py", "segdist/launch/", "k8s/"),
+    "test_loss.py": ("segdist/step/loss.py", "segdist/ops/"),
     "test_machines.py": ("segdist/launch/", "segdist/distributed.py", "tests/machines.py"),
+    "test_node.py": ("segdist/cluster/node.py",),
     "test_ranks.py": ("segdist/step/", "segdist/distributed.py"),
     "test_ray.py": ("segdist/launch/", "segdist/cluster/drivers.py", "segdist/cluster/node.py", "tests/ray_head.py"),
     "test_readme.py": ("README.md", "Makefile", "demo/", "configs/demo.yaml", "segdist/cli/", "segdist/launch/"),

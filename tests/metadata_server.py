@@ -63,7 +63,7 @@ def serving() -> Iterator[Machine]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     machine.address = f"http://127.0.0.1:{server.server_address[1]}"
     try:

@@ -49,7 +49,7 @@ case("a PNG mask named .jpg", renamed("p3.png", "p3.jpg", kept()))
 case("a PNG image named .jpeg", renamed("p3.jpeg", "p3.tiff", kept()))
 case("files of others", puts("images/Thumbs.db", b"x", kept()))
 case("._ files", puts("masks/._p0.png", b"\0\5\x16\7", kept()))
-case("two images of one name", puts("images/p3.jpg", JPEG, refused("p3", "same name without suffix")))
+case("two images of one name", puts("images/p3.jpg", JPEG, refused("p3", "same name without extension")))
 case("one image too many", puts("images/p9.png", png(M), refused("p9.png", "no mask")))
 case("one mask too many", puts("masks/p9.png", png(M), refused("p9.png", "no image")))
 

@@ -257,6 +257,7 @@ def test_the_whole_road_by_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_trains_by_command(street_data: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     train = {"micro_batch_size": "auto"}
@@ -420,7 +421,7 @@ def test_help_teaches_with_an_example(command: str) -> None:
 def test_config_show_explains_every_field() -> None:
     text = segdist("config", "show", "configs/demo.yaml", "train.num_steps=50").stdout
     assert "num_steps: 50" in text
-    assert "# * Peak learning rate of the encoder's deepest layer." in text
+    assert "# * Peak learning rate of the encoder's last layer." in text
 
 
 def test_an_overlay_shows_classes_and_leaves_void_alone() -> None:

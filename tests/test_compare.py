@@ -64,7 +64,7 @@ def test_the_better_model_is_named_with_its_interval(tmp_path: Path) -> None:
     assert got["miou"] == {"a": worse["miou"], "b": better["miou"], "difference": difference}
     low, high = got["interval"]["low"], got["interval"]["high"]
     assert 0 < low < difference < high
-    assert got["sentence"] == f"B is better by {difference:.4f} (95 % interval {low:.4f} to {high:.4f})."
+    assert got["sentence"] == f"B is better by {difference:.4f} (95% confidence interval {low:.4f} to {high:.4f})."
     assert got["iou"]["road"]["difference"] == pytest.approx(better["iou"]["road"] - worse["iou"]["road"])
     assert math.isnan(got["iou"]["never"]["difference"])
     back = compared(tmp_path, better, worse)

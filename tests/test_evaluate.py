@@ -363,7 +363,7 @@ def test_protocols_tell_recipes_apart() -> None:
 
 def test_a_sample_that_is_never_seen_is_an_error(varied: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segdist.evaluation.evaluate.units_of_rank", lambda units, *_: units[1:])
-    with pytest.raises(DataError, match="Expected to evaluate 11 samples once each, but evaluated 9"):
+    with pytest.raises(DataError, match="expected to evaluate 11 samples once each, but evaluated 9"):
         evaluate(None, varied, indices.load(varied), "val", None, Io(), 2, ALONE, logits_of=lambda b: one_hot(b, 0))
 
 
@@ -503,8 +503,8 @@ def test_a_stored_image_of_another_size_than_its_row_says_is_never_decoded(
 
     sample = Source(varied, indices.load(varied), "val").fetch(0).sample(0)
     monkeypatch.setattr(stream, "decode_image", lambda data: pytest.fail("decoded"))
-    with pytest.raises(DataError, match=r"sample 'p00': image \(32, 48\) and mask \(32, 47\) differ in size"):
-        stream.Decoder(indices.load(varied).labels)(dataclasses.replace(sample, width=47))
+    with pytest.raises(DataError, match=r"sample 'p00': the image is 32x48, but its mask is 32x47 \(height x width\)"):
+        stream.Decoder(indices.load(varied).labels, varied)(dataclasses.replace(sample, width=47))
 
 
 def test_a_model_stays_as_it_was(varied: str) -> None:

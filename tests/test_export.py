@@ -262,6 +262,7 @@ def test_a_graph_that_gives_something_else_is_not_written(
     assert not list((tmp_path / "x").glob("*"))
 
 
+@pytest.mark.long
 def test_a_file_that_is_cut_off_is_not_written(
     trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,7 +378,7 @@ def test_what_cannot_be_asked_for_is_refused(
 def test_a_size_that_a_model_cannot_take_is_refused(trained: dict[str, Trained], tmp_path: Path) -> None:
     model = settled("data2vec_vision")
     other = Trained(trained["unet"].uri, model, trained["unet"].labels, trained["unet"].cfg)
-    with pytest.raises(ConfigError, match="takes 64x64 px alone"):
+    with pytest.raises(ConfigError, match="takes only 64x64 px"):
         export(other, str(tmp_path), form="onnx", size=(96, 64))
 
 

@@ -89,7 +89,7 @@ def test_the_command_takes_an_export_of_the_hub_at_a_revision(
 
 def test_what_is_no_export_of_ours_says_what_to_do(runs: dict[str, Trained], tmp_path: Path) -> None:
     export(runs["unet"], str(tmp_path / "onnx"), form="torch", size=(32, 32))
-    with pytest.raises(UserError, match=r"is a graph \(torch\.export\).*`segdist export RUN"):
+    with pytest.raises(UserError, match=r"is an export for torch\.export\..*`segdist export RUN"):
         load_model(str(tmp_path / "onnx"), CPU)
     export(runs["unet"], str(tmp_path / "whole"))
     with pytest.raises(UserError, match=r"holds trained weights, not raw weights\. Export the run with --raw"):

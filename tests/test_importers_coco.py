@@ -239,7 +239,7 @@ def test_a_part_of_cocos_images_will_do_and_is_told(tmp_path: Path, capfd: pytes
     assert prepared(source, "coco")["splits"]["train"]["samples"] == 1
     assert "warning: 1 of 2 images of" in capfd.readouterr().err.replace("\n", " ")
     (source / "train2017" / "a.jpg").unlink()
-    assert "none of its 2 images exists, such as a.jpg" in refused(source, "coco")
+    assert "none of its 2 images exists, for example a.jpg" in refused(source, "coco")
 
 
 # -- mistakes in COCO's files -----------------------------------------------------------------------------------------
@@ -255,12 +255,12 @@ def half() -> np.ndarray:
     ("wrong", "said"),
     [
         ({"segmentation": [[1, 1, 5, 5]]}, "a polygon of 2 points has no area"),
-        ({"segmentation": [[1, 1, 5, 5, 6]]}, "its outline is not [[x, y, x, y, ...], ...]"),
-        ({"segmentation": [1, 1, 5, 5, 6, 2]}, "its outline is not [[x, y, x, y, ...], ...]"),
+        ({"segmentation": [[1, 1, 5, 5, 6]]}, "its segmentation is not [[x, y, x, y, ...], ...]"),
+        ({"segmentation": [1, 1, 5, 5, 6, 2]}, "its segmentation is not [[x, y, x, y, ...], ...]"),
         ({"segmentation": [[1, 1, 5, float("nan"), 6, 2]]}, "the coordinate nan is not a number"),
-        ({"segmentation": [[1, 1, 5, 1e12, 6, 2]]}, "the coordinate 1000000000000.0 is far outside of an image of 16x12"),
+        ({"segmentation": [[1, 1, 5, 1e12, 6, 2]]}, "the coordinate 1000000000000.0 is far outside of an image of 12x16"),
         ({"segmentation": [[1, 1, 5, None, 6, 2]]}, "the coordinate None is not a number"),
-        ({"segmentation": []}, "1 annotations have a box but no outline (first: 77)"),
+        ({"segmentation": []}, "1 annotations have a box but no segmentation (first: 77)"),
         ({"segmentation": {"size": [12, 17], "counts": [204]}}, "its RLE has size [12, 17], but the image has [12, 16]"),
         ({"segmentation": {"size": [12, 16], "counts": [100]}}, "its RLE does not fill the image of 192 pixels"),
         ({"segmentation": {"size": [12, 16], "counts": [200, -8]}}, "its RLE does not fill the image"),

@@ -198,7 +198,7 @@ def test_a_script_is_never_run_but_its_conversion_is_taken(outcomes: Outcomes, p
     assert commit_of(Path("scripted@refs_convert_parquet")) in loaded.source
     assert loaded.licence == "cc-by-4.0"
     assert outcomes[0]["scripted-again"]["summary"]["splits"] == found["summary"]["splits"]
-    assert "has no conversion: leave --revision out" in outcomes[0]["scripted-main"]["error"]
+    assert "was not converted to Parquet: leave out --revision" in outcomes[0]["scripted-main"]["error"]
     assert "the Hub has not converted it" in outcomes[0]["script-alone"]["error"]
 
 

@@ -220,7 +220,7 @@ def test_a_changed_shape_is_another_source_and_the_index_of_an_own_folder_is_pas
     [
         (shape("a", [[1, 1], [5, 5]]), "shape 1 ('a'): a polygon of 2 points cannot be drawn"),
         (shape("a", [[1, 1], [5, 5], [9, float("nan")]]), "the coordinate nan is not a number"),
-        (shape("a", [[1, 1], [5, 5], [float("inf"), 1]]), "the coordinate inf is far outside of an image of 16x12"),
+        (shape("a", [[1, 1], [5, 5], [float("inf"), 1]]), "the coordinate inf is far outside of an image of 12x16"),
         (shape("a", [[1, 1], [5, 5], [1e9, 1]]), "the coordinate 1000000000.0 is far outside"),
         (shape("a", [[1, 1], [5, 5], [10**400, 1]]), "the coordinate 10000000000000000000 is far outside"),
         (shape("a", [[1, 1], [5, 5], ["7", 1]]), "the coordinate '7' is not a number"),
@@ -229,7 +229,7 @@ def test_a_changed_shape_is_another_source_and_the_index_of_an_own_folder_is_pas
         (shape("a", [[1, 1], [2, 2]], "blob"), "its shape_type 'blob' is unknown. Supported types are polygon, rectangle"),
         (shape("a", [[1, 1], [2, 2]], "mask", mask="@@"), "not base64"),
         (shape("a", [[1, 1], [2, 2]], "mask"), "not base64"),
-        (shape("a", [[1, 1], [2, 2]], "mask", mask=png(noise())), "its mask is 16x12, but its points span 2x2"),
+        (shape("a", [[1, 1], [2, 2]], "mask", mask=png(noise())), "its mask is 12x16, but its points span 2x2"),
         ({"points": [[1, 1]]}, "shape 1 has no label"),
         (box("lead", 0, 0, 1, 1), "has the label 'lead', which is no class. Did you mean 'leaf'? Classes are background, leaf"),
     ],

@@ -616,6 +616,7 @@ def test_a_suspended_job_goes_on_and_what_follows_runs_as_written(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_the_sweeps_entrypoint_runs_as_written(bucket: dict[str, str], head: Head, tmp_path: Path) -> None:
     files = yaml.safe_load((ROOT / "k8s" / "sweep" / "configmap.yaml").read_text(encoding="utf-8"))["data"]
     sweep = yaml.safe_load(files["sweep.yaml"])

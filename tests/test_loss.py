@@ -457,6 +457,7 @@ print(peak_kb() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.long
 def test_all_terms_together_fit_into_the_memory_of_half_the_resized_logits() -> None:
     """4 pictures, 150 classes, 128 -> 512 px: the resized logits alone would take 629 MB, each gradient kept 39 MB."""
     done = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)

@@ -201,6 +201,7 @@ def test_where_ray_cannot_be_told_its_work_is_waited_for_all_the_same(
     assert "still running here after 0.01 s: 1 job(s)" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_head_that_does_not_answer_costs_the_hook_less_than_its_time() -> None:
     """Ray's client then ends the process that it is in."""
     with subprocess.Popen(

@@ -125,5 +125,5 @@ def test_the_arithmetic_is_ours_for_ever() -> None:
 
 
 def test_a_split_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(DataError, match=r"5 samples, fewer than one batch .*global_batch_size 4 x 2 lane"):
+    with pytest.raises(DataError, match=r"5 samples, but .*global_batch_size=4 needs at least 8\. .* to 2 or less"):
         Order(np.array([3, 2]), 0, 4, 2)

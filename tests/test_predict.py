@@ -146,10 +146,7 @@ def test_images_of_one_stem_keep_their_suffix_and_no_others_do(
         Image.open(album / "0000.jpg").save(album / other)
     out = tmp_path / "out"
     first = predict_files(trained, [str(album)], str(out))
-    assert (
-        capsys.readouterr().err.count("differ only in their suffix, so their results keep the suffix: 0001.jpg.png")
-        == 1
-    )
+    assert capsys.readouterr().err.count("differ only in their extension, so their results keep it: 0001.jpg.png") == 1
     names = {str(Path(d["mask"]).relative_to(out)): Path(d["image"]).relative_to(album).as_posix() for d in first}
     assert names == {
         "0000.png": "0000.jpg", "0001.jpg.png": "0001.jpg", "0001.png.png": "0001.png", "0002.jpg.png": "0002.jpg",
@@ -524,12 +521,12 @@ def test_a_run_that_slides_may_be_seen_whole(trained: Trained) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (["--window", "wide"], "--window 'wide': not a list of numbers. Give for example 512x512"),
-        (["--mode", "sliding", "--window", "512"], "--window '512': 2 numbers are needed. Give for example 512x512"),
+        (["--window", "wide"], "--window 'wide': not a list of numbers. For example: 512x512"),
+        (["--mode", "sliding", "--window", "512"], "--window '512': 2 numbers are needed. For example: 512x512"),
         (["--window", "512x512"], "--window [512, 512] needs --mode sliding"),
         (["--mode", "sliding", "--window", "0x9"], "--window: Input should be greater than or equal to 1; it is 0"),
         (["--scales", "1,9"], "--scales: Input should be less than or equal to 8; it is 9.0"),
-        (["--scales", "1;2"], "--scales '1;2': not a list of numbers. Give for example 0.5,1,1.5"),
+        (["--scales", "1;2"], "--scales '1;2': not a list of numbers. For example: 0.5,1,1.5"),
         (["--overlap", "1.5"], "--overlap: Input should be less than or equal to 0.95; it is 1.5"),
     ],
 )

@@ -562,7 +562,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     source = plain_folder(tmp_path / "src")
     Image.new("RGB", (12, 8)).save(source / "images" / "p0.jpg")
-    assert "has the same name without suffix" in mistaken(tmp_path)
+    assert "has the same name without extension" in mistaken(tmp_path)
 
 
 def test_a_folder_of_no_known_layout_is_explained(tmp_path: Path) -> None:

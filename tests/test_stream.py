@@ -136,6 +136,6 @@ def test_a_broken_sample_is_named_and_ends_the_threads(make_config: Make, monkey
         raise DataError("cannot decode the image: test")
 
     monkeypatch.setattr(module, "decode_image", broken)
-    with pytest.raises(DataError, match=r"sample '00\d\d': cannot decode the image"):
+    with pytest.raises(DataError, match=r"sample '00\d\d': cannot decode the image.*`segdist doctor"):
         list(stream_of(make_config()).steps(0, 3))
     assert not [t for t in threading.enumerate() if t.name.startswith(("fetch", "decode"))]

@@ -238,6 +238,31 @@ def test_other_settings_than_those_at_work_are_refused_and_the_same_are_found(
     assert there.ray_command("stop", "one") == "RAY_AUTH_MODE=token ray job stop --address http://head one"
 
 
+@pytest.mark.parametrize("moment", [1, 2])
+def test_of_two_that_submit_one_run_at_once_the_second_finds_the_job_of_the_first(
+    files: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """The first one's job arrives right after the second one's list of jobs: its first, or the one before it sends."""
+    job, jobs, lists = submit.job_of(["configs/run.yaml"], COMMANDS), [], []
+
+    def list_jobs() -> list[Any]:
+        lists.append(list(jobs))
+        if len(lists) == moment:
+            fields = {"segdist": job.uri, "settings": job.digest()}
+            jobs.append(
+                SimpleNamespace(submission_id=sending._next_id(job, []), status=JobStatus.RUNNING, metadata=fields)
+            )
+        return lists[-1]
+
+    def submit_job(submission_id: str, **_: Any) -> str:
+        assert submission_id in {one.submission_id for one in jobs}, "the run has two jobs"
+        raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
+
+    monkeypatch.setattr(sending, "_connect", lambda _: SimpleNamespace(list_jobs=list_jobs, submit_job=submit_job))
+    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
+    assert submit.JobClient("http://head").submit(job) == sending._next_id(job, [])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -300,6 +300,7 @@ def test_hyperband_pauses_and_goes_on(write: Write, tune: Callable[..., Running]
     assert any(record.newest_attempt(f"{summary['sweep_uri']}/{trial.run}") > 1 for trial in trials.values())
 
 
+@pytest.mark.long
 def test_a_budget_of_time_ends_a_sweep_which_a_greater_one_continues(
     write: Write, tune: Callable[..., Running]
 ) -> None:

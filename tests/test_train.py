@@ -423,7 +423,8 @@ def test_a_truncated_shard_is_found_before_the_first_step(make_config: Make, str
 
 
 def test_a_batch_larger_than_the_split_is_refused(make_config: Make) -> None:
-    assert "15 samples, fewer than one batch" in mistaken(make_config(train={"global_batch_size": 16}))
+    message = mistaken(make_config(train={"global_batch_size": 16}))
+    assert "15 samples, but train.global_batch_size=16 needs at least 16" in message and "to 15 or less" in message
 
 
 def test_more_ranks_than_groups_are_refused(make_config: Make) -> None:

@@ -79,7 +79,7 @@ def test_an_image_of_any_size_gets_logits_of_its_own(name: str) -> None:
     most = model.traits.most or 999
     for size in ((33, 47), (64, 64), (48, 64), (130, 70)):
         if max(size) > most:
-            with pytest.raises(ConfigError, match=rf"takes {most}x{most} px alone\. Set data\.crop_size"):
+            with pytest.raises(ConfigError, match=rf"takes only {most}x{most} px\. Set data\.crop_size"):
                 model(torch.zeros(1, 3, *size))
             continue
         logits = model(torch.zeros(1, 3, *size))
@@ -123,6 +123,7 @@ def test_the_names_of_the_config_are_those_that_can_be_built_and_are_listed() ->
     assert known > NEEDS_TWO_IMAGES
 
 
+@pytest.mark.long
 def test_what_the_list_says_of_a_model_is_what_it_does() -> None:
     for entry in entries():
         tree = yaml.safe_load(entry.example)
@@ -210,7 +211,7 @@ def test_what_cannot_be_built_is_named(tree: dict[str, Any], message: str) -> No
 
 def test_a_model_of_one_size_is_refused_larger_validation_images(make_config: Make) -> None:
     tree = {**ZOO["data2vec_vision"], "options": {**ZOO["data2vec_vision"]["options"], "image_size": 32}}
-    with pytest.raises(ConfigError, match=r"an image of 32x48 px does not fit a model that takes 32x32 px alone"):
+    with pytest.raises(ConfigError, match=r"an image of 32x48 px does not fit a model that takes only 32x32 px"):
         fit(make_config(model=tree, data={"crop_size": [32, 32]}), ALONE)
     sliding = make_config(
         model=tree, data={"crop_size": [32, 32]}, eval={"mode": "sliding", "every_steps": 2}, train={"num_steps": 2}

@@ -26,7 +26,7 @@ def main() -> None:
     from segdist.console import console
 
     try:
-        app()
+        app(prog_name="segdist")
     except UserError as error:
         if not isinstance(error, SharedError):
             console.print(f"[bold red]error:[/bold red] {escape(str(error))}")

@@ -9,7 +9,7 @@ import typer
 from segdist.errors import UserError
 
 app = typer.Typer(
-    help="Fine-tune semantic segmentation models on your own images, and get a number you can trust.",
+    help="Fine-tune semantic segmentation models on your own images, and score them exactly.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +42,10 @@ Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Device for the model. auto uses CUDA if there is a GPU.")
 ]
 RunOrCheckpoint = Annotated[
-    str, typer.Argument(help="A run, whose best checkpoint is used, or one checkpoint. A path or URI.")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A run, whose best checkpoint is used, or one checkpoint. A path or URI."
+    ),
 ]
 Raw = Annotated[
     bool,
@@ -99,9 +102,9 @@ def numbers(
     try:
         found = None if text is None else [kind(part) for part in text.lower().split(between)]
     except ValueError:
-        raise UserError(f"{option} {text!r}: not a list of numbers. Give for example {example}") from None
+        raise UserError(f"{option} {text!r}: not a list of numbers. For example: {example}") from None
     if found is not None and num is not None and len(found) != num:
-        raise UserError(f"{option} {text!r}: {num} numbers are needed. Give for example {example}")
+        raise UserError(f"{option} {text!r}: {num} numbers are needed. For example: {example}")
     return found
 
 
@@ -114,6 +117,6 @@ def mask_values(text: str | None) -> list[int | tuple[int, int, int]] | None:
     parts = [p.strip() for p in text.split(",") if p.strip()]
     if not all(p.isdigit() or p.startswith("#") for p in parts):
         raise UserError(
-            f"--void {text!r}: not a list of mask values. Give for example --void 11,255, or colours as #rrggbb"
+            f"--void {text!r}: not a list of mask values. For example: --void 11,255. Write colours as #rrggbb"
         )
     return [color_of(p) if p.startswith("#") else int(p) for p in parts]

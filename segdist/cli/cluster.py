@@ -23,7 +23,7 @@ def submit(
         list[str],
         typer.Argument(
             help="A config and overrides, as for `segdist train`, or another segdist command with its arguments and options.",
-            metavar="command",
+            metavar="COMMAND",
         ),
     ],
     address: Annotated[
@@ -53,9 +53,9 @@ def submit(
 ) -> None:
     """Run a segdist command as a job on a Ray cluster.
 
-    The command follows the job's log. Ctrl-C leaves the job running, and the same command shows its log again. `ray job stop`
-    lets the job commit a checkpoint, and the same command then continues the run. The exit code is that of the job's command:
-    75 means that it is not finished, so submit it again.
+    `submit` prints the job's log until the job ends. Ctrl-C stops the log, not the job: run the same `submit` to see it again.
+    `ray job stop` makes the job save a checkpoint and end: run the same `submit` to continue. The exit code is the job's: 75
+    means that it is not finished, so submit it again. After Ctrl-C it is 130.
 
     \b
     Examples:
@@ -66,10 +66,10 @@ def submit(
       segdist submit --num-gpus 1 evaluate s3://BUCKET/runs/camvid --json
 
     The job gets the segdist code of this machine and the files named in the command, but no folders. Keep data and runs in
-    object storage.
+    object storage, or at absolute paths that all nodes share.
 
-    A cluster with token authentication needs its token on this machine too: in ~/.ray/auth_token, or in the file that
-    RAY_AUTH_TOKEN_PATH names.
+    A cluster with token authentication needs its token on this machine too: in ~/.ray/auth_token, in RAY_AUTH_TOKEN, or in the
+    file that RAY_AUTH_TOKEN_PATH names.
     """
     from segdist import console
     from segdist.cluster.submit import JobClient, job_of
@@ -84,7 +84,7 @@ def submit(
     cluster = JobClient(address)
     id = cluster.submit(job, env or [], num_gpus)
     leave = f"to follow it again: the same command, or {cluster.ray_command('logs --follow', id)}"
-    stop = f"to stop it{' (it commits first)' if job.commits else ''}: {cluster.ray_command('stop', id)}"
+    stop = f"to stop it{' (it saves a checkpoint first)' if job.commits else ''}: {cluster.ray_command('stop', id)}"
     if no_wait:
         say(f"{leave}\n{stop}")
         return
@@ -103,7 +103,7 @@ def submit(
 def watch() -> None:
     """Drain an EC2 spot machine when it is about to be reclaimed.
 
-    The command waits for the interruption notice and then drains the machine's Ray node. The ranks there commit a checkpoint
+    The command waits for the interruption notice and then drains the machine's Ray node. The ranks there save a checkpoint
     and restart on other machines. On a machine that is not a spot instance, the command ends at once. `cluster.yaml` starts it
     on every worker.
 
@@ -123,22 +123,23 @@ def drain(
         typer.Option(min=1, help="Seconds until this machine goes away."),
     ] = 110,
     why: Annotated[str, typer.Option(help="Reason to record in Ray.")] = "drain requested",
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return without waiting for the work to leave.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return without waiting for the work to stop.")] = False,
 ) -> None:
     """Drain this machine before it is removed.
 
-    Ray is told that the machine goes away, and the command waits until ranks, trials and jobs have left it. Use it before you
-    remove a machine from a cluster, and as the preStop hook of a pod.
+    The command tells Ray that the machine goes away, and waits until ranks, trials and jobs on it have stopped. Use it before
+    you remove a machine from a cluster, and as the preStop hook of a pod.
 
     \b
     Example:
       segdist node drain --seconds 110
 
-    All Ray nodes on this machine are drained, or with RAY_ADDRESS only those of that cluster. Ranks commit at once, continue
-    training, commit again shortly before the time is up, and restart on other machines. Ray places no more work on this machine
-    until Ray is restarted there (`ray stop`, `ray start ...`). If it is the head or the only machine, no work continues.
+    All Ray nodes on this machine are drained, or with RAY_ADDRESS only those of that cluster. Ranks save a checkpoint at
+    once, continue training, save another shortly before the time is up, and restart on other machines. Ray places no more work
+    on this machine until Ray is restarted there (`ray stop`, `ray start ...`). If it is the head or the only machine, no work
+    continues.
 
-    Exit code 0 means that all work has left the machine, 75 that the time was too short.
+    Exit code 0 means that no work runs on the machine any more, 75 that the time was too short.
     """
     from segdist.cluster import node
 
@@ -152,11 +153,11 @@ def stop_drivers(
     seconds: Annotated[float, typer.Option(min=1, help="Seconds to wait for the drivers.")] = 100,
     dashboard: Annotated[str, typer.Option(help="URL of the head's dashboard.")] = "http://127.0.0.1:8265",
 ) -> None:
-    """Let the jobs on this head commit and end.
+    """Ask the jobs started on this head node to save a checkpoint and exit.
 
     The head's pod calls this before it is removed. It sends SIGTERM to the drivers of submitted jobs that run on this machine
-    and use Ray. A training run or a sweep commits and ends with exit code 75. Evaluations and predictions do not use Ray and
-    are not stopped.
+    and use Ray. A training run or a sweep saves a checkpoint and ends with exit code 75. Evaluations and predictions do not use
+    Ray and are not stopped.
 
     \b
     Example:

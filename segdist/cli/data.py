@@ -9,7 +9,7 @@ import typer
 from segdist.cli.app import Json, app, mask_values, print_json, say
 
 # Options of `prepare`, and of `doctor` for a folder.
-Format = Annotated[str, typer.Option(help="Layout of SOURCE. `segdist prepare --list` explains all layouts.")]
+Format = Annotated[str, typer.Option(help="Layout of the source. `segdist prepare --list` explains all layouts.")]
 Names = Annotated[
     str | None,
     typer.Option(
@@ -34,7 +34,8 @@ ColorTolerance = Annotated[
     typer.Option(
         min=0,
         max=255,
-        help="For RGB masks with compression noise: use the nearest declared colour if no channel differs by more than this.",
+        help="For RGB masks with compression noise: use the nearest declared colour if no channel differs by more than this. "
+        "Other colours are an error.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first images of each split, up to this many.")]
@@ -42,8 +43,8 @@ Revision = Annotated[str | None, typer.Option(help="With --format hub: commit, b
 Subset = Annotated[
     str | None,
     typer.Option(
-        help="Part of SOURCE. With --format hub: the dataset's configuration. coco: panoptic, instances, stuff, "
-        "stuffthingmaps or pixelmaps. segments: the labelset."
+        help="Part of the source. With --format hub: the dataset's configuration. With --format coco: panoptic, instances, "
+        "stuff, stuffthingmaps or pixelmaps. With --format segments: the labelset."
     ),
 ]
 ImageColumn = Annotated[
@@ -72,10 +73,11 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder with images and masks (path, s3:// or hf://), or what --format expects: a file, a URL or a Hub ID."
+            metavar="SOURCE",
+            help="Folder with images and masks (path, s3:// or hf://), or what --format expects: a file, a URL or a Hub ID.",
         ),
     ],
-    dest: Annotated[str, typer.Argument(help="Folder for the prepared dataset (path or s3://).")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder for the prepared dataset (path or s3://).")],
     list_layouts: Annotated[
         bool,
         typer.Option(
@@ -101,8 +103,8 @@ def prepare(
         typer.Option(
             min=0.01,
             max=0.9,
-            help="Share of images for validation if SOURCE has no splits. Images are chosen by name. From 50 images on, each "
-            "image is chosen on its own, so adding images later moves no other image to another split.",
+            help="Share of images for validation if SOURCE has no splits. The split depends on a hash of each file name. With "
+            "50 or more images, adding images never moves others to another split.",
         ),
     ] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of the random split and of the order of training rows.")] = 0,
@@ -155,10 +157,16 @@ def prepare(
 @app.command()
 def doctor(
     target: Annotated[
-        str, typer.Argument(help="A YAML config, a prepared dataset, or a folder of images and masks (path or URI).")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A YAML config, a prepared dataset, or a folder of images and masks (path or URI)."
+        ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Fields to change if TARGET is a config, as section.field=value.")
+        list[str] | None,
+        typer.Argument(
+            metavar="OVERRIDES", help="Fields to change if TARGET is a config, as section.field=value. Repeatable."
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Inspect every sample.")] = False,
     sample: Annotated[int, typer.Option(min=1, help="About how many samples per split to inspect.")] = 200,
@@ -212,7 +220,7 @@ def doctor(
 
 @app.command()
 def stats(
-    data: Annotated[str, typer.Argument(help="Prepared dataset (path or URI).")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Prepared dataset (path or URI).")],
     split: Annotated[str, typer.Option(help="Split to count.")] = "train",
     everything: Annotated[
         bool, typer.Option("--all", help="Read every sample for the mean, the std and the sample counts.")

@@ -14,10 +14,14 @@ def push(
     source: Annotated[
         str,
         typer.Argument(
-            help="A run, whose best checkpoint is used, one checkpoint, or a prepared dataset. A path or URI."
+            metavar="SOURCE",
+            help="A run, whose best checkpoint is used, one checkpoint, or a prepared dataset. A path or URI.",
         ),
     ],
-    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub. Created if it does not exist.")],
+    repo_id: Annotated[
+        str,
+        typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hugging Face Hub. Created if it does not exist."),
+    ],
     private: Annotated[
         bool, typer.Option("--private/--public", help="Visibility of the repository if it is created now.")
     ] = True,

@@ -11,17 +11,18 @@ from segdist.cli.app import Json, app, print_json, say
 
 @app.command()
 def k8s(
-    config: Annotated[str, typer.Argument(help="A YAML config or a sweep file (path or URI).")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config or a sweep file (path or URI).")],
     out: Annotated[str, typer.Option(help="Folder for the YAML files (path or s3://).")],
     image: Annotated[str, typer.Option(help="Container image built from the Dockerfile, as REGISTRY/NAME:TAG.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Fields to change, as for `segdist train` or `segdist tune`.")
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES", help="Fields to change, as for `segdist train` or `segdist tune`."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the job. [default: the config's file name]")] = None,
     namespace: Annotated[
         str | None, typer.Option(help="Namespace of the job. [default: kubectl's current one]")
     ] = None,
-    ranks_per_worker: Annotated[int, typer.Option(help="Ranks (and GPUs) per worker pod.")] = 1,
+    ranks_per_worker: Annotated[int, typer.Option(help="Ranks per worker pod.")] = 1,
     workers: Annotated[
         int | None,
         typer.Option(help="Number of worker pods. [default: enough for a run, or for max_concurrent trials]"),
@@ -58,9 +59,12 @@ def k8s(
     queue: Annotated[
         str | None, typer.Option(help="LocalQueue of Kueue that admits the jobs. [default: no Kueue]")
     ] = None,
-    deadline_hours: Annotated[float, typer.Option(help="End a job after this many hours.")] = 72.0,
+    deadline_hours: Annotated[
+        float,
+        typer.Option(help="End a job when its newest cluster has run for this many hours. It is not retried then."),
+    ] = 72.0,
     retries: Annotated[
-        int, typer.Option(help="How often a failed job is restarted on a new cluster, where it continues the run.")
+        int, typer.Option(help="How many times to restart a failed job on a new cluster, where it continues the run.")
     ] = 3,
     images: Annotated[
         str | None, typer.Option(help="Folder of images (URI). Also write a job that predicts their masks.")

@@ -67,8 +67,8 @@ def evaluate(
     pictures: Annotated[
         bool,
         typer.Option(
-            help="Also count per image. This gives the mIoU a 95 % interval, and lets `segdist compare` do the same for a "
-            "difference."
+            help="Also store the confusion counts of each image. `evaluate` then reports a 95% confidence interval for the "
+            "mIoU, and `segdist compare` one for the difference of two models."
         ),
     ] = False,
     boundary: Annotated[
@@ -146,15 +146,18 @@ def evaluate(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="Report of model A, written by `segdist evaluate --out` (path or URI).")],
-    b: Annotated[str, typer.Argument(help="Report of model B, on the same data (path or URI).")],
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A", help="Report of model A, written by `segdist evaluate --out` (path or URI)."),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Report of model B, on the same data (path or URI).")],
     json: Json = False,
 ) -> None:
     """Compare the scores of two models.
 
-    The scores are compared class by class. If both reports were made with `--pictures`, the difference in mIoU has a 95 %
-    interval: a paired bootstrap over the images. Boundary IoU is compared if both reports were made with `--boundary`.
-    Reports on different data, splits, classes or protocols cannot be compared.
+    The scores are compared class by class. If both reports were made with `--pictures`, the difference in mIoU has a 95%
+    confidence interval, from a paired bootstrap over the images. Boundary IoU is compared if both reports were made with
+    `--boundary`. Reports on different data, splits or classes, or with different evaluation settings, cannot be compared.
 
     \b
     Example:
@@ -175,13 +178,14 @@ def compare(
 @app.command()
 def models(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Show these models in full. [default: list all models]")
+        list[str] | None,
+        typer.Argument(metavar="NAMES", help="Show these models in full. [default: list all models]"),
     ] = None,
     json: Json = False,
 ) -> None:
     """List the models that can be trained.
 
-    The list has the number of parameters, the stride, the export formats and the pretrained weights with their licences.
+    The list shows parameters, stride, export formats, and the licences of known pretrained weights.
 
     \b
     Examples:
@@ -210,7 +214,7 @@ def models(
 @app.command()
 def export(
     checkpoint: RunOrCheckpoint,
-    dest: Annotated[str, typer.Argument(help="Folder for the export (path or s3://).")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="Folder for the export (path or s3://).")],
     form: Annotated[
         Literal["native", "onnx", "torch"],
         typer.Option(
@@ -222,14 +226,15 @@ def export(
     size: Annotated[
         str | None,
         typer.Option(
-            help="For onnx and torch: accept only images of HEIGHTxWIDTH px. Example: 512x512. [default: any size, or the "
-            "run's data.image_size or training crop if the model cannot be exported for any size]"
+            help="For onnx and torch: accept only images of HEIGHTxWIDTH px. Example: 512x512. [default: any size. If the "
+            "model cannot be exported for any size: the run's data.image_size, or its training crop]"
         ),
     ] = None,
     argmax: Annotated[
         bool,
         typer.Option(
-            "--argmax", help="For onnx and torch: return a uint8 class map of the image's size instead of logits."
+            "--argmax",
+            help="For onnx and torch: return a class-index mask (uint8) of the image's size instead of logits.",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing export of another run.")] = False,
@@ -260,7 +265,7 @@ def export(
 
     fixed = numbers("--size", size, "x", int, "512x512", 2)
     if fixed and min(fixed) < 1:
-        raise UserError(f"--size {size!r}: sizes must be at least 1 px. Give for example 512x512")
+        raise UserError(f"--size {size!r}: sizes must be at least 1 px. For example: 512x512")
     trained = load_trained(checkpoint, torch.device("cpu"), raw)
     summary = run(trained, dest, overwrite, verify, form, (fixed[0], fixed[1]) if fixed else None, argmax)
     takes = f", for {summary['sides']}" if "sides" in summary else ""
@@ -275,22 +280,24 @@ def predict(
     checkpoint: Annotated[
         str,
         typer.Argument(
+            metavar="CHECKPOINT",
             help="A run, whose best checkpoint is used, a checkpoint, or an export. A path or URI, or an export on the Hugging "
-            "Face Hub: OWNER/NAME or hf://OWNER/NAME@REVISION."
+            "Face Hub: OWNER/NAME or hf://OWNER/NAME@REVISION.",
         ),
     ],
     images: Annotated[
         list[str],
         typer.Argument(
+            metavar="IMAGES",
             help="Image files, folders or patterns (paths or URIs). Examples: photos/, 'photos/**/*.jpg', "
-            "'s3://BUCKET/day1/*.jpg'."
+            "'s3://BUCKET/day1/*.jpg'.",
         ),
     ],
     out: Annotated[str, typer.Option(help="Folder for the masks and overlays (path or s3://).")],
     save: Annotated[
         str,
         typer.Option(
-            help="What to write in addition to each index mask: overlay, color, probabilities, several of them "
+            help="What to write in addition to each class-index mask: overlay, color, probabilities, several of them "
             "(color,overlay), or '' for nothing."
         ),
     ] = "overlay",
@@ -308,8 +315,9 @@ def predict(
 ) -> None:
     """Predict masks for images.
 
-    For each image, write an index mask (a PNG with palette) and an overlay. A mask holds class numbers, 0 for the first class,
-    whatever values the training masks had. The share of each class per image is in shares.csv, and as JSON in shares.jsonl.
+    For each image, write a class-index mask and an overlay. The mask is a PNG with a palette. Its pixels are class numbers, 0
+    for the first class, whatever values the training masks had. The fraction of pixels of each class is in shares.csv, with a
+    row per image, and as JSON in shares.jsonl.
 
     With `--save probabilities`, NAME_probabilities.npz holds `probabilities`, float16 (classes, height, width) at the image's
     size, and `names`. The limit is 2 GB per image.
@@ -318,8 +326,8 @@ def predict(
     Example:
       segdist predict runs/photos holiday/ --out predictions/
 
-    OUT keeps the folders of the images: NAME.jpg becomes NAME.png. If two images differ only in their suffix, NAME.jpg becomes
-    NAME.jpg.png. OUT must not be inside a folder of images.
+    OUT keeps the folders of the images: NAME.jpg becomes NAME.png. If two images differ only in their extension, NAME.jpg
+    becomes NAME.jpg.png. OUT must not be inside a folder of images.
 
     If the command is interrupted, run it again: it continues, and repeats images that have changed. You can add other images to
     OUT, but an image of the same name needs --overwrite. Unreadable images are skipped and listed at the end, with exit

@@ -47,7 +47,7 @@ def scores(result: dict[str, Any]) -> Table:
 def _means(result: dict[str, Any]) -> str:
     """Return the scores over all classes, in two lines."""
     interval = result.get("miou_interval")
-    between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95 % interval over images" if interval else ""
+    between = f" [{interval['low']:.4f}, {interval['high']:.4f}], 95% confidence interval" if interval else ""
     if interval and result["num_samples"] < 30:
         between += f" (only {result['num_samples']} images: likely too narrow)"
     boundary = f"   mean boundary IoU {result['mean_boundary_iou']:.4f}" if "mean_boundary_iou" in result else ""

@@ -14,7 +14,7 @@ from segdist.runs import record
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Fields to change, as section.field=value. Example: train.num_steps=2000"),
+    typer.Argument(metavar="OVERRIDES", help="Fields to change, as section.field=value. Example: train.num_steps=2000"),
 ]
 
 
@@ -22,7 +22,9 @@ Overrides = Annotated[
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(help="A YAML config (path or URI). `segdist config show CONFIG` explains its fields."),
+        typer.Argument(
+            metavar="CONFIG", help="A YAML config (path or URI). `segdist config show CONFIG` explains its fields."
+        ),
     ] = None,
     overrides: Overrides = None,
     from_sweep: Annotated[
@@ -51,14 +53,14 @@ def train(
     With the best values of a sweep:
       segdist train --from-sweep runs/lr_and_crop run.uri=runs/photos
 
-    Ctrl-C and SIGTERM commit a checkpoint before the command ends. Exit code 75 means that the run is not finished.
+    Without run.uri, that run goes to `best/` in the sweep's uri.
+
+    Ctrl-C and SIGTERM save a checkpoint before the command ends. Exit code 75 means that the run is not finished.
     """
     from segdist.launch import run
 
     if from_sweep is not None and config is not None and "=" not in config:
-        raise UserError(
-            f"{config} and --from-sweep {from_sweep}: give only one of them. Write fields as section.field=value"
-        )
+        raise UserError(f"{config} and --from-sweep {from_sweep}: give only one of them")
     if from_sweep is not None:
         config, overrides = (
             status.find_best_config(from_sweep),
@@ -74,11 +76,14 @@ def train(
 
 @app.command()
 def tune(
-    sweep: Annotated[str, typer.Argument(help="A sweep file (path or URI). Examples are in configs/sweeps/.")],
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep file (path or URI). Examples are in configs/sweeps/.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Fields of the sweep file to change. Example: budget.num_trials=50 set.train.num_steps=200"
+            metavar="OVERRIDES",
+            help="Fields of the sweep file to change. Example: budget.num_trials=50 set.train.num_steps=200",
         ),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
@@ -98,7 +103,7 @@ def tune(
     Then train the best values at full length:
       segdist train --from-sweep runs/lr_and_crop
 
-    On Ctrl-C and SIGTERM, every trial commits a checkpoint before the command ends. Exit code 75 means that the sweep is not
+    On Ctrl-C and SIGTERM, every trial saves a checkpoint before the command ends. Exit code 75 means that the sweep is not
     finished.
     """
     from segdist.sweep.plan import read
@@ -112,7 +117,7 @@ def tune(
 
 @app.command("status")
 def show_status(
-    uri: Annotated[str, typer.Argument(help="A run or a sweep, running or ended (path or URI).")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A run or a sweep, running or ended (path or URI).")],
     follow: Annotated[
         bool, typer.Option("--follow", help="Update the display until the run or sweep ends, or until Ctrl-C.")
     ] = False,
@@ -124,8 +129,8 @@ def show_status(
 ) -> None:
     """Show the state of a run or a sweep.
 
-    Of a run: its step, best mIoU, checkpoint and heartbeat. Of a sweep: its trials with their scores, the reasons of failures,
-    time and cost. The command only reads, so it is safe at any time.
+    For a run: its step, best mIoU, checkpoint and heartbeat. For a sweep: its trials with their scores, the reasons for
+    failures, time and cost. The command only reads, so it is safe at any time.
 
     \b
     Example:
@@ -152,7 +157,7 @@ def show_status(
 
 @app.command()
 def history(
-    run: Annotated[str, typer.Argument(help="A run, finished or not (path or URI).")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, finished or not (path or URI).")],
     every: Annotated[
         bool, typer.Option("--all", help="Show a row for every record. By default, only evaluations are shown.")
     ] = False,
@@ -197,7 +202,7 @@ def history(
 
 @config_app.command("show")
 def config_show(
-    config: Annotated[str, typer.Argument(help="A YAML config (path or URI).")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML config (path or URI).")],
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:

@@ -149,10 +149,15 @@ def drain(seconds: float, reason: str) -> int:
         try:
             accepted, refusal = GcsClient(address=node.cluster).drain_node(node.id, preemption, reason, deadline)
         except RayError as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"cannot tell {node.cluster} to drain node {node.id}: {first}") from None
+            first = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            raise UserError(
+                f"cannot tell {node.cluster} to drain node {node.id}: {first}. Check that the cluster runs and that this "
+                "machine has its token"
+            ) from None
         if not accepted:
-            raise UserError(f"{node.cluster} refused to drain node {node.id}: {refusal}")
+            raise UserError(
+                f"{node.cluster} refused to drain node {node.id} ({refusal}). Check with `ray status` that it is alive"
+            )
     return len(found)
 
 

@@ -12,7 +12,7 @@ TransferHead = Literal["none", "by_name"]
 _REVISION = "Commit, tag or branch of the Hub ID in `weights`. null: the default branch. The loaded commit is recorded."
 _TRANSFER_HEAD = (
     "The head of `weights` (or of train.init_from) is kept if the classes are identical. Otherwise none: new head; by_name: "
-    "keep the rows of classes with the same name."
+    "keep the classifier weights of classes with the same name."
 )
 _AUX_HEAD = "Train an auxiliary head on a middle stage of the encoder (loss.aux_weight)."
 
@@ -58,7 +58,7 @@ class Smp(Section):
     aux_head: bool = identity(False, _AUX_HEAD)
     options: dict[str, Any] = identity(
         {},
-        "Arguments of the architecture's class, such as decoder_channels. Pretrained whole networks have their own.",
+        "Arguments of the architecture's class, such as decoder_channels. A complete network in `weights` brings its own.",
     )
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ class Loss(Section):
         ge=0,
     )
     boundary_sigma_px: float = identity(
-        2.0, "Standard deviation of the boundary weight over the distance to the boundary, px.", gt=0, le=16
+        2.0, "Width of the Gaussian that weights pixels near class boundaries (its sigma), px.", gt=0, le=16
     )
     focal_gamma: float = identity(2.0, "Focal loss: exponent that reduces the weight of well-classified pixels.", ge=0)
     tversky_alpha: float = identity(
@@ -133,13 +133,13 @@ class Optim(Section):
     name: Literal["adamw", "adam", "sgd"] = identity(
         "adamw", "adamw (Loshchilov & Hutter 2019), adam (L2 regularisation in the gradient), or sgd with momentum."
     )
-    lr: float = identity(6e-5, "Peak learning rate of the encoder's deepest layer.", gt=0)
+    lr: float = identity(6e-5, "Peak learning rate of the encoder's last layer.", gt=0)
     head_lr_factor: float = identity(
-        1.0, "Learning rate of the head (everything behind the encoder), as a factor of lr.", gt=0
+        1.0, "Learning rate of the head (everything after the encoder), as a factor of lr.", gt=0
     )
     layer_decay: float = identity(
         1.0,
-        "Factor between the learning rates of an encoder layer and the next deeper one (Clark et al. 2020); 1: equal rates.",
+        "Learning rate of an encoder layer, as a factor of the next layer's (Clark et al. 2020); 1: equal rates.",
         gt=0,
         le=1,
     )
@@ -192,7 +192,7 @@ class Train(Section):
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = identity(
         4,
         "Samples per forward pass, the unit of batch statistics and dropout. auto: the largest that fits, measured once "
-        "before the first step and kept for the whole run.",
+        "before the first step and kept for the whole run (on CPUs: the largest divisor of the batch up to 4).",
     )
     seed: int = identity(0, "Seed of initial weights, sample order, augmentation and dropout.", ge=0, lt=2**63)
     init_from: str | None = identity(
@@ -213,13 +213,11 @@ class Train(Section):
         "auto: exact on CPUs, ddp on GPUs.",
     )
     zero_stage: Literal[1, 2, 3] = free(
-        2, "deepspeed: partition over ranks 1 optimizer states, 2 also gradients, 3 also weights."
+        2, "deepspeed: what to partition over ranks. 1: optimizer states; 2: and gradients; 3: and weights."
     )
     zero_offload: bool = free(False, "deepspeed: keep optimizer states in CPU memory.")
     compile: bool = free(False, "Compile the training forward pass with torch.compile.")
-    activation_checkpointing: bool = free(
-        False, "Recompute activations in the backward pass: less memory, about 1/3 slower."
-    )
+    activation_checkpointing: bool = free(False, "Recompute activations in the backward pass: less memory, but slower.")
 
     @model_validator(mode="after")
     def _check(self) -> Train:

@@ -67,7 +67,7 @@ class Scheduler(Section):
     grace_steps: int | None = identity(None, "asha: stop no trial before this step. null: eval.every_steps.", ge=1)
     reduction_factor: float = identity(3.0, "asha, hyperband: one of this many trials continues at each rung.", gt=1)
     interval_steps: int | None = identity(
-        None, "pbt: weak trials may change every this many steps. null: eval.every_steps.", ge=1
+        None, "pbt: number of steps between changes of weak trials. null: eval.every_steps.", ge=1
     )
     quantile: float = identity(0.25, "pbt: fraction of trials that is weak, and fraction that is strong.", gt=0, le=0.5)
     resample_prob: float = identity(

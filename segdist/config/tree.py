@@ -12,7 +12,7 @@ from segdist.config.recipe import Data, Loss, Optim, Train
 
 
 class Eval(Section):
-    every_steps: int = free(500, "Evaluate and commit a checkpoint every this many steps, and at the end.", ge=1)
+    every_steps: int = free(500, "Number of steps between evaluations, each with a checkpoint. Also at the end.", ge=1)
     batch_size: int = free(4, "Images or windows per forward pass. Only images of equal size share a batch.", ge=1)
     mode: Literal["whole", "sliding"] = free(
         "whole", "whole: the whole image at once; sliding: overlapping windows, with bounded memory."
@@ -44,7 +44,7 @@ class Eval(Section):
 
 
 class Checkpoint(Section):
-    every_steps: int = free(500, "Commit a checkpoint every this many steps, and at the end.", ge=1)
+    every_steps: int = free(500, "Number of steps between checkpoints. Also at the end.", ge=1)
     keep_last: int = free(2, "Newest checkpoints to keep. The best checkpoint is always kept.", ge=1)
 
 
@@ -81,7 +81,9 @@ class Scale(Section):
     start_seconds: int = free(
         300, "How long to wait for nodes, at the start and after losing one, before the run fails, s.", ge=1
     )
-    max_restarts: int = free(10, "How often Ray restarts the ranks from the newest checkpoint after a failure.", ge=0)
+    max_restarts: int = free(
+        10, "How many times Ray restarts the ranks from the newest checkpoint after failures.", ge=0
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Scale:
@@ -116,7 +118,7 @@ class Io(Section):
 
 
 class Log(Section):
-    every_steps: int = free(10, "Record and print metrics every this many steps.", ge=1)
+    every_steps: int = free(10, "Number of steps between records of the metrics, which are also printed.", ge=1)
 
 
 class Hub(Section):

@@ -35,7 +35,7 @@ def encode_mask(mask: np.ndarray) -> tuple[bytes, str]:
 def decode_mask(data: pa.Buffer | bytes, codec: str, height: int, width: int) -> np.ndarray:
     """Decode a mask to (H, W) uint8 or uint16 raw values, read-only. Raises DataError if it does not decode to this size."""
     if codec not in MASK_CODECS:
-        raise DataError(f"unknown mask_codec {codec!r}. This version reads {', '.join(MASK_CODECS)}")
+        raise DataError(f"unknown mask_codec {codec!r}, not {' or '.join(MASK_CODECS)}. Upgrade segdist")
     dtype = MASK_CODECS[codec]
     try:
         if codec == PNG:

@@ -135,14 +135,14 @@ def load(uri: str) -> Index:
             raise ValueError(f"class_pixels does not have {num} numbers, one per class")
         if index.meaning and index.meaning != index.labels.meaning():
             raise DataError(
-                f"{address}: the raw values or the order of classes in the contract were edited after the masks were "
-                "checked. Only names and colours may be edited. For other values, prepare the data again with other --names"
+                f"{address}: the values or the order of the classes were edited. Only names and colours may be changed there. "
+                "For other values, prepare the data again with other --names"
             )
         return index
     except (ValidationError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{address} is not a valid dataset index: {error}") from None
+        raise DataError(f"{address} is not a valid dataset index ({error}). Copy or prepare the data again") from None
 
 
 def save(uri: str, index: Index) -> None:

@@ -136,9 +136,9 @@ class Order:
         self.lane_steps = self.num_samples // (global_batch_size * lanes_per_slot)
         if self.lane_steps == 0:
             raise DataError(
-                f"the training split has {self.num_samples} samples, fewer than one batch "
-                f"(train.global_batch_size {global_batch_size} x {lanes_per_slot} lane(s)). Lower the batch size, "
-                "for example train.global_batch_size=4 train.micro_batch_size=4"
+                f"the training split has {self.num_samples} samples, but train.global_batch_size={global_batch_size} needs at "
+                f"least {global_batch_size * lanes_per_slot}. Set train.global_batch_size to "
+                f"{self.num_samples // lanes_per_slot} or less, and train.micro_batch_size to a divisor of it"
             )
         self._epoch: tuple[int, Epoch] | None = None
 

@@ -100,8 +100,8 @@ def _check_same_source(dest: str, old: Index, digest: str) -> None:
     """Raise DataError unless the dataset in `dest` has this source digest."""
     if old.source_digest != digest:
         raise DataError(
-            f"{dest} holds another prepared dataset ({old.name!r}): from other files, with other options such as --names, or "
-            "from a copy in another store. Use another destination, or --overwrite"
+            f"{dest} holds another prepared dataset ({old.name!r}): from other files, from a copy at another place, or with "
+            "other options such as --names. Use another destination, or --overwrite"
         )
     console.say(
         f"{dest} is already prepared from this source, so there is nothing to do (use --overwrite to prepare again)"

@@ -59,7 +59,7 @@ class Source:
     """The row groups of one split, by number. Thread-safe."""
 
     def __init__(self, uri: str, index: Index, split: str, cache: Cache | None = None) -> None:
-        self._uri, self._cache = uri, cache
+        self.uri, self._cache = uri, cache
         self._split = index.split(split)
         self.sizes = self._split.row_group_sizes()
         counts = [-(-s.rows // self._split.rows_per_group) for s in self._split.shards]
@@ -70,12 +70,12 @@ class Source:
     def check(self) -> None:
         """Raise DataError unless every shard exists with the size in the index. Lists the split, and reads no shard."""
         folders = {shard.file.rsplit("/", 1)[0] for shard in self._split.shards}
-        found = {f"{f}/{n}": size for f in folders for n, size in storage.sizes(storage.join(self._uri, f)).items()}
+        found = {f"{f}/{n}": size for f in folders for n, size in storage.sizes(storage.join(self.uri, f)).items()}
         for shard in self._split.shards:
             size = found.get(shard.file)
-            address = storage.join(self._uri, shard.file)
+            address = storage.join(self.uri, shard.file)
             if size is None:
-                raise DataError(f"{address}: this shard is missing. Prepare the data again")
+                raise DataError(f"{address}: this shard is missing. Copy or prepare the data again")
             if size != shard.bytes:
                 raise DataError(
                     f"{address}: this shard is truncated or changed. It has {size} bytes, but {NAME} says {shard.bytes}. "
@@ -86,7 +86,7 @@ class Source:
         """Return a row group. Raises DataError if its sha256 is not the one that was written."""
         shard_number = int(np.searchsorted(self._first_row_group, row_group, "right")) - 1
         shard = self._split.shards[shard_number]
-        address = storage.join(self._uri, shard.file)
+        address = storage.join(self.uri, shard.file)
         meta, digests = self._footer(shard_number, shard, address)
         local = row_group - int(self._first_row_group[shard_number])
         start, length = _byte_range(meta.row_group(local))
@@ -95,7 +95,8 @@ class Source:
             data = _read(address, start, length)
             if hashlib.sha256(data).hexdigest() != digests[local]:
                 raise DataError(
-                    f"{address}: row group {local} has changed since it was written (sha256 differs). Prepare the data again"
+                    f"{address}: row group {local} has changed since it was written (sha256 differs). Copy or prepare the data "
+                    "again"
                 )
             if self._cache:
                 self._cache.put(digests[local], data)
@@ -108,12 +109,12 @@ class Source:
             data = _read(address, shard.footer_offset, shard.footer_length)
             if hashlib.sha256(data).hexdigest() != shard.footer_sha256:
                 raise DataError(
-                    f"{address}: the footer has changed since it was written (sha256 differs). Prepare the data again"
+                    f"{address}: the footer has changed since it was written (sha256 differs). Copy or prepare the data again"
                 )
             meta = pq.read_metadata(pa.BufferReader(data))
             num_row_groups = int(self._first_row_group[number + 1] - self._first_row_group[number])
             if (meta.num_rows, meta.num_row_groups) != (shard.rows, num_row_groups):
-                raise DataError(f"{address}: the shard has other rows than {NAME} says. Prepare the data again")
+                raise DataError(f"{address}: the shard has other rows than {NAME} says. Copy or prepare the data again")
             known = meta, json.loads(meta.metadata[DIGESTS.encode()])
             with self._lock:
                 while len(self._footers) >= _FOOTERS_KEPT:

@@ -89,13 +89,11 @@ def chart(statistics: dict[str, Any], index: Index) -> Image.Image:
     draw.text(
         (12, 10), f"{index.name}, {statistics['split']}: share of pixels by class (log scale)", fill="black", font=font
     )
-    decades = 5  # from 0.001 % to 100 %
+    decades = 5  # from 0.001% to 100%
     for d in range(decades + 1):
         x = left + width * d // decades
         draw.line([(x, 2 * size + 4), (x, canvas.height - 2 * size + 4)], fill="#dddddd")
-        draw.text(
-            (x, canvas.height - 26), f"{100 * 10.0 ** (d - decades):g} %", fill="#666666", font=small, anchor="ma"
-        )
+        draw.text((x, canvas.height - 26), f"{100 * 10.0 ** (d - decades):g}%", fill="#666666", font=small, anchor="ma")
     for i, ((name, share), c) in enumerate(shares):
         y = 2 * size * (i + 1) + 8
         draw.text((left - 10, y + size // 2), _shorten(name, font, left - 24), fill="black", font=font, anchor="rm")

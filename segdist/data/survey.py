@@ -96,7 +96,10 @@ def sample_facts(sample: Sample, labels: Labels) -> Facts | str:
     data, size = memoryview(sample.image).cast("B"), (sample.height, sample.width)
     try:
         if (own := size_of(data)) != size:
-            return f"sample {sample.sample_id!r}: image {own[0]}x{own[1]} and mask {size[0]}x{size[1]} differ in size"
+            return (
+                f"sample {sample.sample_id!r}: the image is {own[0]}x{own[1]}, but its mask is {size[0]}x{size[1]} "
+                "(height x width)"
+            )
         raw = decode_mask(sample.mask, sample.mask_codec, *size)
         with open_image(data) as image:
             mode, turned = f"{image.format} {image.mode}", image.getexif().get(_ORIENTATION, 1) != 1

@@ -220,7 +220,7 @@ def _rehearse(cfg: Config) -> tuple[str, int]:
             summary = fit(small, world)
             newest = checkpoints.newest(folder, console.say)
         if summary["step"] != 2 or newest is None or checkpoints.step_of(newest) != 2:
-            raise UserError(f"the rehearsal ended at step {summary['step']} instead of 2; please report this")
+            raise UserError(f"the rehearsal ended at step {summary['step']} instead of 2. Please report this")
         num_bytes = sum(storage.sizes(newest).values())
     return (
         f"trained two steps of {micro} images, with a commit and a restore in between, and an evaluation at the end",

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segdist import storage
-from segdist.errors import UserError
+from segdist.errors import MissingError, UserError
 from segdist.evaluation.bootstrap import Interval, bootstrap_difference
 from segdist.evaluation.scores import class_iou
 
@@ -57,7 +57,8 @@ def load(uri: str) -> Report:
         report = Report.model_validate(json.loads(storage.read(uri)))
     except (ValidationError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
-            raise UserError(f"{error}. Create a report with `segdist evaluate RUN --pictures --out FILE`") from None
+            hint = ". Create a report with `segdist evaluate RUN --pictures --out FILE`"
+            raise UserError(f"{error}{hint if isinstance(error, MissingError) else ''}") from None
         invalid = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, invalid['loc']))}: {invalid['msg']}" if invalid else f"invalid JSON ({error})"
         raise UserError(
@@ -88,7 +89,7 @@ def _check_boundary(uri: str, report: Report) -> None:
 
 
 def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
-    """Compare the reports B and A, per class and in mIoU, with a 95 % interval if both have per-sample counts.
+    """Compare the reports B and A, per class and in mIoU, with a 95% confidence interval if both have per-sample counts.
 
     Boundary IoU is compared if both reports have it. Verdict and interval concern the mIoU only. `verdict` is "A", "B", "none"
     (no clear difference) or "unknown" (no per-sample counts, so no interval). Raises UserError if the two are not comparable.
@@ -147,7 +148,7 @@ def _check_comparable(uri_a: str, a: Report, uri_b: str, b: Report) -> None:
         )
     if a.protocol != b.protocol:
         raise UserError(
-            f"The protocols differ, so the scores are not comparable. {uri_a}: {a.protocol}. {uri_b}: {b.protocol}. "
+            f"the protocols differ, so the scores are not comparable. {uri_a}: {a.protocol}. {uri_b}: {b.protocol}. "
             "Evaluate both with the same settings"
         )
 
@@ -176,7 +177,7 @@ def _sample_order(uri_a: str, a: Report, uri_b: str, b: Report) -> list[int]:
     position = {sample_id: i for i, sample_id in enumerate(b.pictures.sample_ids)}
     if unmatched := set(a.pictures.sample_ids) ^ set(position):
         raise UserError(
-            f"Sample {min(unmatched)!r} is in only one of {uri_a} and {uri_b}. Evaluate both on the same samples"
+            f"sample {min(unmatched)!r} is in only one of {uri_a} and {uri_b}. Evaluate both on the same samples"
         )
     return [position[sample_id] for sample_id in a.pictures.sample_ids]
 
@@ -197,14 +198,22 @@ def _verdict(difference: float, interval: Interval | None, num_samples: int) -> 
         return "unknown", (
             f"{comparison} Without per-sample counts its significance is unknown. Evaluate both with --pictures."
         )
-    low, high, level = interval.low, interval.high, f"{interval.level:.0%}".replace("%", " %")
+    low, high, level = interval.low, interval.high, f"{interval.level:.0%}"
     if low > 0:
-        verdict, sentence = "B", f"B is better by {difference:.4f} ({level} interval {low:.4f} to {high:.4f})."
+        verdict, sentence = (
+            "B",
+            f"B is better by {difference:.4f} ({level} confidence interval {low:.4f} to {high:.4f}).",
+        )
     elif high < 0:
-        verdict, sentence = "A", f"A is better by {-difference:.4f} ({level} interval {-high:.4f} to {-low:.4f})."
+        verdict, sentence = (
+            "A",
+            f"A is better by {-difference:.4f} ({level} confidence interval {-high:.4f} to {-low:.4f}).",
+        )
     else:
         verdict = "none"
-        sentence = f"No clear difference: B - A is {difference:.4f} ({level} interval {low:.4f} to {high:.4f})."
+        sentence = (
+            f"No clear difference: B - A is {difference:.4f} ({level} confidence interval {low:.4f} to {high:.4f})."
+        )
     if num_samples < FEW_SAMPLES:
         sentence += f" With only {num_samples} samples, the interval tends to be too narrow."
     return verdict, sentence

@@ -111,7 +111,7 @@ def out_of_memory(error: Exception) -> UserError | None:
     if not is_out_of_memory(error):
         return None
     explained = UserError(
-        "The evaluation ran out of memory. Lower eval.batch_size (--batch-size), or process large images in windows with "
+        "the evaluation ran out of memory. Lower eval.batch_size (--batch-size), or process large images in windows with "
         "eval.mode=sliding (--mode sliding)"
     )
     explained.__cause__ = error
@@ -154,10 +154,10 @@ class _Tally:
         if failure is not None:
             raise failure
         if failed:
-            raise SharedError("The evaluation failed on another rank. See that rank's error")
+            raise SharedError("the evaluation failed on another rank. See that rank's error")
         if int(seen.sum()) != num_samples or int(seen.max()) > 1:
             raise DataError(
-                f"Expected to evaluate {num_samples} samples once each, but evaluated {int(seen.sum())}. Please report this"
+                f"expected to evaluate {num_samples} samples once each, but evaluated {int(seen.sum())}. Please report this"
             )
         losses = world.sum(self._losses.cpu()).numpy()
         table = table.view(256, 256)

@@ -251,7 +251,7 @@ def learning_curve(records: Sequence[dict[str, Any]], title: str = "") -> Image.
     """
     last = max((row["step"] for row in records), default=0)
     if not last:
-        raise UserError("Cannot draw a learning curve: the run has recorded no steps yet")
+        raise UserError("cannot draw a learning curve: the run has recorded no steps yet")
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(580, 600)

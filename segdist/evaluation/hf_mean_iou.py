@@ -33,7 +33,7 @@ _NAMES = ("predictions", "references")
 
 _INPUTS = """
 Args:
-    predictions: index maps (H, W), one per image. Images may differ in size. Arrays, tensors, PIL images or lists.
+    predictions: class-index masks (H, W), one per image. Images may differ in size. Arrays, tensors, PIL images or lists.
     references: the masks, of the same sizes.
     num_labels (int): number of classes.
     ignore_index (int or None): pixels whose reference has this value are ignored, including the predictions there.
@@ -127,7 +127,7 @@ class MeanIoU(evaluate.Metric):
         """Count one image."""
         given = dict(zip(_NAMES, (prediction, reference))) | _checked_names(others)
         if any(given[name] is None for name in _NAMES):
-            raise UserError("MeanIoU.add needs prediction= and reference=, one index map (H, W) each")
+            raise UserError("MeanIoU.add needs prediction= and reference=, one class-index mask (H, W) each")
         self.add_batch(**{name: [given[name]] for name in _NAMES})
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
@@ -187,7 +187,7 @@ def _integer(name: str, value: Any) -> int:
 def _checked_names(others: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs unchanged. Raises UserError for an unknown name."""
     if unknown := set(others) - set(_NAMES):
-        raise UserError(f"Unknown input {sorted(unknown)[0]!r}. MeanIoU takes {' and '.join(_NAMES)}")
+        raise UserError(f"unknown input {sorted(unknown)[0]!r}. MeanIoU takes {' and '.join(_NAMES)}")
     return others
 
 
@@ -195,18 +195,20 @@ def _count_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pa
     """Count pairs: an int64 (256, 256) table of the images that fit uint8, the pairs of the others, the number of images."""
     if predictions is None or references is None:
         missing = _NAMES[0] if predictions is None else _NAMES[1]
-        raise UserError(f"The {missing} are missing. MeanIoU takes predictions and references, in equal numbers")
+        raise UserError(f"the {missing} are missing. MeanIoU takes predictions and references, in equal numbers")
     preds, refs = (x.detach().cpu().numpy() if torch.is_tensor(x) else x for x in (predictions, references))
     if not (hasattr(preds, "__len__") and hasattr(refs, "__len__")):
-        raise UserError("predictions and references must be lists or arrays of index maps. Use add for a single image")
+        raise UserError(
+            "predictions and references must be lists or arrays of class-index masks. Use add for a single image"
+        )
     if len(preds) != len(refs):
-        raise UserError(f"Got {len(preds)} predictions, but {len(refs)} references")
+        raise UserError(f"got {len(preds)} predictions, but {len(refs)} references")
     small, wide = np.zeros((256, 256), np.int64), []
     for i, (pred, ref) in enumerate(zip(preds, refs)):
         pred, ref = _index_map(pred, f"prediction {i}"), _index_map(ref, f"reference {i}")
         if pred.shape != ref.shape:
             raise UserError(
-                f"Image {i}: the prediction has shape {pred.shape} and the reference {ref.shape}. Before the argmax, resize "
+                f"image {i}: the prediction has shape {pred.shape} and the reference {ref.shape}. Before the argmax, resize "
                 "the logits to the mask's size. Never resize the mask"
             )
         if pred.dtype == ref.dtype == np.uint8:
@@ -217,7 +219,7 @@ def _count_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, list[Pa
 
 
 def _index_map(given: Any, name: str) -> np.ndarray:
-    """Return the map as uint8 if its values fit, else as its own integer type. Raises UserError if it is not an index map."""
+    """Return a mask as uint8 if its values fit, else as its own integer type. Raises UserError if it is no class-index mask."""
     if isinstance(given, str | bytes | dict | os.PathLike):
         raise UserError(f"{name} is a {type(given).__name__}. Pass pixels: MeanIoU opens no files")
     try:
@@ -226,7 +228,7 @@ def _index_map(given: Any, name: str) -> np.ndarray:
         raise UserError(f"{name} has rows of different lengths or contains no numbers ({error})") from None
     if array.ndim not in (1, 2):
         raise UserError(
-            f"{name} has shape {array.shape}, but an index map is (H, W). Take the argmax of logits, or the indices of a "
+            f"{name} has shape {array.shape}, but a class-index mask is (H, W). Take the argmax of logits, or the indices of a "
             "palette image"
         )
     if array.dtype.kind == "f" and (array == np.floor(array)).all():
@@ -289,7 +291,7 @@ def _merge(parts: Sequence[Pairs]) -> Pairs:
 def _checked_size(num_values: int, what: str) -> int:
     if num_values > _MAX_VALUES:
         raise UserError(
-            f"{what} has {num_values:,} different values, more than {_MAX_VALUES:,}. Check that these are class maps"
+            f"{what} has {num_values:,} different values, more than {_MAX_VALUES:,}. Check that these are class-index masks"
         )
     return num_values
 

@@ -46,5 +46,5 @@ def self_test(uri: str, index: Index, split: str, io: Io, num_samples: int = 2, 
         "error",
         topic,
         f"a perfect predictor scores {perfect} instead of 1.0, an always-wrong one {wrong} instead of 0.0",
-        "do not trust any score from this installation; please report this with the dataset's index.json",
+        "Do not trust any score from this installation. Please report this with the dataset's index.json",
     )

@@ -65,8 +65,8 @@ def connect(settings: dict[str, str] | None = None) -> None:
         ray.init(address, runtime_env={"env_vars": _forwarded()}, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"RAY_ADDRESS={address}: the Ray cluster refused the connection ({error}). If it uses tokens, set "
-            "RAY_AUTH_MODE=token and provide the token here too. The versions of Ray and Python must be the cluster's"
+            f"RAY_ADDRESS={address}: the Ray cluster refused the connection ({error}). If it uses tokens, provide "
+            "its token here too, for example in ~/.ray/auth_token. The versions of Ray and Python must match the cluster's"
         ) from None
 
 

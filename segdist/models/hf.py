@@ -97,7 +97,9 @@ def build(cfg: config.Transformers, class_names: Sequence[str], found: weights.W
         net = _class(family, "ForSemanticSegmentation")(_config_of(cfg.name, fields))
         return _wrap(net, cfg.name, [f"random initial weights ({cfg.name})"], family.mean, family.std)
     except Exception as error:  # the library raises exceptions of many types if options do not fit together
-        raise UserError(f"model.options: transformers cannot build a {cfg.name} from these options: {error}") from None
+        raise UserError(
+            f"model.options: transformers cannot build a {cfg.name} from these options ({error}). Change them"
+        ) from None
 
 
 def outline(name: str, options: dict[str, Any], num_classes: int) -> tuple[nn.Module, int]:

@@ -49,7 +49,7 @@ class Traits:
         """Raise ConfigError if the image is larger than the only size that the model accepts."""
         if self.most is not None and max(height, width) > self.most:
             raise ConfigError(
-                f"an image of {height}x{width} px does not fit a model that takes {self.most}x{self.most} px alone. Set "
+                f"an image of {height}x{width} px does not fit a model that takes only {self.most}x{self.most} px. Set "
                 f"data.crop_size=[{self.most},{self.most}] eval.mode=sliding eval.window_size=[{self.most},{self.most}] "
                 f"(on the command line: --mode sliding --window {self.most}x{self.most}), or set data.image_size"
             )

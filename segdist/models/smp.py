@@ -202,7 +202,10 @@ def _wrap(arch: dict[str, Any], encoder_weights: str | None, notes: list[str]) -
         always = FAMILIES[arch["name"]].always
         net = kind(arch["encoder"], encoder_weights=encoder_weights, classes=arch["classes"], **options, **always)
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"model.encoder {arch['encoder']!r} cannot be used in a {arch['name']}: {error}") from None
+        raise UserError(
+            f"model.encoder {arch['encoder']!r} cannot be used in a {arch['name']} ({error}). Choose another encoder, or "
+            "change model.options"
+        ) from None
     family = FAMILIES[arch["name"]]
     stride = net.encoder.output_stride * family.strides
     least = max(family.least, stride)

@@ -47,7 +47,7 @@ class Weights:
     @property
     def about(self) -> dict[str, Any]:
         """The segdist.json of our own exports, or {}. Raises UserError if it is damaged or its export is incomplete."""
-        about = _json(self.folder / ABOUT) if (self.folder / ABOUT).is_file() else {}
+        about = _json(self.folder / ABOUT, self.source) if (self.folder / ABOUT).is_file() else {}
         if about.get("whole") is False:
             raise unreadable(self, f"its export was cut off. Export {about.get('run')} there again")
         return about
@@ -156,14 +156,14 @@ def tensors(found: Weights) -> Tensors:
 def files(found: Weights) -> list[str]:
     """Return the names of the weight files. Raises UserError if there are none in a supported format."""
     name = _weight_file(found.source, {path.name for path in found.folder.iterdir()})
-    return _shards(_json(found.folder / name)) if name.endswith(".json") else [name]
+    return _shards(found.folder / name, found.source) if name.endswith(".json") else [name]
 
 
 def config_of(found: Weights) -> dict[str, Any]:
     """Return its config.json. Raises UserError if there is none."""
     if not (found.folder / CONFIG).is_file():
         raise unreadable(found, f"{found.folder} has no {CONFIG}")
-    return _json(found.folder / CONFIG)
+    return _json(found.folder / CONFIG, found.source)
 
 
 def origin_of_hub(repo: str, revision: str | None, licence: licences.Licence | None = None) -> dict[str, Any]:
@@ -195,14 +195,19 @@ def _weight_file(source: str, names: set[str]) -> str:
     )
 
 
-def _shards(index: dict[str, Any]) -> list[str]:
+def _shards(index: Path, source: str) -> list[str]:
     """Return the files listed in an index of shards. Raises UserError if one lies outside its folder."""
-    listed = index.get("weight_map")
+    listed = _json(index, source).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise UserError("the index of model.weights has no weight_map of tensors to files. Save the weights again")
+        raise UserError(
+            f"model.weights {source!r}: {index.name} has no weight_map of tensors to files. Save the weights again"
+        )
     names = sorted(set(listed.values()))
     if outside := [name for name in names if Path(name).name != name or name in ("", "..")]:  # ".." is its own name
-        raise UserError(f"the index of model.weights lists {outside[0]!r}, which lies outside its folder")
+        raise UserError(
+            f"model.weights {source!r}: {index.name} lists {outside[0]!r}, which lies outside its folder. Save the weights "
+            "again"
+        )
     return names
 
 
@@ -269,7 +274,7 @@ def _get_weights(source: str, get: Callable[[str], bool], folder: Path) -> bool:
         if get(name):
             return True
         if get(f"{name}.index.json"):
-            for shard in _shards(_json(folder / f"{name}.index.json")):
+            for shard in _shards(folder / f"{name}.index.json", source):
                 if not get(shard):
                     raise UserError(
                         f"model.weights {source!r} could not be loaded: the shard {shard} is missing. Save the weights again"
@@ -278,13 +283,15 @@ def _get_weights(source: str, get: Callable[[str], bool], folder: Path) -> bool:
     return False
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, source: str) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} of model.weights cannot be read: {_first_line(error)}") from None
+        raise UserError(
+            f"model.weights {source!r}: cannot read {path.name} ({_first_line(error)}). Save the weights again"
+        ) from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path.name} of model.weights is not a JSON object. Save the weights again")
+        raise UserError(f"model.weights {source!r}: {path.name} is not a JSON object. Save the weights again")
     return tree
 
 

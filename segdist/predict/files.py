@@ -1,4 +1,4 @@
-"""Predictions as files: index masks, colour masks, overlays, probabilities, and tables of class shares.
+"""Predictions as files: class-index masks, colour masks, overlays, probabilities, and tables of class shares.
 
 Files are written in the background. If a prediction was interrupted, the next call reuses the results that are already there,
 as long as the images, the model and the inference settings are unchanged.
@@ -47,7 +47,7 @@ def predict_files(
     kinds: Sequence[str] = ("mask", "overlay"),
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
-    """Predict images and write OUT/NAME.png (index mask) and the other `kinds` of output (see SUFFIXES). Return the files.
+    """Predict images and write OUT/NAME.png (class-index mask) and the other `kinds` of output (see SUFFIXES).
 
     `images` are URIs of files, of folders (all images in them), or patterns with *, ? and **. Images of folders keep their
     relative paths; see `inputs.output_stems` for name clashes. Existing results are skipped unless `overwrite`; a changed

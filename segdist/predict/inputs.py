@@ -46,9 +46,9 @@ def find_images(given: Sequence[str], out: str) -> list[InputImage]:
 def output_stems(images: Sequence[InputImage], ends: Sequence[str]) -> dict[str, str]:
     """Return, by image URI, the path below OUT that all results of the image start with. `ends` are the suffixes they add.
 
-    The stem is the image's name without its suffix. If two images have the same name, all are named by their path below their
-    common folder. If the results of two images would then still clash, both keep the image's suffix. Clashes remain if images
-    of equal names have no folder in common.
+    The stem is the image's name without its extension. If two images have the same name, all are named by their path below
+    their common folder. If the results of two images would then still clash, both keep the image's extension. Clashes remain if
+    images of equal names have no folder in common.
     """
     names = {one.uri: one.name for one in images}
     if len({*names.values()}) < len(names):
@@ -62,7 +62,7 @@ def output_stems(images: Sequence[InputImage], ends: Sequence[str]) -> dict[str,
         found |= {uri: names[uri] for uri in clashing}
     if kept := sorted(name for uri, name in names.items() if found[uri] == name and PurePosixPath(name).suffix):
         console.say(
-            f"{len(kept)} images differ only in their suffix, so their results keep the suffix: {kept[0]}{ends[0]}, ..."
+            f"{len(kept)} images differ only in their extension, so their results keep it: {kept[0]}{ends[0]}, ..."
         )
     return found
 
@@ -91,9 +91,11 @@ def _expand(uri: str, out: str) -> list[InputImage]:
     if pattern:
         raise UserError(f"{uri}: no image matches this pattern. {_contents(folder, [e.name for e in listed])}")
     if listed:
-        raise UserError(f"{_contents(uri, [e.name for e in listed])}, but no image ({suffixes})")
+        raise UserError(
+            f"{_contents(uri, [e.name for e in listed])}, but no image ({suffixes}). Give a folder with images"
+        )
     if not storage.exists(uri):
-        raise UserError(f"{uri}: no such image or folder")
+        raise UserError(f"{uri}: no such image or folder. Correct the path")
     if storage.is_local(uri) and storage.local_path(uri).is_dir():
         raise UserError(f"{uri}: this folder is empty. Give a folder with images ({suffixes})")
     return [InputImage(uri, PurePosixPath(uri).name)]

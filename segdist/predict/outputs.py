@@ -131,7 +131,7 @@ def read_rows(out: str, existing_files: set[str], kinds: Sequence[str]) -> dict[
                 found[name] = {"image": row["image"], **moved, "shares": dict(row["shares"])}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{address}: line {i + 1} is damaged. Delete this file, and predict all images again that it should list"
+                f"{address}: line {i + 1} is damaged. Delete this file, and predict all images again"
             ) from None
     return found
 

@@ -55,13 +55,13 @@ def _check_there(uri: str, repo: str, revision: str | None) -> None:
 
 
 def _check_native(uri: str) -> None:
-    """Raise UserError if an export is a graph, which segdist does not run."""
+    """Raise UserError if an export is an ONNX or torch.export file, which segdist does not run."""
     with contextlib.suppress(json.JSONDecodeError, AttributeError):  # damaged: loading it raises the error
         about = json.loads(storage.read(storage.join(uri, weights.ABOUT)))
         if about.get("format", "native") != "native":
             raise UserError(
-                f"{uri} is a graph ({about['layout']}). Its README.md explains how to run it. To predict with segdist, give "
-                f"the run ({about['run']}) or a native export from `segdist export RUN DEST`"
+                f"{uri} is an export for {about['layout']}. Its README.md explains how to run it. To predict with segdist, "
+                f"give the run ({about['run']}) or a native export from `segdist export RUN DEST`"
             )
 
 

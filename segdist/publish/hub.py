@@ -198,14 +198,18 @@ class Repo:
         except (ConnectionError, TimeoutError) as error:
             raise UnavailableError(f"{self.repo_id}: the Hub does not answer ({error})") from None
         except OSError as error:
-            raise StorageError(f"{self.repo_id}: an error on this machine prevented the upload ({error})") from None
+            raise StorageError(
+                f"{self.repo_id}: an error on this machine prevented the upload ({error}). Fix it, and push again"
+            ) from None
         except ValueError as error:
             raise UserError(f"{self.repo_id}: the Hub rejected the content ({error}). Please report this") from None
 
     def _explained(self, error: BaseException, status: int) -> StorageError | UserError:
         reason = last_line(error)
         if status in (409, 412):
-            return UnavailableError(f"{self.repo_id}: someone else is changing this repository ({reason})")
+            return UnavailableError(
+                f"{self.repo_id}: someone else is changing this repository ({reason}). Try again later"
+            )
         if status == 401:
             return UserError(
                 f"{self.repo_id}: the Hub does not accept the token in HF_TOKEN (or from `hf auth login`). "
@@ -218,7 +222,9 @@ class Repo:
             )
         if status in (0, 408, 429) or status >= 500:
             return UnavailableError(f"{self.repo_id}: the Hub does not answer ({status or reason})")
-        return UserError(f"{self.repo_id}: the Hub refused the request ({status}: {reason})")
+        return UserError(
+            f"{self.repo_id}: the Hub refused the request ({status}: {reason}). Check the repository's name and settings"
+        )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Everything that a run leaves behind: checkpoints, record, metrics, log. No other package knows how its files are named."""
+"""The files that a run writes: checkpoints, record, metrics, log. No other package knows how its files are named."""
 
 __all__ = [
     "checkpoint_manager",

@@ -118,7 +118,7 @@ def join(uri: str, *parts: str) -> str:
         raise StorageError(f"{uri}: the path is missing. Write {uri}BUCKET/FOLDER")
     for part in parts:
         if part.startswith("/") or ".." in part.split("/"):
-            raise StorageError(f"{part!r} would escape {uri}")
+            raise StorageError(f"{part!r} would escape {uri}. Use a relative path without `..`")
     return "/".join([uri.rstrip("/"), *parts])
 
 

@@ -30,7 +30,9 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
 
     data = _call(uri, once)
     if len(data) != length:
-        raise StorageError(f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Upload the file again")
+        raise StorageError(
+            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Copy or prepare the data again"
+        )
     return data
 
 
@@ -141,4 +143,4 @@ def _call(uri: str, work: Callable[[], T]) -> T:
             f"{uri}: the Hub denies access ({error}). Set HF_TOKEN to a token with read access"
         ) from error
     except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: cannot read ({error})") from error
+        raise StorageError(f"{uri}: cannot read ({error}). Correct the URI") from error

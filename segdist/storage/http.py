@@ -63,7 +63,7 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     data = _get(uri, take, {"Range": f"bytes={offset}-{offset + length - 1}"}, accepted=(206,))
     if len(data) != length:
         raise StorageError(
-            f"{redacted(uri)}: truncated: {len(data)} of {length} bytes at offset {offset}. Upload the file again"
+            f"{redacted(uri)}: truncated: {len(data)} of {length} bytes at offset {offset}. Copy or prepare the data again"
         )
     return data
 

@@ -35,7 +35,7 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
         raise _read_error(uri, error) from error
     if len(data) != length:
         raise StorageError(
-            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Prepare the dataset again"
+            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Copy or prepare the data again"
         )
     return data
 
@@ -65,7 +65,7 @@ def names(uri: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise StorageError(f"{uri}: cannot list ({error.strerror})") from error
+        raise StorageError(f"{uri}: cannot list ({error.strerror}). Check its permissions") from error
 
 
 def sizes(uri: str) -> dict[str, int]:
@@ -77,7 +77,7 @@ def walk(uri: str) -> Iterator[Entry]:
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise StorageError(f"{error.filename}: cannot list ({error.strerror})") from error
+            raise StorageError(f"{error.filename}: cannot list ({error.strerror}). Check its permissions") from error
 
     ancestors = {str(root): {root.resolve()}}  # folder -> real paths of itself and of the folders above it
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
@@ -135,7 +135,7 @@ def _write(path: Path, data: bytes, place: Callable[[Path, Path], None], uri: st
     except FileExistsError:
         if path.parent.is_dir():
             raise
-        raise StorageError(f"{uri}: cannot write ({path.parent} is not a folder)") from None
+        raise StorageError(f"{uri}: cannot write ({path.parent} is not a folder). Choose another location") from None
     except OSError as error:
         raise StorageError(f"{uri}: cannot write ({error.strerror}). Choose a writable location") from error
     finally:

@@ -58,7 +58,7 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     data = _with_errors(uri, "read", once)
     if len(data) != length:
         raise StorageError(
-            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Prepare the dataset again"
+            f"{uri}: truncated: {len(data)} of {length} bytes at offset {offset}. Copy or prepare the data again"
         )
     return data
 
@@ -132,7 +132,10 @@ def delete(uri: str) -> None:
         answer = _call(uri, "delete", "delete_objects", Bucket=bucket, Delete=batch)
         if answer.get("Errors"):
             worst = answer["Errors"][0]
-            raise StorageError(f"{uri}: cannot delete ({worst['Code']}: {worst.get('Message', worst['Key'])})")
+            raise StorageError(
+                f"{uri}: cannot delete ({worst['Code']}: {worst.get('Message', worst['Key'])}). Check that you may delete "
+                "objects there"
+            )
 
 
 def remove_stale(uri: str) -> None:
@@ -318,4 +321,4 @@ def _storage_error(uri: str, verb: str, error: Exception) -> StorageError:
             f"{uri}: invalid settings for S3 ({error}). Check AWS_* and ~/.aws/config. AWS_ENDPOINT_URL must begin with "
             "http:// or https://"
         )
-    return StorageError(f"{uri}: cannot {verb} ({code}: {error})")
+    return StorageError(f"{uri}: cannot {verb} ({code}: {error}). Check the bucket and your access to it")

@@ -131,7 +131,8 @@ class Ledger:
     def _save(self) -> None:
         if (newest := record.newest_attempt(self.uri)) > self.attempt:
             raise StorageError(
-                f"{self.uri}: a newer launch ({newest}) has taken this sweep over. This launch ({self.attempt}) stops"
+                f"{self.uri}: a newer launch ({newest}) has taken this sweep over. This launch ({self.attempt}) stops. "
+                f"Follow the newer one with `segdist status {self.uri} --follow`"
             )
         tree = {**self.facts, "attempt": self.attempt, "heartbeat": time.time(), "exploits": self.exploits}
         tree["trials"] = [asdict(trial) for trial in self.trials]
@@ -152,7 +153,9 @@ def load(uri: str) -> dict[str, Any] | None:
                 raise KeyError(f"trial {trial.id} has values for {', '.join(unknown)}, which the space does not have")
         return dict(tree)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{address}: not a sweep's record ({error}). Repair the file, or use another uri") from None
+        raise StorageError(
+            f"{address}: not a sweep's record ({error}). Restore the file from a copy, or use another uri"
+        ) from None
 
 
 def read(uri: str) -> tuple[dict[str, Any], list[Trial]]:

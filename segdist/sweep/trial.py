@@ -104,7 +104,7 @@ class TrialProcess(Trainable):
             if time.monotonic() > until:
                 raise UserError(
                     f"{run}: the checkpoint of step {self._local_step} was not committed within {_COMMIT_SECONDS:.0f} s. "
-                    "Check that storage can be written"
+                    "Check that this folder or bucket is writable"
                 )
             time.sleep(0.2)
         note = {**asdict(self._location), "trial": self.trial_id, "checkpoint": found}

@@ -1,4 +1,4 @@
-"""One training run: `fit` (in `loop`) reads top to bottom. `setup`, `build` and `auto_batch` are what comes before step 1."""
+"""One training run: `fit` (in `loop`) trains and evaluates. `setup`, `build` and `auto_batch` prepare it, before step 1."""
 
 from segdist.train.agreement import Notice
 from segdist.train.loop import fit

@@ -33,7 +33,8 @@ def micro_batch_size(cfg: Config, index: Index, world: World) -> int:
     if not sizes:
         raise UserError(
             f"train.global_batch_size {total} is too small for {world.num_ranks} rank(s): each needs a micro-batch"
-            f"{f' of at least {least} images, because of model.name={cfg.model.name}' if least > 1 else ''}. Increase it"
+            f"{f' of at least {least} images, because of model.name={cfg.model.name}' if least > 1 else ''}. Set it to "
+            f"{world.num_ranks * least}, for example"
         )
     if world.device.type == "cpu":
         return next((n for n in sizes if n <= CPU_SIZE), sizes[-1])
@@ -43,7 +44,7 @@ def micro_batch_size(cfg: Config, index: Index, world: World) -> int:
         if not world.sum_long_timeout(misfits):
             return size
     raise UserError(
-        f"Training on one image of {list(cfg.data.crop_size)} px does not fit into the memory of {world.device}. Lower "
+        f"training on one image of {list(cfg.data.crop_size)} px does not fit into the memory of {world.device}. Lower "
         "data.crop_size, choose a smaller model, or set train.activation_checkpointing=true"
     )
 

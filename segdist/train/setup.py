@@ -249,7 +249,7 @@ def check_health(cfg: Config, index: Index) -> None:
     if tested.severity == "note":
         console.say(f"self-test {tested.text}; {tested.remedy}")
     if tested.severity == "error":
-        raise DataError(f"{cfg.data.uri}: {tested.text}; {tested.remedy}")
+        raise DataError(f"{cfg.data.uri}: {tested.text}. {tested.remedy}")
 
 
 def check_identity(run_uri: str, before: dict[str, Any], now: dict[str, Any]) -> None:

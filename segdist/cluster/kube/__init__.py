@@ -1,8 +1,8 @@
 """Write a config or a sweep as YAML manifests for KubeRay: jobs that train, evaluate and predict, and what they share.
 
 Pods are disposable, because all state is in object storage. Each job is a command that can be run again: a new cluster
-continues where the old one stopped. The hooks that Kubernetes calls before it ends a pod only save the steps since the last
-checkpoint. Written for KubeRay 1.7 (API ray.io/v1).
+continues where the old one stopped. The hooks that Kubernetes calls before it ends a pod exist only to save the steps
+since the last checkpoint. Written for KubeRay 1.7 (API ray.io/v1).
 """
 
 from __future__ import annotations

@@ -24,10 +24,11 @@ _UNQUOTED = re.compile(r"[\w./:@%+=,~-]+", re.ASCII)  # unchanged by two shells 
 
 def check_options(options: ManifestOptions) -> None:
     """Raise UserError if an option is invalid in itself."""
-    if not all(word.isprintable() for word in options.arguments()):
+    if bad := [word for word in options.arguments() if not word.isprintable()]:
+        may_be_secret = bad[0] in options.secrets or config.holds_credential(bad[0])  # do not repeat it
         raise UserError(
-            "an option or override contains a line break or another control character. Remove it. Every file repeats the "
-            "command that made it in one line"
+            f"{'an option' if may_be_secret else repr(bad[0])} contains a line break or another control character. Remove it: "
+            "each file records its command in one line"
         )
     _check_names(options)
     _check_image(options.image)
@@ -55,7 +56,7 @@ def _check_names(options: ManifestOptions) -> None:
     name = options.job_name
     if not _LABEL.fullmatch(name) or len(name) > _MAX_NAME_LENGTH:
         raise UserError(
-            f"--name {name}: use lower-case letters, digits and hyphens, with a letter first, at most {_MAX_NAME_LENGTH} "
+            f"--name {name}: use lower-case letters, digits and hyphens, starting with a letter, at most {_MAX_NAME_LENGTH} "
             "characters. KubeRay and segdist append to the name"
         )
     for option, value in (
@@ -119,7 +120,7 @@ def _check_deadline(options: ManifestOptions, work: Workload) -> None:
     if work.config.scale.start_seconds >= 3600 * hours:
         raise UserError(
             f"scale.start_seconds={work.config.scale.start_seconds}: waiting that long for nodes leaves nothing of "
-            f"--deadline-hours {hours:g}. Lower the one or raise the other"
+            f"--deadline-hours {hours:g}. Lower scale.start_seconds or raise --deadline-hours"
         )
 
 
@@ -190,11 +191,10 @@ def _check_room(options: ManifestOptions, work: Workload) -> None:
             f"but scale.num_ranks is {scale.num_ranks}. Use a divisor of it, so that no GPU is idle"
         )
     labels = options.node_labels
-    for wanted in (scale.node_labels, scale.first_rank_labels or {}):
+    for key, wanted in (("node_labels", scale.node_labels), ("first_rank_labels", scale.first_rank_labels or {})):
         if not wanted.items() <= labels.items():
             raise UserError(
-                f"scale.node_labels or scale.first_rank_labels asks for nodes with {wanted}, but the worker pods have "
-                f"{labels}. Leave it out"
+                f"scale.{key} asks for nodes with {wanted}, but the worker pods have {labels}. Leave out scale.{key}"
             )
     each = {name: math.ceil(amount * options.ranks_per_worker) for name, amount in need.items()}
     nodes = [{"NodeManagerAddress": f"worker {i + 1}", "Resources": each, "Labels": labels} for i in range(num)]
@@ -220,8 +220,8 @@ def _check_max_workers(options: ManifestOptions, work: Workload) -> None:
         raise UserError(f"--max-workers {most}: the sweep starts with {num} worker(s). Give more, or leave it out")
     if work.max_concurrent is None:
         raise UserError(
-            "--max-workers: Ray adds pods for trials that wait, but without max_concurrent only as many trials are started as "
-            f"there is room for. Set max_concurrent={most}, for example"
+            "--max-workers needs max_concurrent in the sweep file. Without it, segdist starts only as many trials as fit, so "
+            f"the cluster never grows. Set max_concurrent={most}, for example"
         )
 
 

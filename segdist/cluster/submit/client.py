@@ -63,7 +63,7 @@ class JobClient:
         active, and RanksError if the cluster does not accept the job.
         """
         environment, digest = _environment(variables), job.digest(variables, num_gpus)
-        if known := self._find_active(job, digest):
+        if known := self._find_active(job, digest, self._jobs()):
             return known
         kept_back = [name for name in _SECRETS if name in os.environ and name not in variables]
         if kept_back:
@@ -72,8 +72,14 @@ class JobClient:
             num, size = write_working_dir(job, Path(folder))
             console.say(f"submitting {job.entrypoint} with {num} files ({size / 2**20:.1f} MiB)")
             for _ in range(_MAX_ATTEMPTS):
-                if known := self._send(job, digest, folder, environment, num_gpus) or self._find_active(job, digest):
+                jobs = (
+                    self._jobs()
+                )  # one list for both: the ID of a job that is not in it is taken, so Ray refuses ours
+                if known := self._find_active(job, digest, jobs):
                     return known
+                id = _next_id(job, [str(one.submission_id) for one in jobs])
+                if self._send(job, id, digest, folder, environment, num_gpus):
+                    return id
                 time.sleep(1)
         raise RanksError(
             f"{self._address}: could not reserve a job ID after {_MAX_ATTEMPTS} attempts. Run the same command again",
@@ -102,19 +108,22 @@ class JobClient:
         console.close()
         return _exit_code(id, log.info)
 
-    def _send(self, job: Job, digest: str, folder: str, environment: dict[str, str], num_gpus: float) -> str | None:
-        """Submit the job and return its ID, or None if someone else has taken this ID at the same moment."""
+    def _jobs(self) -> list[Any]:
+        return list(self._request(self._client.list_jobs))
+
+    def _send(self, job: Job, id: str, digest: str, folder: str, environment: dict[str, str], num_gpus: float) -> bool:
+        """Submit the job, and return whether it was: not if someone else has taken this ID at the same moment."""
         arguments = {
             "entrypoint": job.entrypoint,
-            "submission_id": _next_id(job, [str(one.submission_id) for one in self._request(self._client.list_jobs)]),
+            "submission_id": id,
             "runtime_env": {"working_dir": folder, "env_vars": environment},
             "metadata": {"segdist": job.uri or "", "settings": digest},
             "entrypoint_num_gpus": num_gpus or None,
         }
-        if (id := self._request(lambda: self._client.submit_job(**arguments), _SEND_SECONDS)) is None:
-            return None
+        if self._request(lambda: self._client.submit_job(**arguments), _SEND_SECONDS) is None:
+            return False
         console.say(f"submitted: {id}")
-        return str(id)
+        return True
 
     def _request(self, request: Callable[[], Any], seconds: float | None = None) -> Any:
         """Return the cluster's answer, or None if it says that the job ID already exists."""
@@ -125,9 +134,9 @@ class JobClient:
                 return None
             raise RanksError(f"{self._address} did not accept the job: {last_line(error)}", TRY_AGAIN) from None
 
-    def _find_active(self, job: Job, digest: str) -> str | None:
+    def _find_active(self, job: Job, digest: str, jobs: Sequence[Any]) -> str | None:
         """Return the ID of the active job that does the same, or None. Raises UserError if its settings differ."""
-        known = next((one for one in self._request(self._client.list_jobs) if _is_same(one, job)), None)
+        known = next((one for one in jobs if _is_same(one, job)), None)
         if known is None:
             return None
         id, what = str(known.submission_id), job.uri or job.entrypoint
@@ -207,7 +216,10 @@ def _token_problem(error: Exception) -> str:
         return f"RAY_AUTH_TOKEN_PATH is {os.environ[place]}, but there is no such file"
     if place:
         return f"the token in {place} is not this cluster's"
-    return "the cluster requires its token. Put it into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to its file"
+    return (
+        "the cluster requires its token. Put it into ~/.ray/auth_token or RAY_AUTH_TOKEN, or set RAY_AUTH_TOKEN_PATH to its "
+        "file"
+    )
 
 
 def _is_same(known: Any, job: Job) -> bool:

@@ -73,8 +73,11 @@ def job_of(arguments: Sequence[str], commands: Mapping[str, Any]) -> Job:
     near = difflib.get_close_matches(arguments[0], commands, 1)
     if arguments[0] not in commands and near and not Path(arguments[0]).exists():
         raise UserError(f"{arguments[0]}: there is no such command or config. Did you mean {near[0]}?")
-    if any(config.holds_credential(argument) for argument in arguments):  # do not repeat it
-        raise UserError(f"the command {_CREDENTIAL}")
+    for number, word in enumerate(arguments, 1):
+        if config.holds_credential(word):  # do not repeat it
+            key = re.match(r"-{0,2}[a-z][a-z0-9_.-]*(?==)", word)
+            which = key[0] if key and not config.holds_credential(key[0]) else f"argument {number}"
+            raise UserError(f"{which} of the command {_CREDENTIAL}")
     job, rest = Job([name]), list(_params_of(name, commands[name], words))
     overrides = [word for param, word in rest if param in _CONFIG_PARAMS and "=" in word]
     first = next((word for param, word in rest if param in _CONFIG_PARAMS and "=" not in word), None)
@@ -127,7 +130,8 @@ def _add_run(job: Job, uri: str, overrides: list[str]) -> None:
     cfg = config.load(uri, changes) if "://" not in uri else config.loads(storage.read(uri), uri, changes)
     if cfg.scale.launcher != "ray":
         raise UserError(
-            f"scale.launcher={cfg.scale.launcher} would train on the cluster's head instead of its nodes. Leave it out"
+            f"scale.launcher={cfg.scale.launcher} would train on the cluster's head instead of its nodes. Leave out "
+            "scale.launcher"
         )
     setup.check_num_ranks(cfg, cfg.scale.num_ranks)
     _check_uris(config.uris(cfg))
@@ -196,9 +200,12 @@ def write_working_dir(job: Job, folder: Path) -> tuple[int, int]:
         shutil.copyfile(path, target)
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     if sum(sizes.values()) > _MAX_BYTES:
-        largest = max(sizes, key=lambda path: sizes[path])
+        named = {path: path.stat().st_size for path in job.files.values()}
+        if 2 * sum(named.values()) > sum(sizes.values()):
+            remedy = f"The largest is {max(named, key=lambda path: named[path])}. Put it into object storage"
+        else:
+            remedy = f"Most of them are in {source}. Remove from there what is not part of segdist"
         raise UserError(
-            f"the job's files have {sum(sizes.values()) >> 20} MiB, more than the limit of {_MAX_BYTES >> 20} MiB. The largest "
-            f"is {largest.relative_to(folder)}. Put it into object storage"
+            f"the job's files have {sum(sizes.values()) >> 20} MiB, more than the limit of {_MAX_BYTES >> 20} MiB. {remedy}"
         )
     return len(sizes), sum(sizes.values())

@@ -153,8 +153,8 @@ def _named(splits: Splits, sets: Sets, options: ImportOptions) -> Splits:
         split = _split_of(name)
         if split is None:
             raise DataError(
-                f"{sets[name]}: cannot tell whether {name!r} is for training or validation. Rename it after train or val, or "
-                "remove it"
+                f"{sets[name]}: cannot tell whether {name!r} is for training or validation. Rename it so that its name "
+                "contains train or val, or remove it"
             )
         if split in named:
             raise DataError(
@@ -197,13 +197,13 @@ def _pairs(listing: Listing, name: str, path: str, notes: Annotations, values: V
         sample_id = str(PurePosixPath(noted.path).with_suffix(""))
         if sample_id in pairs:
             raise DataError(
-                f"{notes.uri}: two images are named {sample_id} apart from their suffix. Rename one of them"
+                f"{notes.uri}: two images are named {sample_id} apart from their extension. Rename one of them"
             )
         empty += not noted.objects and noted.segments is None
         pairs[sample_id] = Pair(sample_id, image, *made)
     if missing and not pairs and not unlabelled:
         raise DataError(
-            f"{notes.uri}: none of its {len(missing)} images exists, such as {missing[0]}. Put the images into one of "
+            f"{notes.uri}: none of its {len(missing)} images exists, for example {missing[0]}. Put the images into one of "
             f"{', '.join(f'{listing.source}/{p}'.rstrip('/') for p in places)}"
         )
     if missing:

@@ -75,8 +75,8 @@ def read(file: File, panoptic: bool) -> Annotations:
         noted.objects.append(b"%s,%s]" % (head[:-1].encode(), note["segmentation"]))
     if without_outline:
         raise DataError(
-            f"{file.uri}: {len(without_outline)} annotations have a box but no outline (first: {without_outline[0]}). Masks "
-            "cannot be made from boxes. Export with segmentation, or remove these annotations"
+            f"{file.uri}: {len(without_outline)} annotations have a box but no segmentation (first: {without_outline[0]}). "
+            "Masks cannot be made from boxes. Export the file with segmentation, or remove these annotations"
         )
     return Annotations(file.uri, panoptic, list(images.values()), categories, used, _licence(tree))
 

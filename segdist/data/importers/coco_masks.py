@@ -81,7 +81,7 @@ def _runs_of(outline: Any, size: tuple[int, int], who: str) -> np.ndarray:
     if isinstance(outline, dict):
         return _stored_runs(outline, size, who)
     if not isinstance(outline, list) or not outline:
-        raise DataError(f"{who} has no outline. Draw one, or remove the annotation")
+        raise DataError(f"{who} has no segmentation. Draw its outline, or remove the annotation")
     return _polygon_runs(outline, size, who)
 
 
@@ -91,7 +91,7 @@ def _polygon_runs(polygons: list[Any], size: tuple[int, int], who: str) -> np.nd
 
     for flat in polygons:
         if not isinstance(flat, list) or len(flat) % 2:
-            raise DataError(f"{who}: its outline is not [[x, y, x, y, ...], ...]. Export the file again")
+            raise DataError(f"{who}: its segmentation is not [[x, y, x, y, ...], ...]. Export the file again")
         if len(flat) < 6:  # pycocotools would interpret four numbers as a box
             raise DataError(f"{who}: a polygon of {len(flat) // 2} points has no area. Remove it, or draw it again")
         check_points([flat[i : i + 2] for i in range(0, len(flat), 2)], size, who)

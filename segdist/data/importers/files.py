@@ -134,7 +134,7 @@ def decode_mask(data: bytes, name: str, rules: Rules) -> np.ndarray:
     if mode in ("RGB", "RGBA", "CMYK", "YCbCr", "HSV"):
         raise LabelError(
             f"{name}: this mask is {mode}: its pixels are colours, not class values{colors.describe_colors(pixels)}. Map "
-            "colours to classes with --names name=#rrggbb,... or a contract file, or export index masks"
+            "colours to classes with --names name=#rrggbb,... or a contract file, or export class-index masks"
         )
     raise LabelError(
         f"{name}: masks of mode {mode} are not supported. Export one channel of 8 or 16 bits, without alpha"
@@ -242,9 +242,11 @@ def orientation(image: Image.Image) -> int:
 
 
 def check_range(image: Image.Image, name: str) -> None:
-    """Raise DataError for images whose values have no agreed range, because conversion would clip them silently."""
+    """Raise DataError for images whose values have no standard range, because conversion would clip them silently."""
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{name}: an image of mode {image.mode} has no agreed range. Convert it to 8 bits per channel")
+        raise DataError(
+            f"{name}: an image of mode {image.mode} has no standard value range. Convert it to 8 bits per channel"
+        )
 
 
 def stored_bytes(content: Content) -> int:

@@ -1,4 +1,4 @@
-"""images/ and masks/ with equal names, and CamVid, whose layout is similar."""
+"""images/ and masks/ with matching file names, and CamVid, whose layout is similar."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def find(source: str, options: ImportOptions) -> ImportPlan:
     splits = [s for s in tops if "images" in listing.names(s)]
     if not splits:
         raise DataError(
-            f"{source}: found neither images/ and masks/ nor SPLIT/images and SPLIT/masks. Put images and masks of equal names "
-            f"into such folders, or choose another layout with --format (see `segdist prepare --list`){layout_hint(listing)}"
+            f"{source}: found neither images/ and masks/ nor SPLIT/images and SPLIT/masks. Put images and masks with matching "
+            "file names into such folders, or choose another layout with --format (see `segdist prepare --list`)"
+            f"{layout_hint(listing)}"
         )
     names = splits_of(source, splits)
     report_left_out(listing, [f"{s}/{kind}" for s in splits for kind in ("images", "masks")])
@@ -93,7 +94,7 @@ def infer_labels(found: set[int], void: tuple[int, ...]) -> Labels:
 
 FOLDER = Layout(
     find,
-    "your own images and masks with equal names",
+    "your own images and masks with matching file names",
     "images/ and masks/, optionally with train/ and val/ above or below them",
 )
 CAMVID = Layout(

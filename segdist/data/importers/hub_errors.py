@@ -33,7 +33,7 @@ def _translated(name: str, error: Exception) -> Exception:
     text = " ".join(str(error).split())
     page = f"https://huggingface.co/datasets/{name}"
     if "Dataset scripts are no longer supported" in text:
-        return DataError(f"{script_message(name)}. Save it as Parquet, for example with its own script")
+        return DataError(f"{script_message(name)}. Convert it to Parquet by running its script yourself")
     if datasets.config.HF_HUB_OFFLINE and isinstance(error, OSError) and not Path(name).is_dir():
         return StorageError(
             f"{name}: not in the cache, and HF_HUB_OFFLINE=1 forbids downloading it from the Hub. Unset it, or give a folder"
@@ -57,6 +57,9 @@ def _translated(name: str, error: Exception) -> Exception:
             f"{name}: holds no files that `datasets` reads. Give a dataset of Parquet, Arrow, images with metadata or similar"
         )
     if isinstance(error, ConnectionError | TimeoutError):
-        return UnavailableError(f"{name}: the Hub does not answer ({text})")
+        return UnavailableError(f"{name}: the Hub does not answer ({text}). Try again later")
     cause = f": {error.__cause__}" if error.__cause__ else ""
-    return DataError(f"{name}: `datasets` cannot read it ({type(error).__name__}: {text}{cause})")
+    return DataError(
+        f"{name}: `datasets` cannot read it ({type(error).__name__}: {text}{cause}). Correct its files, or try another version "
+        "of `datasets`"
+    )

@@ -155,7 +155,7 @@ def _check_cached(name: str, revision: str | None, commit: str) -> None:
     if revision and revision != commit:
         raise StorageError(
             f"{name}: the Hub cannot be reached, and the cache holds commit {commit}, which may not be {revision!r}. Go "
-            f"online, or say --revision {commit}"
+            f"online, or pass --revision {commit}"
         )
     console.say(f"{name}: the Hub cannot be reached; using the newest version in the cache, commit {commit}")
 
@@ -182,13 +182,16 @@ def _builder(name: str, revision: str | None, subset: str | None) -> Any:
     if not _is_script(name, revision):
         return translate_errors(name, lambda: load(revision, name=subset))
     if revision is not None:
-        raise DataError(f"{script_message(name)}. Its revision {revision!r} has no conversion: leave --revision out")
+        raise DataError(
+            f"{script_message(name)}. Its revision {revision!r} was not converted to Parquet: leave out --revision"
+        )
     console.say(f"{script_message(name)}; using the Hub's conversion of it to Parquet ({_CONVERTED})")
     uri = f"hf://datasets/{name}@{_CONVERTED}"
     configs = sorted(set(storage.names(uri)) - set(storage.sizes(uri)))
     if not configs:
         raise DataError(
-            f"{script_message(name)}, and the Hub has not converted it. Save it as Parquet, or give its own files"
+            f"{script_message(name)}, and the Hub has not converted it. Convert it to Parquet by running its script yourself, "
+            "or give its own files"
         )
     chosen = subset or ("default" if "default" in configs else configs[0] if len(configs) == 1 else "")
     if chosen not in configs:

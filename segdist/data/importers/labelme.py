@@ -283,7 +283,8 @@ def _stamp(canvas: Image.Image, points: outlines.Points, text: Any, value: int, 
     (x0, y0), (x1, y1) = [(round(x), round(y)) for x, y in points]
     if abs(x1 - x0 + 1 - on.width) > 1 or abs(y1 - y0 + 1 - on.height) > 1:
         raise DataError(
-            f"{who}: its mask is {on.width}x{on.height}, but its points span {x1 - x0 + 1}x{y1 - y0 + 1}. Draw it again"
+            f"{who}: its mask is {on.height}x{on.width}, but its points span {y1 - y0 + 1}x{x1 - x0 + 1} (height x width). "
+            "Draw it again"
         )
     canvas.paste(value, (x0, y0), on)
 

@@ -112,14 +112,14 @@ class Listing:
         return {n.removeprefix(prefix): f for n, f in self._files.items() if n.startswith(prefix)}
 
     def by_stem(self, folder: str) -> dict[str, File]:
-        """Return the files of a folder, sorted, by path without suffix. Raises DataError if two have the same such path."""
+        """Return the files of a folder, sorted, by path without extension. Raises DataError if two have the same such path."""
         found: dict[str, File] = {}
         for name, file in sorted(self.below(folder).items()):
             # macOS writes é as e and an accent; names that look equal must be equal
             stem = unicodedata.normalize("NFC", str(PurePosixPath(name).with_suffix("")))
             if stem in found:
                 twin = found[stem].uri.rsplit("/", 1)[-1]
-                raise DataError(f"{file.uri}: {twin} has the same name without suffix. Rename one of them")
+                raise DataError(f"{file.uri}: {twin} has the same name without extension. Rename one of them")
             found[stem] = file
         return dict(sorted(found.items()))
 
@@ -152,7 +152,7 @@ def _is_text(name: str) -> bool:
 
 
 def pair_up(source: Listing, images: str, masks: str, options: ImportOptions) -> list[Pair]:
-    """Return pairs of equal names (without suffix) below two folders, sorted. Reports the rest to options.on_unpaired.
+    """Return pairs of equal names (without extension) below two folders, sorted. Reports the rest to options.on_unpaired.
 
     Raises DataError if one of the folders is missing or empty.
     """
@@ -161,7 +161,7 @@ def pair_up(source: Listing, images: str, masks: str, options: ImportOptions) ->
         if found[other] and not found[folder]:
             raise DataError(
                 f"{storage.join(source.source, folder)}: this folder does not exist, or holds no images. {images}/ and "
-                f"{masks}/ must be side by side, with equal names{layout_hint(source)}"
+                f"{masks}/ must be side by side, with matching file names{layout_hint(source)}"
             )
     if affix := _affix(list(found[images]), set(found[masks])):
         prefix, suffix = affix

@@ -80,8 +80,8 @@ def check_points(points: Any, size: tuple[int, int], name: str) -> Points:
                 raise DataError(f"{name}: the coordinate {value!r} is not a number. Draw this shape again")
             if not -side <= value <= 2 * side:
                 raise DataError(
-                    f"{name}: the coordinate {str(value)[:20]} is far outside of an image of {size[1]}x{size[0]} pixels. "
-                    "The points may have been made for another image size. Draw this shape again"
+                    f"{name}: the coordinate {str(value)[:20]} is far outside of an image of {size[0]}x{size[1]} pixels "
+                    "(height x width). The points may have been made for another image size. Draw this shape again"
                 )
     return [(float(x), float(y)) for x, y in points]
 

@@ -47,7 +47,9 @@ def export(
     written, if DEST holds other files or (unless `overwrite`) the export of another run, or if the verification fails.
     """
     if form == "native" and (size or argmax):
-        raise UserError("--size and --argmax apply only to graphs. Use them with --format onnx or --format torch")
+        raise UserError(
+            "--size and --argmax apply only to ONNX and torch.export files. Use them with --format onnx or --format torch"
+        )
     if form == "onnx":
         onnx.check_installed()
     if size:
@@ -138,8 +140,8 @@ def _native(
         found = verification.verify(trained.model, layout, folder, verification.native_sizes(trained.model.traits))
     except UserError as error:
         raise UserError(
-            f"The export of {trained.uri} failed verification: {error}. Nothing was written. Please report this, or use "
-            "--no-verify"
+            f"the export of {trained.uri} failed verification: {error}. Nothing was written. Please report this. "
+            "--no-verify writes it unchecked"
         ) from None
     return about, _measured(found)
 

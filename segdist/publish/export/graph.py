@@ -1,4 +1,4 @@
-"""A model as one graph of tensor operations: RGB in 0..255 in, logits or a class map out.
+"""A model as one graph of tensor operations: RGB in 0..255 in, logits or a class-index mask out.
 
 The graph contains everything between a decoded photo and the classes, so that its users cannot normalise, pad, reorder
 channels or resize differently from how the model was scored: normalisation, BGR order if the network needs it, padding and,

@@ -26,7 +26,9 @@ def check_installed() -> None:
     """Raise UserError if a package is missing that writes ONNX or runs it for the verification."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--format onnx needs {', '.join(missing)}. Run pip install 'segdist[onnx]'")
+        raise UserError(
+            f"--format onnx needs {', '.join(missing)}. In the clone of segdist, run pip install -c constraints.txt '.[onnx]'"
+        )
 
 
 def write(traced: torch.export.ExportedProgram, shape: Shape, output: str, about: dict[str, Any], path: Path) -> None:

@@ -56,7 +56,7 @@ with torch.no_grad():
 class Verification:
     """The measurements of a verification."""
 
-    difference: float | None  # largest difference of a logit, relative to the largest logit; None for class maps
+    difference: float | None  # largest difference of a logit, relative to the largest logit; None for class-index masks
     equal_pixels: float  # share of pixels with the same class, at the images' own size
     sizes: tuple[str, ...]  # of the images, BxHxW
 
@@ -124,7 +124,7 @@ def _compare(
 ) -> tuple[float, int]:
     """Return (largest difference of a logit relative to our largest logit, number of pixels with the same class).
 
-    For class maps, the difference is how far our logit of their class lies below our logit of our class.
+    For class-index masks, the difference is how far our logit of their class lies below our logit of our class.
     """
     largest = float(ours.abs().max()) or 1.0
     pred = predict(ours, size, align_corners)
