@@ -43,7 +43,10 @@ def main(folder: str, arguments: list[str]) -> None:
 
     def forward(number: int, frame: object) -> None:
         if pid:
-            os.kill(pid, number)
+            try:  # noqa: SIM105 (importing contextlib takes time)
+                os.kill(pid, number)
+            except ProcessLookupError:  # it has just ended, and its status is on the way
+                pass
         else:
             early.append(number)
 
@@ -51,7 +54,7 @@ def main(folder: str, arguments: list[str]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, forward)
     try:
-        link = _server_of_workers(folder) if is_worker else _connect(f"{folder}/segdist.socket")
+        link = _server_of_workers(folder) if is_worker else _connect(f"{folder}/bare.socket")
     except OSError:  # the test run is over
         os._exit(1)
     files = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -85,16 +88,17 @@ def _server_of_workers(folder: str) -> Any:
     """Connect to the server of this raylet's workers, in which Ray has read the same settings that it would read here."""
     settings = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("RAY_"))
     name = f"workers-{binascii.crc32(repr(settings).encode()):08x}"
-    is_asked = False
+    is_asked, deadline = False, time.monotonic() + 120
     while True:
         try:
             return _connect(f"{folder}/{name}.socket")
         except FileNotFoundError:
             if not is_asked:
-                link = _connect(f"{folder}/segdist.socket")
+                link = _connect(f"{folder}/bare.socket")
                 send_request(link, {"workers": name, "env": {**RAY_SETTINGS, **os.environ}}, [])
                 is_asked = True
-            if not os.path.exists(f"{folder}/segdist.socket"):
+            if time.monotonic() > deadline or not os.path.exists(f"{folder}/bare.socket"):
+                sys.stderr.write(f"no server of Ray's workers: see {folder}/log\n")
                 raise
             time.sleep(0.02)
 

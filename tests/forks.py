@@ -7,8 +7,8 @@ server. A forked process has its own arguments, environment, working directory, 
   already imported, except those that import Ray or `datasets`. With `bare=True`, segdist is not imported.
 - `ranks` starts several processes with the environment variables that torchrun sets.
 - `python` returns a command to use in place of `sys.executable` when another program starts the process, such as Ray, whose
-  own processes are then forked too. Each of these processes imports Ray itself, except Ray's workers: the first worker of a
-  raylet makes the server fork another server, which imports Ray for all workers of this raylet.
+  own processes are then forked too. Each of them imports segdist itself, from where it would without a fork. Each imports Ray
+  itself, except Ray's workers: the first of a raylet makes the server fork another server, which imports Ray for all of them.
 
 Settings that Python reads before its first import (OMP_NUM_THREADS, PYTHONHASHSEED) cannot be passed to a forked process.
 A few tests start a real interpreter, the `segdist` script and the real torchrun.
@@ -51,7 +51,7 @@ _LIBRARIES = """
 """.split()
 _READS_ENVIRONMENT = {"ray", "datasets", "deepspeed"}  # at import, so only a forked process may import these
 _OF_WORKERS = """
-    ray.train.torch ray.train.v2._internal.execution.controller.controller ray.tune segdist.launch.on_ray segdist.sweep.trial
+    ray.train.torch ray.train.v2._internal.execution.controller.controller ray.tune
 """.split()
 _LATE = (
     "segdist.evaluation.hf_mean_iou",
@@ -135,7 +135,8 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -161,6 +162,9 @@ class Process:
             self.kill()
             self.wait()
             raise subprocess.TimeoutExpired(self.args, late.timeout, self.out, self.err) from None
+        except BaseException:  # Ctrl-C, or pytest's limit of time
+            self.kill()
+            raise
         return subprocess.CompletedProcess(self.args, code, self.out, self.err)
 
 
@@ -184,7 +188,14 @@ def popen(
 
 def proofs() -> SimpleNamespace:
     """Return a replacement for `subprocess` in segdist.publish.export.verification, whose processes must not import segdist."""
-    return SimpleNamespace(run=lambda command, *, cwd, **captured: run(command, bare=True, cwd=cwd))
+
+    def verify(
+        command: Sequence[str], *, cwd: Path, capture_output: bool, text: bool
+    ) -> subprocess.CompletedProcess[str]:
+        assert capture_output and text
+        return run(command, bare=True, cwd=cwd)
+
+    return SimpleNamespace(run=verify)
 
 
 def run(
@@ -233,10 +244,10 @@ def ranks(
                     process.terminate()
             time.sleep(0.01)
         failed = failed or next((process.returncode for process in started if process.returncode), 0)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         for process in started:
             process.kill()
-        if not failed:
+        if not failed or not isinstance(error, subprocess.TimeoutExpired):
             raise
     return subprocess.CompletedProcess(first.args, failed, first.out, first.err)
 
@@ -437,7 +448,8 @@ def _serve(path: Path, ready: int | None = None, keeper: socket.socket | None = 
                 pid = os.fork()
                 if pid == 0:
                     os.close(selector.fileno())
-                    _become(*request, [listener, waker, wakes, *kept, *(child.link for child in children.values())])
+                    links = (child.link for child in children.values())
+                    _become(*request, [listener, waker, wakes, *kept, *links, *templates.values()])
                 for fd in request[1]:
                     os.close(fd)
                 kept.discard(link)

@@ -24,10 +24,24 @@ COVERS: dict[str, tuple[str, ...]] = {
     "test_export.py": ("segdist/publish/export/", "segdist/models/"),
     "test_kube.py": ("segdist/cluster/kube/", "segdist/cluster/node.py", "segdist/launch/", "k8s/"),
     "test_loss.py": ("segdist/step/loss.py", "segdist/ops/"),
-    "test_machines.py": ("segdist/launch/", "segdist/distributed.py", "tests/machines.py"),
+    "test_machines.py": (
+        "segdist/launch/",
+        "segdist/distributed.py",
+        "segdist/cluster/node.py",
+        "segdist/sweep/driver.py",
+        "segdist/sweep/trial.py",
+        "tests/machines.py",
+    ),
     "test_node.py": ("segdist/cluster/node.py",),
-    "test_ranks.py": ("segdist/step/", "segdist/distributed.py"),
-    "test_ray.py": ("segdist/launch/", "segdist/cluster/drivers.py", "segdist/cluster/node.py", "tests/ray_head.py"),
+    "test_ranks.py": ("segdist/step/", "segdist/ops/", "segdist/distributed.py"),
+    "test_ray.py": (
+        "segdist/launch/",
+        "segdist/distributed.py",
+        "segdist/train/agreement.py",
+        "segdist/cluster/drivers.py",
+        "segdist/cluster/node.py",
+        "tests/ray_head.py",
+    ),
     "test_readme.py": ("README.md", "Makefile", "demo/", "configs/demo.yaml", "segdist/cli/", "segdist/launch/"),
     "test_s3.py": ("segdist/storage/", "segdist/runs/"),
     "test_strategy.py": ("segdist/step/",),
@@ -39,6 +53,7 @@ COVERS: dict[str, tuple[str, ...]] = {
     "test_zero.py": ("segdist/step/",),
     "test_zoo.py": ("segdist/models/", "tests/zoo.py"),
 }
+COVERED_BY_ALL = ("constraints.txt", "pyproject.toml", "tests/conftest.py", "tests/forks.py", "tests/forked_python.py")
 
 
 def changed_files() -> list[str]:
@@ -50,14 +65,15 @@ def changed_files() -> list[str]:
 
     try:
         head, base = git("rev-parse", "HEAD"), git("merge-base", "HEAD", "origin/main")
-        return git("diff", "--name-only", *(base if base and base != head else ["HEAD~1"]))
+        new = git("ls-files", "--others", "--exclude-standard")
+        return new + git("diff", "--name-only", *(base if base and base != head else ["HEAD~1"]))
     except OSError:
         return []
 
 
 def covers(name: str, changed: list[str]) -> bool:
     """Return whether a test file covers one of these paths."""
-    return any(path.startswith((f"tests/{name}", *COVERS.get(name, ()))) for path in changed)
+    return any(path.startswith((f"tests/{name}", *COVERS.get(name, ()), *COVERED_BY_ALL)) for path in changed)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

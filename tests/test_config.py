@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from segdist import config
+from segdist.config.reading import parse_yaml
 from segdist.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,14 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, yaml.safe_dump(MINIMAL) + "optim: {lr: 1, lr: 2}\n")
     with pytest.raises(ConfigError, match="duplicate key 'lr'"):
         config.load(path)
+
+
+def test_a_merged_mapping_may_be_overridden_but_holds_no_key_twice() -> None:
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}") == {
+        "a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}
+    }  # fmt: skip
+    with pytest.raises(yaml.YAMLError, match="duplicate key 'x'"):
+        parse_yaml("a: &a {y: 2}\nb: {<<: *a, x: 3, x: 4}")
 
 
 @pytest.mark.parametrize("override", ["train.num_steps", "=3", "train.num_steps.x=3", "data.crop_size=[1"])

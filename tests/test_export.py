@@ -371,7 +371,9 @@ def test_what_cannot_be_asked_for_is_refused(
     with pytest.raises(UserError, match="--size '64': 2 numbers are needed"):
         app(["export", trained["unet"].uri, str(tmp_path), "--size", "64"], standalone_mode=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else builtins)
-    with pytest.raises(UserError, match=r"--format onnx needs onnxscript\. Run pip install 'segdist\[onnx\]'"):
+    with pytest.raises(
+        UserError, match=r"--format onnx needs onnxscript\. run pip install -c constraints.txt '\.\[onnx\]'"
+    ):
         export(trained["unet"], str(tmp_path), form="onnx")
 
 

@@ -24,6 +24,7 @@ from segdist.runs.restore import load_trained
 from segdist.step.loss import Criterion
 from segdist.train import auto_batch, setup
 from segdist.train.loop import fit
+from segdist.train.setup import check_identity
 
 Make = Callable[..., Config]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -148,3 +149,14 @@ def test_raw_means_nothing_where_nothing_is_averaged(make_config: Make) -> None:
     cfg = make_config()
     fit(cfg, ALONE)
     assert load_trained(cfg.run.uri, ALONE.device, raw=True).weights == "trained"
+
+
+def test_a_run_with_a_field_that_is_gone_is_told_that_it_cannot_be_continued() -> None:
+    with pytest.raises(
+        ConfigError, match=r"lanes_per_slot: 4 -> None \(this version has no such key\)\nStart a new run"
+    ):
+        check_identity("runs/x", {"data.lanes_per_slot": 4, "optim.lr": 1}, {"optim.lr": 1})
+    with pytest.raises(
+        ConfigError, match=r"optim.lr: 2 -> 1\nUndo these changes to continue the run. Or start a new run"
+    ):
+        check_identity("runs/x", {"optim.lr": 2}, {"optim.lr": 1})

@@ -191,7 +191,7 @@ def straight(data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def held(store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault]:
-    """The last checkpoint of a run of forty steps is not stored, and so the run does not end, before `held.go` is set."""
+    """The last checkpoint of a run of twenty steps is not stored, and so the run does not end, before `held.go` is set."""
     last = Fault("PUT", "checkpoints/step-00000020", "wait")
     with spoiling(store["AWS_ENDPOINT_URL"], last) as slow:
         monkeypatch.setenv("AWS_ENDPOINT_URL", slow)
@@ -219,7 +219,7 @@ def test_a_killed_rank_and_a_killed_driver_cost_some_steps_and_no_bit(
     process.kill()
     said = process.communicate()[1]
     assert "rank 1: the process died (killed, out of memory, or crashed); restart 1 of 10" in said
-    assert "sign of life" not in said  # Ray has ended the others
+    assert "heartbeat" not in said  # Ray has ended the others
     held.go.set()
     summary, said = end(begin(run, **TWENTY))
     state = record.load(run)
@@ -239,7 +239,7 @@ def test_a_killed_rank_costs_a_restart_and_no_bit(
     kill_a_rank(run, rank, head, process)
     held.go.set()
     summary, said = end(process)
-    assert (summary["state"], summary["restarts"], summary["step"]) == ("SUCCEEDED", 1, 40)
+    assert (summary["state"], summary["restarts"], summary["step"]) == ("SUCCEEDED", 1, 20)
     assert f"rank {rank}: the process died (killed, out of memory, or crashed); restart 1 of 10" in said
     assert "heartbeat" not in said  # Ray has ended the others
     assert_same_bits(run, straight)
@@ -381,7 +381,7 @@ def test_a_driver_without_the_token_is_told(
     monkeypatch.setenv("HOME", str(tmp_path))
     _, said = end(begin("s3://tests/locked-out"), 2)
     assert "the Ray cluster refused the connection" in said
-    assert "RAY_AUTH_MODE=token" in said
+    assert "provide its token here too" in said
 
 
 def test_a_hook_with_another_token_is_told(head: Head) -> None:

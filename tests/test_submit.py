@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -147,9 +146,12 @@ def test_what_travels_is_our_code_and_those_files(files: Path, tmp_path: Path) -
     assert len(found) == num and size < 4 << 20
     assert {path.parts[0] for path in found} == {"segdist", "files"}
     assert {path.suffix for path in found} <= {".py", ".yaml", ".json", ".txt"}
-    done = subprocess.run(  # whole enough to run, and it is this copy that runs
-        [sys.executable, "-c", "import segdist; print(segdist.__file__)"], cwd=folder, capture_output=True, text=True
+    code = (
+        "import segdist.cli, segdist.launch.on_ray, segdist.sweep.tune, segdist.predict.files; print(segdist.__file__)"
     )
+    done = forks.run(
+        ["-c", code], cwd=folder, bare=True, check=True
+    )  # whole enough to run, and it is this copy that runs
     assert Path(done.stdout.strip()).is_relative_to(folder)
 
 

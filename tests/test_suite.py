@@ -141,7 +141,27 @@ def test_with_it_again(changed): assert os.environ["LEFT"] == "1"
 def test_a_long_test_runs_if_a_path_that_it_covers_changed() -> None:
     assert long_tests.covers("test_zoo.py", ["README.md", "segdist/models/hf.py"])
     assert long_tests.covers("test_zoo.py", ["tests/test_zoo.py"])
+    assert long_tests.covers("test_zoo.py", ["constraints.txt"])
     assert not long_tests.covers("test_zoo.py", ["README.md"]) and not long_tests.covers("test_zoo.py", [])
+
+
+def test_changed_are_files_of_the_last_commit_and_those_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "--quiet")
+    for name in ("before", "last", "edited", "new"):
+        (tmp_path / name).write_text(name)
+        if name == "new":
+            (tmp_path / "edited").write_text("again")
+            continue
+        git("add", ".")
+        git("commit", "--quiet", "-m", name)
+    monkeypatch.setattr(long_tests, "ROOT", tmp_path)
+    assert sorted(long_tests.changed_files()) == ["edited", "new"]
 
 
 def test_every_file_with_long_tests_has_an_entry_of_existing_paths() -> None:

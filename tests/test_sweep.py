@@ -246,7 +246,10 @@ def test_a_trial_is_the_config_with_what_is_set_and_its_values(make_plan: Callab
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"space": {"train.global_batch_size": {"choice": [4, 512]}}}, "train.global_batch_size=512: .*samples"),
+        (
+            {"space": {"train.global_batch_size": {"choice": [4, 512]}}},
+            "split has 15 samples, but train.global_batch_size=512",
+        ),
         ({"space": {"optim.warmup_steps": {"quniform": [0, 8, 4]}}}, "optim.warmup_steps 4 must be below"),
         ({"space": {"train.global_batch_size": {"choice": [3]}}}, "1 kind.*\n.*global_batch_size 3 is not a multiple"),
         ({"space": {"loss.class_weights": {"choice": [[1.0, 2.0]]}}}, "class_weights"),
@@ -507,3 +510,33 @@ def test_failures_are_alike_whatever_their_numbers_and_what_was_left_behind(othe
         "Training diverged at step 2: loss nan, gradient norm nan. The newest checkpoint from before that is a/step-1"
     )
     assert (_failure_kind(other) == _failure_kind(reason)) == is_alike
+
+
+def test_a_draining_node_is_reported_once_and_so_is_the_same_warning_of_other_trials(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from segdist.launch.mailbox import DRAINING
+    from segdist.sweep.driver import TrialRunner
+
+    posts = [
+        (DRAINING, "10.0.0.1"),
+        (DRAINING, "10.0.0.1"),
+        ("say", "trial 0: warning: x"),
+        ("say", "trial 1: warning: x"),
+    ]
+    runner = object.__new__(TrialRunner)
+    runner.inbox = SimpleNamespace(take=lambda seconds: (posts, None, 0.0))  # type: ignore[assignment]
+    runner.committing, runner._shown = {}, set()
+    runner.read_messages()
+    said = capsys.readouterr().err
+    assert said.count("node 10.0.0.1 is draining. Its trials commit") == 1 and said.count("warning: x") == 1
+
+
+def test_a_trial_passes_warnings_on_and_nothing_else() -> None:
+    from segdist.sweep.trial import _TrialScreen
+
+    posted: list[tuple[str, ...]] = []
+    screen = _TrialScreen(SimpleNamespace(post=SimpleNamespace(remote=lambda *post: posted.append(post))), "0001")
+    for text in ("warning: node 10.0.0.1 is being drained. A checkpoint", "run s3://b/r, attempt 1", "Traceback (most"):
+        screen.say(text)
+    assert [post[1].split()[2] for post in posted] == ["warning:", "Traceback"]

@@ -71,6 +71,15 @@ def test_a_finished_run_is_left_alone(make_config: Make) -> None:
     assert {p: p.stat().st_mtime_ns for p in Path(cfg.run.uri).rglob("*") if p.is_file()} == before
 
 
+def test_a_checkpoint_that_is_asked_for_is_committed_and_the_run_goes_on(make_config: Make) -> None:
+    rare = {"every_steps": 100}
+    cfg = make_config(checkpoint=rare, eval=rare, train={"num_steps": 5})
+    notices = iter([None, "checkpoint"])
+    assert fit(cfg, ALONE, notice=lambda: next(notices, None))["step"] == 5
+    steps = [checkpoints.step_of(uri) for uri in checkpoints.committed(cfg.run.uri)]
+    assert steps[0] == 5 and len(steps) == 2 and steps[1] in (2, 3)
+
+
 RECIPES: dict[str, dict[str, Any]] = {
     "segformer": {},
     "unet": {"model": UNET},

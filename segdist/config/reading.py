@@ -99,16 +99,25 @@ def validate(kind: type[S], tree: dict[str, Any], where: str) -> S:
         raise ConfigError(f"{where}: {error}") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 6e-5 as a number, as YAML 1.2 does (YAML 1.1 reads a string)."""
+_MERGE = "tag:yaml.org,2002:merge"  # the key <<
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        tree = super().construct_mapping(node, deep)
-        if len(tree) < len(node.value):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice!r}", node.start_mark)
-        return tree
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys, and reads 6e-5 as a number, as YAML 1.2 does (YAML 1.1 reads a string)."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flat: set[yaml.MappingNode] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if (
+            node not in self._flat
+        ):  # its keys are its own: those that `<<` merges are added below, and may be overridden
+            self._flat.add(node)
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
+            if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice[0]!r}", node.start_mark)
+        super().flatten_mapping(node)
 
 
 _Loader.yaml_implicit_resolvers = {**yaml.SafeLoader.yaml_implicit_resolvers}

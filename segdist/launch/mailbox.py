@@ -13,6 +13,7 @@ from typing import Any
 
 from segdist.launch.ray_cluster import draining
 
+DRAINING = "draining"  # kind of the post that names a draining node; rank 0 of a trial and of a run send it
 _POLL_SECONDS, _ANSWER_SECONDS, _TELL_SECONDS = 1.0, 0.05, 10.0
 _LAST_SECONDS = 20.0  # before a node is removed, for the last commit of its ranks
 Post = tuple[Any, ...]
@@ -187,4 +188,4 @@ class PolledNotice:
                 if drain.commits_now(draining().get(ray.get_runtime_context().get_node_id()), time.time()):
                     self._wish = "checkpoint"
                     if is_new:
-                        self._mailbox.post.remote("draining", ray.util.get_node_ip_address())
+                        self._mailbox.post.remote(DRAINING, ray.util.get_node_ip_address())

@@ -20,7 +20,7 @@ from segdist.distributed import TIMEOUT, backend
 from segdist.errors import TRY_AGAIN, RanksError, UserError, last_line
 from segdist.launch.failures import describe_failures
 from segdist.launch.gloo_interface import torch_config
-from segdist.launch.mailbox import Inbox, Post
+from segdist.launch.mailbox import DRAINING, Inbox, Post
 from segdist.launch.ray_cluster import (
     connect,
     end_siblings,
@@ -202,7 +202,7 @@ class _Driver:
             elif kind == "show":
                 self._step = max(self._step, rest[0])
                 console.show(*rest)
-            elif kind == "draining":
+            elif kind == DRAINING:
                 self._report_drain(*rest)
             elif kind == "start":
                 self._starts += 1
@@ -236,7 +236,8 @@ class _Driver:
         if (self._starts, address) not in self._draining:
             self._draining.add((self._starts, address))
             console.say(
-                f"Node {address} is being drained. A checkpoint is committed now, and the ranks restart without this node."
+                f"warning: node {address} is being drained. A checkpoint is committed now, and the ranks restart without "
+                "this node."
             )
 
     def _report_failure(self, what: str) -> None:

@@ -23,7 +23,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 from segdist import console, storage
 from segdist.config import Scale
 from segdist.errors import UnavailableError, last_line
-from segdist.launch.mailbox import Inbox
+from segdist.launch.mailbox import DRAINING, Inbox
 from segdist.launch.ray_cluster import in_use, nodes, shortage
 from segdist.launch.stop import StopSignal
 from segdist.sweep.capacity import SYNCHRONOUS, max_running_trials, rank_resources
@@ -116,7 +116,7 @@ class TrialRunner:
         for kind, *rest in posts:
             if kind == "ended":
                 self.committing.pop(rest[0], None)
-            elif kind == "going":
+            elif kind == DRAINING:
                 self._show_once(f"node {rest[0]} is draining. Its trials commit", rest[0])
             elif kind == "say":
                 self._show_once(rest[0], re.sub(r"\d", "", rest[0]))  # the same warning of other trials adds nothing

@@ -225,7 +225,7 @@ class _TrialScreen:
         self._mailbox, self._trial_id = mailbox, trial_id
 
     def say(self, text: str) -> None:
-        if text.startswith(("warning", "Traceback", "node ")) and dead_classes.PHRASE not in text:
+        if text.startswith(("warning", "Traceback")) and dead_classes.PHRASE not in text:
             self._mailbox.post.remote("say", f"trial {self._trial_id}: {text}")
 
     def show(self, done: int, total: int, line: str) -> None:

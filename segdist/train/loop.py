@@ -99,14 +99,13 @@ def close(
     cfg: Config, attempt: int, done: int, manager: CheckpointManager, meter: Meter, logger: RunLogger
 ) -> dict[str, Any]:
     """Wait until everything is written, record the summary in run.json, and return it. Raises UnwrittenError."""
-    writes = logger.active and not logger.superseded
     logger.flush()
     lost = logger.writer.finish()
-    if writes and not logger.superseded:
+    if logger.active and not logger.superseded:
         check_written(manager, done, lost)
     summary = summarise(cfg, attempt, done, manager) | meter.summary()
     logger.update(**summary)
-    if writes and not logger.superseded:
+    if logger.active and not logger.superseded:
         check_written(manager, done, logger.writer.finish())
     logger.say(closing_message(summary, logger.superseded))
     return summary

@@ -260,12 +260,13 @@ def check_identity(run_uri: str, before: dict[str, Any], now: dict[str, Any]) ->
         lines = "".join(
             "\n  data: the training split at data.uri is not the one that this run started with"
             if k == "data digest"
-            else f"\n  {k}: {before.get(k)!r} -> {now.get(k)!r}"
+            else f"\n  {k}: {before.get(k)!r} -> {now.get(k)!r}{'' if k in now else ' (this version has no such key)'}"
             for k in changed
         )
+        undo = "Undo these changes to continue the run. Or start" if now.keys() >= set(changed) else "Start"
         raise ConfigError(
             f"{run_uri} was started with other settings, which decide its weights:{lines}\n"
-            f"Undo these changes to continue the run. Or start a new run: set another run.uri, and train.init_from={run_uri} "
+            f"{undo} a new run: set another run.uri, and train.init_from={run_uri} "
             "to start from its weights"
         )
 
