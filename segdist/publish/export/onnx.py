@@ -27,7 +27,7 @@ def check_installed() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--format onnx needs {', '.join(missing)}. In the clone of segdist, run pip install -c constraints.txt '.[onnx]'"
+            f"--format onnx needs {', '.join(missing)}. In your clone of segdist, run pip install -c constraints.txt '.[onnx]'"
         )
 
 
