@@ -372,7 +372,8 @@ def test_what_cannot_be_asked_for_is_refused(
         app(["export", trained["unet"].uri, str(tmp_path), "--size", "64"], standalone_mode=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else builtins)
     with pytest.raises(
-        UserError, match=r"--format onnx needs onnxscript\. In your clone of segdist, run pip install -c constraints.txt '\.\[onnx\]'"
+        UserError,
+        match=r"--format onnx needs onnxscript\. In your clone of segdist, run pip install -c constraints.txt '\.\[onnx\]'",
     ):
         export(trained["unet"], str(tmp_path), form="onnx")
 
