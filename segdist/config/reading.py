@@ -110,9 +110,8 @@ class _Loader(yaml.SafeLoader):
         self._flat: set[yaml.MappingNode] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        if (
-            node not in self._flat
-        ):  # its keys are its own: those that `<<` merges are added below, and may be overridden
+        # Checked before super() adds the keys that `<<` merges: a mapping may override those.
+        if node not in self._flat:
             self._flat.add(node)
             keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
             if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:

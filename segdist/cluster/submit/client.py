@@ -72,9 +72,8 @@ class JobClient:
             num, size = write_working_dir(job, Path(folder))
             console.say(f"submitting {job.entrypoint} with {num} files ({size / 2**20:.1f} MiB)")
             for _ in range(_MAX_ATTEMPTS):
-                jobs = (
-                    self._jobs()
-                )  # one list for both: the ID of a job that is not in it is taken, so Ray refuses ours
+                # One list for both questions: if a job of this run is missing from it, Ray refuses the same ID.
+                jobs = self._jobs()
                 if known := self._find_active(job, digest, jobs):
                     return known
                 id = _next_id(job, [str(one.submission_id) for one in jobs])
