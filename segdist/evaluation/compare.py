@@ -89,7 +89,7 @@ def _check_boundary(uri: str, report: Report) -> None:
 
 
 def compare(uri_a: str, uri_b: str) -> dict[str, Any]:
-    """Compare the reports B and A, per class and in mIoU, with a 95% confidence interval if both have per-sample counts.
+    """Compare the reports B and A: IoU per class, and mIoU. If both have per-sample counts, add a 95% confidence interval.
 
     Boundary IoU is compared if both reports have it. Verdict and interval concern the mIoU only. `verdict` is "A", "B", "none"
     (no clear difference) or "unknown" (no per-sample counts, so no interval). Raises UserError if the two are not comparable.
